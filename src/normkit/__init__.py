@@ -1,0 +1,7 @@
+"""Batch normalization and its family for PyTorch, from the equation to the deployed model."""
+
+from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__version__ = "0.1.0"
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]

@@ -1,0 +1,56 @@
+"""The exceptions normkit raises on purpose.
+
+NormkitError
+├── ArgumentError (ValueError)          a setting outside what is allowed: eps, momentum, sizes, names
+├── ShapeError (ValueError, RuntimeError)   a tensor of the wrong rank, channel count or number of values
+├── DtypeError (TypeError, RuntimeError)    a tensor, or a mix of tensors, of a type that cannot be computed with
+├── BackendError (RuntimeError)         a kernel was asked for by name and cannot serve this call
+├── DataError (ValueError)              a data set that is missing, damaged or cut short
+├── ResultsError (ValueError)           a folder of results that is damaged or was made with other settings
+└── SurgeryError (ValueError)           a change to a model that was refused; the model is as it was
+
+Each also is the built-in exception that torch raises in the same place, so that code written for torch.nn catches it.
+"""
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "DataError",
+    "DtypeError",
+    "NormkitError",
+    "ResultsError",
+    "ShapeError",
+    "SurgeryError",
+]
+
+
+class NormkitError(Exception):
+    """The base of every exception that normkit raises on purpose."""
+
+
+class ArgumentError(NormkitError, ValueError):
+    """A setting outside what is allowed: eps, momentum, a size, an unknown name."""
+
+
+class ShapeError(NormkitError, ValueError, RuntimeError):
+    """A tensor of the wrong rank, channel count or number of values."""
+
+
+class DtypeError(NormkitError, TypeError, RuntimeError):
+    """A tensor, or a mix of tensors, of a type that cannot be computed with."""
+
+
+class BackendError(NormkitError, RuntimeError):
+    """A kernel was asked for by name and cannot serve this call."""
+
+
+class DataError(NormkitError, ValueError):
+    """A data set that is missing, damaged or cut short."""
+
+
+class ResultsError(NormkitError, ValueError):
+    """A folder of results that is damaged or was made with other settings."""
+
+
+class SurgeryError(NormkitError, ValueError):
+    """A change to a model that was refused. The model is as it was before."""

@@ -1,0 +1,1 @@
+"""The forward and backward passes that do the work."""
