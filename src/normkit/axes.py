@@ -4,8 +4,6 @@ Plain integers, no tensors: the NumPy reference, the torch functions and the ker
 A tensor is laid out as ``(N, C, *)``: N samples, C channels, then any number of spatial dimensions.
 """
 
-from math import prod
-
 __all__ = ["batch_axes", "channel_shape", "values_per_channel"]
 
 
@@ -33,4 +31,7 @@ def values_per_channel(shape: tuple[int, ...]) -> int:
     >>> values_per_channel((32, 64, 7, 7))
     1568
     """
-    return prod(shape[axis] for axis in batch_axes(len(shape)))
+    count = shape[0]
+    for size in shape[2:]:
+        count *= size
+    return count

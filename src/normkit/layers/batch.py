@@ -1,17 +1,259 @@
 """Batch normalization as modules: torch's classes, with our functions below them."""
 
-from torch import nn
+import operator
+import warnings
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..errors import ArgumentError
+from ..functional import checks
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+]
 
 
-class BatchNorm1d(nn.BatchNorm1d):
-    """Batch normalization of ``(N, C)`` or ``(N, C, L)``."""
+class _DefaultMomentum(float):
+    """The default of ``momentum``: a plain 0.1 that tells whether the caller typed one beside ``decay``."""
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization of ``(N, C, H, W)``."""
+_MOMENTUM = _DefaultMomentum(0.1)
 
 
-class BatchNorm3d(nn.BatchNorm3d):
-    """Batch normalization of ``(N, C, D, H, W)``."""
+def _resolve_momentum(momentum: float | None, decay: float | None) -> float | None:
+    """Return torch's momentum from one of the two ways to say it (SPEC B4)."""
+    if decay is None:
+        checks.check_momentum(momentum)
+        return float(momentum) if momentum is not None else None
+    if momentum is not _MOMENTUM:
+        raise ArgumentError(
+            f"momentum={momentum} and decay={decay} were both given; momentum is the weight of the new batch and decay "
+            "that of the old value: pass one"
+        )
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
+        raise ArgumentError(f"decay must be a number from 0 to 1, got {decay!r}; it is the weight of the old value")
+    # In decimal, so that decay=0.9 is momentum=0.1 and not 0.09999999999999998.
+    return float(1 - Decimal(repr(float(decay))))
+
+
+def _resolve_num_features(num_features: int) -> int:
+    try:
+        size = operator.index(num_features)
+    except TypeError:
+        kind = type(num_features).__name__
+        raise ArgumentError(f"num_features must be an integer, got {kind} {num_features!r}") from None
+    if isinstance(num_features, bool) or size < 1:
+        raise ArgumentError(f"num_features must be at least 1, got {num_features!r}; it is C of an input (N, C, *)")
+    return size
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What the three layers and their lazy forms share. State only: the arithmetic is functional.batch_norm."""
+
+    _ranks: tuple[int, ...]
+    _layout: str
+    _scriptable: type[nn.modules.batchnorm._BatchNorm]
+    unbiased: bool = True
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = _MOMENTUM,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        decay: float | None = None,
+        unbiased: bool = True,
+    ) -> None:
+        # A lazy layer passes 0 here and learns its size from the first input.
+        size = 0 if isinstance(self, nn.modules.lazy.LazyModuleMixin) else _resolve_num_features(num_features)
+        checks.check_eps(eps)
+        weighed = _resolve_momentum(momentum, decay)
+        super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
+        self.unbiased = unbiased
+        if affine and not bias:
+            # torch before 2.13 has no bias= of its own.
+            self.register_parameter("bias", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
+        # torch.fx passes a stand-in that has no shape; the function below becomes one node of its graph.
+        traced = isinstance(input, torch.fx.Proxy)
+        if not traced:
+            self._check_input_dim(input)
+        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        return functional.batch_norm(
+            input,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            self.weight,
+            self.bias,
+            batch_statistics,
+            self.momentum,
+            self.eps,
+            unbiased=self.unbiased,
+            num_batches_tracked=self.num_batches_tracked if tracked else None,
+            caller=None if traced else self,
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        checks.check_input(input, self)
+        checks.check_rank(input, self._ranks, self._layout, self)
+        checks.check_channels(input, self.num_features, self)
+
+    def extra_repr(self) -> str:
+        """Return torch's description, with the stored variance named where it is not torch's."""
+        described: str = super().extra_repr()
+        return described + ("" if self.unbiased else ", unbiased=False")
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        for name in ("running_mean", "running_var"):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and not value.is_meta and _is_poisoned(name, value):
+                warnings.warn(
+                    f"{prefix + name} was loaded with values that are not finite or below zero; evaluation will give "
+                    "NaN in their channels. Train on, or compute the statistics again, before you predict",
+                    stacklevel=2,
+                )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give TorchScript, which cannot read our functions, torch's layer with the same parameters and buffers."""
+        if not self.unbiased and self.training:
+            raise ArgumentError("TorchScript runs torch's own kernel, which cannot store the biased variance")
+        twin = self._scriptable(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
+        for name in ("weight", "bias"):
+            twin.register_parameter(name, getattr(self, name))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            twin.register_buffer(name, getattr(self, name))
+        return twin.train(self.training)
+
+
+def _is_poisoned(name: str, value: Tensor) -> bool:
+    return not bool(torch.isfinite(value).all()) or (name == "running_var" and bool((value < 0).any()))
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """Batch normalization of ``(N, C)`` or ``(N, C, L)``: torch's layer, exact statistics, clearer refusals.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and var per channel: those of the batch in training, the
+    running ones in evaluation. The formula and every convention stand at :func:`normkit.functional.batch_norm`.
+    ``state_dict`` is torch's, in both directions.
+
+    Args:
+        num_features: C, at least 1.
+        eps: added to the variance; its unit is that of the input squared. Not negative, and not 0 in training.
+        momentum: the weight of the **new** batch in the running statistics, from 0 to 1; None for the plain average of
+            all batches.
+        affine: learn weight and bias, which start at 1 and 0.
+        track_running_stats: keep running statistics; without them the batch's own are used in evaluation too.
+        device: where the state lives.
+        dtype: the type of the state.
+        bias: False for a layer that learns only a weight.
+        decay: the weight of the **old** value, as Keras, Flax and ONNX count: ``momentum = 1 - decay``. Refused
+            together with momentum.
+        unbiased: store the variance divided by m - 1, as torch does; False divides by m, as Keras, Flax and ONNX do.
+
+    Raises:
+        ArgumentError: num_features, eps, momentum or decay out of range.
+
+    Example:
+        >>> layer = BatchNorm1d(2, decay=0.9)
+        >>> layer(torch.tensor([[1.0, 10.0], [3.0, 30.0]])).detach().round()
+        tensor([[-1., -1.],
+                [ 1.,  1.]])
+        >>> layer.running_mean
+        tensor([0.2000, 2.0000])
+
+    References:
+        Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithms 1 and 2.
+    """
+
+    _ranks, _layout, _scriptable = (2, 3), "(N, C) or (N, C, L)", nn.BatchNorm1d
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """Batch normalization of ``(N, C, H, W)``: statistics per channel over samples and positions.
+
+    Arguments, conventions and errors are those of :class:`BatchNorm1d`.
+
+    Example:
+        >>> BatchNorm2d(16, decay=0.9, unbiased=False)
+        BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, unbiased=False)
+    """
+
+    _ranks, _layout, _scriptable = (4,), "(N, C, H, W)", nn.BatchNorm2d
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """Batch normalization of ``(N, C, D, H, W)``: statistics per channel over samples and positions.
+
+    Arguments, conventions and errors are those of :class:`BatchNorm1d`.
+    """
+
+    _ranks, _layout, _scriptable = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
+
+
+class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
+    """A layer that learns ``num_features`` from its first input, and refuses a bad first input unchanged."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = _MOMENTUM,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        decay: float | None = None,
+        unbiased: bool = True,
+    ) -> None:
+        super().__init__(eps, _resolve_momentum(momentum, decay), affine, track_running_stats, device, dtype)
+        self.unbiased = unbiased
+        if affine and not bias:
+            self.register_parameter("bias", None)
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Take the number of channels from the first input."""
+        checks.check_input(input, self)
+        checks.check_rank(input, self._ranks, self._layout, self)
+        checks.check_channels(input, input.shape[1], self)
+        super().initialize_parameters(input)
+
+
+class LazyBatchNorm1d(_LazyBatchNorm, nn.LazyBatchNorm1d, BatchNorm1d):
+    """:class:`BatchNorm1d` that takes ``num_features`` from its first input, and then becomes one."""
+
+    cls_to_become = BatchNorm1d
+    _check_input_dim = BatchNorm1d._check_input_dim
+
+
+class LazyBatchNorm2d(_LazyBatchNorm, nn.LazyBatchNorm2d, BatchNorm2d):
+    """:class:`BatchNorm2d` that takes ``num_features`` from its first input, and then becomes one."""
+
+    cls_to_become = BatchNorm2d
+    _check_input_dim = BatchNorm2d._check_input_dim
+
+
+class LazyBatchNorm3d(_LazyBatchNorm, nn.LazyBatchNorm3d, BatchNorm3d):
+    """:class:`BatchNorm3d` that takes ``num_features`` from its first input, and then becomes one."""
+
+    cls_to_become = BatchNorm3d
+    _check_input_dim = BatchNorm3d._check_input_dim
