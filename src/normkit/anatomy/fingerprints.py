@@ -76,6 +76,6 @@ def _random_digests() -> dict[str, str]:
         "python": repr(random.getstate()).encode(),
         "numpy": repr(np.random.get_state(legacy=False)).encode(),  # noqa: NPY002
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    if torch.cuda.is_initialized():
         states["cuda"] = b"".join(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
     return {f"random:{name}": hashlib.sha256(state).hexdigest()[:16] for name, state in states.items()}

@@ -171,7 +171,7 @@ def _random_states() -> list[Callable[[], None]]:
         lambda: random.setstate(python),
         lambda: np.random.set_state(numpy),  # noqa: NPY002
     ]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    if torch.cuda.is_initialized():
         devices = torch.cuda.get_rng_state_all()
         calls.append(lambda: torch.cuda.set_rng_state_all(devices))
     return calls
