@@ -6,6 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples every run, and no time limit: a busy machine fails no property.
+settings.register_profile("normkit", deadline=None, derandomize=True)
+settings.load_profile("normkit")
 
 
 @pytest.fixture(autouse=True)

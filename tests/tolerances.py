@@ -14,6 +14,9 @@ RELATIVE = {
     torch.float16: 2**-10,
 }
 
+# A central difference in float64 with step 1e-5 loses 1e-16 / 1e-5 of the loss to rounding and 1e-10 to truncation.
+FINITE_DIFFERENCE = 1e-8
+
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, dtype: torch.dtype, what: str = "result") -> None:
     """Compare with the table's tolerance for this type; the expected tensor may be of a wider type.
