@@ -18,6 +18,7 @@ __all__ = [
     "check_channels",
     "check_eps",
     "check_input",
+    "check_match",
     "check_momentum",
     "check_parameter",
     "check_rank",
@@ -124,6 +125,15 @@ def check_parameter(name: str, value: Tensor | None, x: Tensor, caller: nn.Modul
     if value.dim() != 1 or value.shape[0] != x.shape[1]:
         got = tuple(value.shape)
         refuse(ShapeError, f"{name} must have shape ({x.shape[1]},), one value per channel, got {got}", caller)
+    check_match(name, value, x, caller)
+
+
+def check_match(name: str, value: Tensor, x: Tensor, caller: nn.Module | None = None) -> None:
+    """Refuse a weight, bias or running statistic of another type or device than x; its size may be unknown yet.
+
+    Raises:
+        DtypeError: as for ``check_parameter``.
+    """
     if value.dtype != x.dtype and not (x.dtype in _HALF and value.dtype == torch.float32):
         refuse(
             DtypeError,

@@ -231,11 +231,23 @@ class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
             self.register_parameter("bias", None)
 
     def initialize_parameters(self, input: Tensor) -> None:
-        """Take the number of channels from the first input."""
+        """Take the number of channels from the first input, once nothing about it would be refused later."""
+        state = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        given = {name: value for name, value in state.items() if value is not None}
+        # A state dict may have been loaded before the first input; then the channels are known.
+        loaded = [value.shape[0] for value in given.values() if not nn.parameter.is_lazy(value)]
         checks.check_input(input, self)
         checks.check_rank(input, self._ranks, self._layout, self)
-        checks.check_channels(input, input.shape[1], self)
+        checks.check_channels(input, loaded[0] if loaded else input.shape[1], self)
+        for name, value in given.items():
+            checks.check_match(name, value, input, self)
+        batch_statistics = self.training or not self.track_running_stats
+        checks.check_eps(self.eps, positive=batch_statistics, caller=self)
+        if batch_statistics:
+            checks.check_values_per_channel(input, self)
         super().initialize_parameters(input)
+        # torch leaves 0 where it had no parameter to make.
+        self.num_features = input.shape[1]
 
 
 class LazyBatchNorm1d(_LazyBatchNorm, nn.LazyBatchNorm1d, BatchNorm1d):
