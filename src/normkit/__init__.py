@@ -1,7 +1,13 @@
 """Batch normalization and its family for PyTorch, from the equation to the deployed model."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import functional, layers
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+
+if TYPE_CHECKING:
+    from .surgery import recalibrate
 
 __version__ = "0.1.0"
 
@@ -14,4 +20,20 @@ __all__ = [
     "LazyBatchNorm3d",
     "functional",
     "layers",
+    "recalibrate",
 ]
+
+# Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
+_ROOMS = {"recalibrate": "surgery"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room that a public name stands in."""
+    if name in _ROOMS:
+        return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, those not yet imported among them."""
+    return __all__

@@ -1,0 +1,6 @@
+"""Change a model, provably: every operation is a transaction, checks itself and returns a record."""
+
+from .recalibrate import Recalibration, recalibrate
+from .record import Record
+
+__all__ = ["Recalibration", "Record", "recalibrate"]

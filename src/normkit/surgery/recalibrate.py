@@ -1,0 +1,203 @@
+"""Give batch normalization the statistics of the data, measured and not averaged along the way."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..anatomy import Call, NormLayer, norm_layers
+from ..anatomy.frozen import is_frozen
+from ..anatomy.select import Where
+from ..errors import SurgeryError
+from .collect import Pass, collect
+from .moments import Intervals, Moments
+from .record import Record, refuse_if_nothing_is_left
+from .transaction import restored_on_error
+
+__all__ = ["Recalibration", "recalibrate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalibration(Record):
+    """The record of :func:`recalibrate`.
+
+    Attributes:
+        batches: how many batches were run in each pass.
+        samples: how many samples they held.
+        intervals: per layer the 95 % intervals of mean and variance.
+    """
+
+    batches: int
+    samples: int
+    intervals: Mapping[str, Intervals] = field(repr=False)
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Any,
+    *,
+    where: Where = None,
+    samples: int | None = None,
+    call: Call | None = None,
+    layerwise: bool = False,
+    dropout: bool = False,
+    include_frozen: bool = False,
+) -> Recalibration:
+    """Replace running statistics by those of the population that ``batches`` holds.
+
+    With ``x`` all values of a channel over all batches and positions, ``n`` of them::
+
+        running_mean = sum(x) / n        running_var = sum((x - running_mean)^2) / (n - 1)
+
+    accumulated in float64 and merged by counts, so that neither a short last batch nor the way the data are cut into
+    batches changes the result. This is the population variance of Ioffe and Szegedy 2015, algorithm 2, with the
+    variance between batches included; ``torch.optim.swa_utils.update_bn`` averages batches of any size alike and
+    leaves that term out. A layer with ``unbiased=False`` gets the divisor n. ``num_batches_tracked`` becomes the number
+    of batches where it was smaller.
+
+    Args:
+        model: changed in place: only the statistics of the chosen layers.
+        batches: a tensor, a DataLoader, or anything that yields tensors, tuples, lists or dicts.
+        where: which layers, as for ``norm_layers``; None takes all batch normalization.
+        samples: stop after this many; without it all batches are used.
+        call: ``lambda model, batch: ...``, where a batch does not simply go into the model.
+        layerwise: measure one layer after another, those before it in evaluation mode with their new statistics, so
+            that each sees what it will see in use. Costs one pass over ``batches`` for each layer. Otherwise all are
+            measured in one pass, in training mode.
+        dropout: leave dropout on.
+        include_frozen: also layers that :func:`normkit.freeze` holds still; they stay frozen.
+
+    Returns:
+        The record. ``largest_change`` is the largest shift of a mean, in standard deviations of its channel.
+
+    Raises:
+        ArgumentError: ``where`` takes nothing, or a batch has an unknown form.
+        SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
+            and layer). Whatever is raised, also by the data or the model, the model is bit for bit as before.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> record = recalibrate(norm, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]]).expand(2, 1)])
+    >>> norm.running_mean, norm.running_var.round(decimals=3)
+    (tensor([3.7500]), tensor([6.9170]))
+    >>> print(record)
+    recalibrate: 1 layer touched, exact, largest change 1.43 (standard deviations of a mean)
+      touched (the model itself)
+      2 batches, 4 samples
+    """
+    chosen, refused = _choose(model, where, include_frozen)
+    refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+    settings = Pass(batches=batches, samples=samples, call=call, dropout=dropout)
+    with restored_on_error(model):
+        run = _one_by_one(model, chosen, settings) if layerwise else _all_at_once(model, chosen, settings)
+        refused |= {layer.path: "no batch reached it" for layer in chosen if layer.path not in run.moments}
+        touched = [layer for layer in chosen if layer.path in run.moments]
+        refuse_if_nothing_is_left("recalibrate", len(touched), refused)
+        change = max(run.changes.values())
+    return Recalibration(
+        operation="recalibrate",
+        model=model,
+        touched=tuple(layer.path for layer in touched),
+        refused=refused,
+        largest_change=change,
+        measure="standard deviations of a mean",
+        exactness="exact" if layerwise or len(touched) == 1 else "approximate",
+        notes=(f"{run.batches} batches, {run.samples} samples",),
+        batches=run.batches,
+        samples=run.samples,
+        intervals={path: moments.intervals() for path, moments in run.moments.items()},
+    )
+
+
+@dataclass
+class _Run:
+    """What the passes over the data brought."""
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    changes: dict[str, float] = field(default_factory=dict)
+    batches: int = 0
+    samples: int = 0
+
+
+def _all_at_once(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _Run:
+    """Measure all layers in one pass, then write."""
+    seen = collect(model, chosen, settings, training=True)
+    run = _Run(seen.moments, {}, seen.batches, seen.samples)
+    for layer in chosen:
+        if layer.path in run.moments:
+            run.changes[layer.path] = _write(layer, run.moments[layer.path], seen.batches)
+    return run
+
+
+def _one_by_one(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _Run:
+    """Measure and write layer after layer, in the order in which the model calls them."""
+    if iter(settings.batches) is settings.batches:
+        raise SurgeryError(
+            "layerwise=True runs over the batches once for each layer, and these can be read only once; "
+            "give a list or a DataLoader"
+        )
+    order = collect(model, chosen, settings.first_batch(), training=False).moments
+    run, by_path = _Run(), {layer.path: layer for layer in chosen}
+    for path in order:
+        seen = collect(model, [by_path[path]], settings, training=False)
+        if path not in seen.moments:
+            continue
+        run.batches, run.samples = seen.batches, seen.samples
+        run.moments[path] = seen.moments[path]
+        run.changes[path] = _write(by_path[path], seen.moments[path], seen.batches)
+    return run
+
+
+def _choose(model: nn.Module, where: Where, include_frozen: bool) -> tuple[list[NormLayer], dict[str, str]]:
+    """Take the layers that can be recalibrated, and say of the others why not."""
+    chosen, refused = [], {}
+    for layer in norm_layers(model, where):
+        reason = _reason_against(layer, include_frozen)
+        if reason is None:
+            chosen.append(layer)
+        elif where is not None or isinstance(layer.module, _BatchNorm) or layer.kind == "unknown":
+            refused[layer.path] = reason
+    return chosen, refused
+
+
+def _reason_against(layer: NormLayer, include_frozen: bool) -> str | None:
+    if not isinstance(layer.module, _BatchNorm):
+        return f"a {type(layer.module).__name__} keeps no statistics of the population"
+    if layer.lazy:
+        return "it is lazy and has no channels yet; run the model once first"
+    if not layer.tracks:
+        return "it keeps no running statistics (track_running_stats is off)"
+    if is_frozen(layer.module) and not include_frozen:
+        return "it is frozen; unfreeze it, or say include_frozen=True"
+    return None
+
+
+def _write(layer: NormLayer, moments: Moments, batches: int) -> float:
+    """Write the statistics; return the largest shift of a mean in standard deviations."""
+    norm = layer.module
+    mean, variance, counter = (norm._buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked"))
+    assert mean is not None
+    assert variance is not None
+    measured = moments.variance(unbiased=bool(getattr(norm, "unbiased", True)))
+    eps: Any = norm.eps
+    shift = (mean.detach().double().cpu() - moments.mean) / (measured + float(eps)).sqrt()
+    with torch.no_grad():
+        _fill(layer, mean, moments.mean)
+        _fill(layer, variance, measured)
+        if counter is not None:
+            counter.clamp_(min=batches)
+    change = shift.abs().max().item()
+    return math.inf if math.isnan(change) else change
+
+
+def _fill(layer: NormLayer, buffer: Tensor, values: Tensor) -> None:
+    """Write float64 values into a buffer of any type, or say that its type has no room for them."""
+    rounded = values.to(buffer.dtype)
+    if not torch.isfinite(rounded).all():
+        raise SurgeryError(
+            f"recalibrate: the statistics of {layer} reach {values.abs().max():.3g}, which {buffer.dtype} cannot hold"
+        )
+    buffer.copy_(rounded)
