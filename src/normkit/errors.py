@@ -7,6 +7,7 @@ NormkitError
 ├── BackendError (RuntimeError)         a kernel was asked for by name and cannot serve this call
 ├── DataError (ValueError)              a data set that is missing, damaged or cut short
 ├── ResultsError (ValueError)           a folder of results that is damaged or was made with other settings
+├── RunError (RuntimeError)             an experiment that could not go on; what was finished is kept
 └── SurgeryError (ValueError)           a change to a model that was refused; the model is as it was
 
 Each also is the built-in exception that torch raises in the same place, so that code written for torch.nn catches it.
@@ -19,6 +20,7 @@ __all__ = [
     "DtypeError",
     "NormkitError",
     "ResultsError",
+    "RunError",
     "ShapeError",
     "SurgeryError",
 ]
@@ -50,6 +52,10 @@ class DataError(NormkitError, ValueError):
 
 class ResultsError(NormkitError, ValueError):
     """A folder of results that is damaged or was made with other settings."""
+
+
+class RunError(NormkitError, RuntimeError):
+    """An experiment that could not go on. What was finished is kept."""
 
 
 class SurgeryError(NormkitError, ValueError):

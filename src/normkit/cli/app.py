@@ -1,0 +1,47 @@
+"""The commands under ``normkit``."""
+
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from .. import __version__
+from ..errors import ArgumentError
+from .lab import lab
+
+__all__ = ["app", "call"]
+
+app = typer.Typer(
+    name="normkit",
+    help="Batch normalization and its family: experiments with verdicts.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(lab, name="lab")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Batch normalization and its family: experiments with verdicts."""
+    if version:
+        typer.echo(f"normkit {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def call() -> int:
+    """Parse the arguments, run the command and return its exit code.
+
+    Raises:
+        ArgumentError: the arguments cannot be parsed.
+    """
+    try:
+        code = app(prog_name="normkit", standalone_mode=False)
+    except TyperException as error:
+        raise ArgumentError(f"{error.format_message()} Try `normkit --help`.") from error
+    return int(code or 0)

@@ -1,0 +1,120 @@
+"""``normkit lab``: list the claims, run them, draw their report."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ..lab.claim import Claim, Plan, Request
+
+__all__ = ["lab"]
+
+lab = typer.Typer(help="Put the claims made for batch normalization to the test.", rich_markup_mode=None)
+
+
+@lab.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Put the claims made for batch normalization to the test."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@lab.command("list")
+def list_claims(as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False) -> None:
+    """List the claims that can be run."""
+    from ..lab.claims import all_claims
+    from .lab_display import print_claims
+
+    if as_json:
+        typer.echo(json.dumps([_described(claim) for claim in all_claims()], indent=2, ensure_ascii=False))
+    else:
+        print_claims(all_claims())
+
+
+@lab.command("run")
+def run_claims(
+    claims: Annotated[list[str], typer.Argument(metavar="CLAIM...|all", help="Ids from `normkit lab list`.")],
+    data: Annotated[
+        str | None, typer.Option(help="digits or fashion-mnist; the claim's own choice if left out.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    norms: Annotated[str | None, typer.Option(help="Comma-separated, such as none,batch.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes side by side; one per processor if left out.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and report; runs/CLAIM-DATA if left out.")
+    ] = None,
+) -> None:
+    """Run claims, or go on with a run that was broken off, and write the report."""
+    from ..lab.claim import Request, plan
+    from ..lab.grid import available_jobs
+
+    if jobs is not None and jobs < 1:
+        raise ArgumentError(f"--jobs {jobs}: expected 1 or more")
+    chosen = _chosen(claims)
+    names = None if norms is None else tuple(name.strip() for name in norms.split(","))
+    request = Request(data=data, data_dir=data_dir, norms=names, seeds=seeds, epochs=epochs, device=device)
+    plans = [plan(claim, request) for claim in chosen]
+    folder = out or Path("runs") / f"{'all' if claims == ['all'] else '+'.join(claims)}-{plans[0].data}"
+    # A GPU is shared by processes only at the price of its memory; one is the sound default there.
+    jobs = jobs or (1 if device == "cuda" else available_jobs())
+    raise typer.Exit(_run_and_report(plans, folder, jobs, request))
+
+
+@lab.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `normkit lab run` wrote.")],
+) -> None:
+    """Judge a folder's results again and redraw figures and report."""
+    from ..report.page import write_report
+    from .lab_display import print_entries
+
+    print_entries(write_report(folder), folder)
+
+
+def _run_and_report(plans: "list[Plan]", folder: Path, jobs: int, request: "Request") -> int:
+    """Run the plans under a progress bar, then print tables, verdicts and the report's path."""
+    from ..lab.grid import run
+    from ..report.page import write_report
+    from .lab_display import RunProgress, print_entries, print_interrupted
+
+    try:
+        with RunProgress() as progress:
+            run(plans, folder, jobs=jobs, data_dir=request.data_dir, on_event=progress.on_event)
+    except KeyboardInterrupt:
+        print_interrupted(folder, sum(len(plan.cells()) for plan in plans))
+        return 1
+    print_entries(write_report(folder), folder)
+    return 0
+
+
+def _chosen(names: list[str]) -> "list[Claim]":
+    """Return the claims of these ids, each once; ``all`` stands for every one."""
+    from ..lab.claims import all_claims, get_claim
+
+    if names == ["all"]:
+        return list(all_claims())
+    return [get_claim(name) for name in dict.fromkeys(names)]
+
+
+def _described(claim: "Claim") -> dict[str, object]:
+    """Return what ``--json`` prints of a claim."""
+    return {
+        "id": claim.id,
+        "number": claim.number,
+        "title": claim.title,
+        "statement": claim.statement,
+        "source": claim.source,
+        "prediction": claim.prediction,
+        "rules": [rule.text for rule in claim.rules],
+        "data": claim.data,
+        "norms": claim.norms,
+        "seeds": claim.seeds,
+        "epochs": claim.settings[claim.data[0]].epochs,
+    }

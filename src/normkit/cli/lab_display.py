@@ -1,0 +1,111 @@
+"""What ``normkit lab`` shows in the terminal: progress to standard error, tables and verdicts to standard output."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..lab import charts
+from ..lab.claim import Claim
+from ..lab.grid import Event
+from ..lab.ledger import Entry
+from ..lab.results import read_cells
+from ..report.page import effect_in_words
+
+__all__ = ["RunProgress", "print_claims", "print_entries", "print_interrupted"]
+
+COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+
+
+class RunProgress:
+    """A bar over all epochs of all cells with the time left; one line per finished cell where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"),
+            TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.progress.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def on_event(self, event: Event) -> None:
+        """Show what the grid reports."""
+        if event.kind == "dropped":
+            self.console.print(escape(event.text), soft_wrap=True)
+        elif event.kind == "begin":
+            if event.done:
+                nothing = "; nothing is left to run" if event.done == event.steps else ""
+                self.console.print(f"{event.done} of {event.steps} epochs were done before{nothing}")
+            self.progress.update(self.task, total=event.steps, completed=event.done)
+        elif event.kind == "epoch":
+            self.progress.update(self.task, advance=1, description=escape(event.cell))
+        elif event.kind == "cell" and not self.console.is_terminal:
+            self.console.print(f"done: {escape(event.cell)}", soft_wrap=True)
+
+
+def print_claims(claims: Sequence[Claim]) -> None:
+    """Print one line per claim."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("claim", "", "what is claimed", "data"):
+        table.add_column(name)
+    for claim in claims:
+        table.add_row(claim.id, claim.number, escape(claim.title), ", ".join(claim.data))
+    Console().print(table)
+
+
+def print_entries(entries: Sequence[Entry], folder: Path) -> None:
+    """Print each claim's tables and verdict, then where the report is."""
+    console = Console()
+    for entry in entries:
+        for table in entry.shown:
+            if isinstance(table, charts.Table):
+                console.print(_table(table))
+        console.print(_verdict(entry), soft_wrap=True)
+    console.print(f"Report: {escape(str(folder / 'report.html'))}", soft_wrap=True, highlight=False)
+
+
+def print_interrupted(folder: Path, total: int) -> None:
+    """Say what is kept and how to go on."""
+    kept = len(read_cells(folder / "results.jsonl").cells)
+    Console(stderr=True).print(
+        f"Interrupted. {kept} of {total} cells are done and kept in {escape(str(folder))}; the same command goes on "
+        "from there.",
+        soft_wrap=True,
+    )
+
+
+def _table(shown: charts.Table) -> Table:
+    """Return the claim's table as rich draws it."""
+    table = Table(title=escape(shown.title), caption=escape(shown.note), title_justify="left", caption_justify="left")
+    for name in shown.header:
+        table.add_column(escape(name), justify="right")
+    for row in shown.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _verdict(entry: Entry) -> str:
+    """Return the verdict with each part's effect and interval."""
+    outcome = entry.verdict.verdict
+    lines = [f"[bold {COLOURS[outcome]}]{outcome.upper()}[/]: {escape(entry.claim.title)}"]
+    lines += [
+        f"  {escape(part.rule.effect)}: {escape(effect_in_words(part))}, {part.verdict}" for part in entry.verdict.parts
+    ]
+    if entry.finished < entry.total:
+        lines.append(f"  unfinished: {entry.finished} of {entry.total} cells are done")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The laboratory: every claim made for batch normalization put to the test, one file per claim under ``claims/``."""

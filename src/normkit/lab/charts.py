@@ -1,0 +1,110 @@
+"""Charts and tables as data. A claim describes what is to be seen; ``report`` draws it.
+
+Every chart carries a text alternative that says what a reader who cannot see it should know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Bars", "Chart", "Line", "Panel", "Table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve, with a band around it where ``low`` and ``high`` are given.
+
+    Attributes:
+        label: its name in the legend.
+        x: the positions.
+        y: the values, as many.
+        low: lower edge of the band.
+        high: upper edge of the band.
+        colour: lines of the same number have the same colour in every panel.
+        dashed: drawn dashed, for what is not ours: the source's numbers, a formula.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    colour: int = 0
+    dashed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """One group of bars, with whiskers where ``low`` and ``high`` are given.
+
+    Attributes:
+        label: its name in the legend.
+        categories: the words below the bars, the same in every group of a panel.
+        heights: the values, as many.
+        low: lower ends of the whiskers.
+        high: upper ends of the whiskers.
+        colour: groups of the same number have the same colour in every panel.
+    """
+
+    label: str
+    categories: Sequence[str]
+    heights: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    colour: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: the words above it.
+        x_label: the words along the horizontal axis.
+        y_label: the words along the vertical axis.
+        marks: what is drawn, in this order.
+        log_x: a logarithmic horizontal axis.
+        log_y: a logarithmic vertical axis.
+        x_ticks: positions of the ticks, where they should not be chosen freely.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    marks: Sequence[Line | Bars]
+    log_x: bool = False
+    log_y: bool = False
+    x_ticks: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One figure: panels side by side.
+
+    Attributes:
+        name: the stem of its files.
+        title: the sentence above it.
+        panels: from left to right; on a narrow page from top to bottom.
+        text: the text alternative.
+    """
+
+    name: str
+    title: str
+    panels: Sequence[Panel]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text under a header. Numbers are formatted by who makes the table.
+
+    Attributes:
+        title: the sentence above it.
+        header: the names of the columns.
+        rows: as many cells in each as the header has.
+        note: what a reader must know to read it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""

@@ -1,0 +1,198 @@
+"""The form of a claim, and how a request becomes a plan of cells.
+
+A claim is one file under ``claims/`` that defines ``CLAIM``. It holds words (what is claimed, by whom, the prediction,
+the rule, what each verdict means), settings, and four functions: which cells to run, what to measure in one, how to
+judge the rows, and what to show.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError
+from .charts import Chart, Table
+from .data import DATASETS, Dataset
+from .networks import known_norms
+from .training import TrainingSettings
+from .verdicts import Outcome, Rule, Verdict
+
+__all__ = ["Cell", "Claim", "Plan", "Request", "Row", "Value", "plan"]
+
+# One line of results.jsonl.
+Row = Mapping[str, Any]
+Value = str | int | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for on the command line; ``None`` leaves the choice to the claim."""
+
+    data: str | None = None
+    data_dir: Path | None = None
+    norms: tuple[str, ...] | None = None
+    seeds: int | None = None
+    epochs: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The smallest piece of work that is run, kept and resumed: one network, one seed.
+
+    Attributes:
+        claim: the claim's id.
+        data: the data set's name.
+        norm: ``"none"`` or a name of the catalog.
+        seed: of the initial weights and of the order of the images.
+        device: ``"cpu"`` or ``"cuda"``.
+        settings: how the network is trained.
+        variant: whatever else the claim varies, by name: a rate, a batch size, a position.
+    """
+
+    claim: str
+    data: str
+    norm: str
+    seed: int
+    device: str
+    settings: TrainingSettings
+    variant: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The cell's name in results, logs and messages."""
+        variant = "".join(f"/{name}={value}" for name, value in self.variant)
+        return f"{self.claim}/{self.data}/{self.norm}{variant}/seed={self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """How many measurements the cell reports as progress."""
+        return self.settings.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A claim's run with every choice made.
+
+    Attributes:
+        claim: the claim's id.
+        data: the data set's name.
+        norms: the norms that take part.
+        seeds: 0, 1, and so on.
+        device: ``"cpu"`` or ``"cuda"``.
+        settings: how the networks are trained.
+        variants: what else the claim varies.
+    """
+
+    claim: str
+    data: str
+    norms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    device: str
+    settings: TrainingSettings
+    variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Return all cells in the order in which results are kept: by variant, norm, seed."""
+        return tuple(
+            Cell(
+                claim=self.claim, data=self.data, norm=norm, seed=seed, device=self.device,
+                settings=self.settings, variant=variant,
+            )
+            for variant in self.variants
+            for norm in self.norms
+            for seed in self.seeds
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """Return the plan as JSON holds it."""
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return record
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when any choice does."""
+        return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim made for batch normalization, and how it is put to the test.
+
+    Attributes:
+        id: the word that the command line takes.
+        number: its number in the list of claims, such as ``"E1"``.
+        title: the claim in a few words.
+        statement: the claim in a sentence.
+        source: who makes it, and where.
+        prediction: what the claim predicts, with a number.
+        rules: the lines that the effects must be beyond, fixed before the data.
+        settings_rule: by which rule the settings were chosen.
+        meaning: what each verdict means, in two sentences.
+        data: the data sets it can run on, the default first.
+        norms: the norms compared by default.
+        seeds: how many by default.
+        settings: how the networks are trained by default, by data set.
+        variants: what else is varied.
+        measure: runs one cell and yields its rows' measurements.
+        judge: applies the rule, written in the claim's file, to the rows.
+        show: describes figures and tables.
+    """
+
+    id: str
+    number: str
+    title: str
+    statement: str
+    source: str
+    prediction: str
+    rules: tuple[Rule, ...]
+    settings_rule: str
+    meaning: Mapping[Outcome, str]
+    data: tuple[str, ...]
+    norms: tuple[str, ...]
+    seeds: int
+    settings: Mapping[str, TrainingSettings]
+    measure: Callable[[Cell, Dataset], Iterator[dict[str, Any]]]
+    judge: Callable[[Sequence[Row]], Verdict]
+    show: Callable[[Sequence[Row]], tuple[Chart | Table, ...]]
+    variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
+
+
+def plan(claim: Claim, request: Request) -> Plan:
+    """Fill a request with the claim's own choices.
+
+    Raises:
+        ArgumentError: an unknown data set or norm, a data set the claim does not run on, or a number below 1.
+    """
+    data = request.data or claim.data[0]
+    if data not in DATASETS:
+        raise ArgumentError(f"unknown data set {data!r}; known are: {', '.join(DATASETS)}")
+    if data not in claim.data:
+        raise ArgumentError(f"claim {claim.id} does not run on {data}; it runs on: {', '.join(claim.data)}")
+    norms = claim.norms if request.norms is None else request.norms
+    _check_norms(norms)
+    seeds = claim.seeds if request.seeds is None else request.seeds
+    settings = claim.settings[data]
+    epochs = settings.epochs if request.epochs is None else request.epochs
+    for option, number in (("seeds", seeds), ("epochs", epochs)):
+        if number < 1:
+            raise ArgumentError(f"--{option} {number}: expected 1 or more")
+    return Plan(
+        claim=claim.id,
+        data=data,
+        norms=norms,
+        seeds=tuple(range(seeds)),
+        device=request.device,
+        settings=replace(settings, epochs=epochs),
+        variants=claim.variants,
+    )
+
+
+def _check_norms(norms: tuple[str, ...]) -> None:
+    for norm in norms:
+        if norm not in known_norms():
+            raise ArgumentError(f"unknown normalization {norm!r}; known are: {', '.join(known_norms())}")
+    if not norms or len(set(norms)) < len(norms):
+        raise ArgumentError(f"--norms {','.join(norms)}: expected at least one name, and each only once")

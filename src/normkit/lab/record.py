@@ -1,0 +1,139 @@
+"""``run.json``: what a folder of results was made with, and the refusal to mix it with anything else."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from ..errors import ResultsError
+from .claim import Plan
+from .data import Dataset
+from .results import atomic_write
+
+__all__ = ["check_record", "commit", "read_record", "versions", "write_record"]
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of ``run.json`` by claim; an empty mapping where there is none.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ResultsError(f"{path}: damaged ({error}); choose another --out or remove the folder") from error
+    if not isinstance(record, dict) or not all(isinstance(entry, dict) for entry in record.values()):
+        raise ResultsError(f"{path}: expected an object of claims; choose another --out or remove the folder")
+    return record
+
+
+def check_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
+    """Refuse to go on with a folder that was made with other settings or other data.
+
+    Raises:
+        ResultsError: the message names what differs.
+    """
+    known = read_record(folder).get(plan.claim)
+    if known is None:
+        return
+    made_with, asked = _flat(known.get("plan", {})), _flat(plan.record())
+    made_with["data files (SHA-256)"], asked["data files (SHA-256)"] = known.get("data_digest"), dataset.digest
+    differing = [name for name in {**made_with, **asked} if made_with.get(name) != asked.get(name)]
+    if differing:
+        listed = "; ".join(f"{name} {made_with.get(name)} there, {asked.get(name)} now" for name in differing)
+        raise ResultsError(
+            f"{folder} holds {plan.claim} with other settings ({listed}); run with those, or choose another --out"
+        )
+
+
+def check_versions(folder: Path, plan: Plan) -> None:
+    """Refuse to add cells to ones that other versions computed: their numbers may differ.
+
+    Raises:
+        ResultsError: the message names the versions.
+    """
+    known = read_record(folder).get(plan.claim)
+    if known is not None and known.get("versions") != versions():
+        raise ResultsError(
+            f"{folder} is unfinished and was begun with {_spoken(known.get('versions', {}))}; these are "
+            f"{_spoken(versions())}. Go on with the old versions, or choose another --out"
+        )
+
+
+def write_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
+    """Add the plan to ``run.json``, before its first row is written."""
+    record = read_record(folder)
+    if plan.claim in record:
+        return
+    record[plan.claim] = {
+        "plan": plan.record(),
+        "fingerprint": plan.fingerprint,
+        "data": dataset.description,
+        "data_digest": dataset.digest,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {device_name(plan.device)}",
+    }
+    atomic_write(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the numbers hang on."""
+    return {
+        "normkit": version("normkit"),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name(device: str) -> str:
+    """Return the device's name: a GPU by its model."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Return the commit this code is of, with ``-dirty`` where it was changed; ``None`` outside a repository."""
+    here = Path(__file__).resolve()
+    described = _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    # An installed package may lie inside somebody else's repository, which does not track this file.
+    return described if described and _git(here.parent, "ls-files", "--error-unmatch", here.name) else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603  a fixed command, no shell
+            ["git", *arguments],  # noqa: S607  whichever git the user has
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings under their own names."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat.update(_flat(inner) if isinstance(inner, Mapping) else {name: inner})
+    return flat
+
+
+def _spoken(known: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in known.items()) or "unknown versions"

@@ -1,0 +1,155 @@
+"""The training loop: one, short, the same for every network and every claim."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import ArgumentError
+from .data import Dataset
+
+__all__ = ["Epoch", "TrainingSettings", "deterministic", "evaluate", "train", "with_seed"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a network is trained: the same on both sides of every comparison.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: images per step; the images that do not fill a last batch sit out the epoch.
+        optimizer: ``"adam"`` or ``"sgd"``.
+        learning_rate: its rate, the same in every step.
+        momentum: of ``"sgd"``.
+        weight_decay: the L2 penalty's factor.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one pass over the training data measured.
+
+    Attributes:
+        epoch: its number, from 1.
+        train_loss: mean cross-entropy over the epoch's steps, each taken before its update.
+        test_loss: mean cross-entropy over the test data after the epoch.
+        test_accuracy: share of the test data classified rightly after the epoch.
+        step_losses: the loss of every step.
+    """
+
+    epoch: int
+    train_loss: float
+    test_loss: float
+    test_accuracy: float
+    step_losses: tuple[float, ...]
+
+
+@contextmanager
+def deterministic(device: str) -> Iterator[None]:
+    """Make results repeat bit for bit: one thread on the CPU, torch's deterministic algorithms on a GPU.
+
+    One thread, because the order of a sum's additions follows the number of threads; cells run beside each other in
+    processes instead. The caller's settings are restored.
+    """
+    threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    if device != "cpu":
+        # cuBLAS reads this when the first matrix product makes its workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms)
+        torch.set_num_threads(threads)
+
+
+def with_seed(build: Callable[[], Module], seed: int) -> Module:
+    """Build a network from this seed and leave torch's random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def train(
+    model: nn.Module, dataset: Dataset, settings: TrainingSettings, seed: int, device: str = "cpu"
+) -> Iterator[Epoch]:
+    """Train the model in place and yield what each epoch measured.
+
+    The order of the images comes from the seed alone, so nets that are compared see the same batches.
+    """
+    model.to(device)
+    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    optimizer = _optimizer(model, settings)
+    shuffling = torch.Generator().manual_seed(seed)
+    for epoch in range(1, settings.epochs + 1):
+        model.train()
+        losses = []
+        for batch in _batches(len(labels), settings.batch_size, shuffling):
+            batch = batch.to(device)
+            optimizer.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        # Read once per epoch: a number asked of a GPU in every step would make it wait.
+        step_losses = torch.stack(losses).double().cpu()
+        test_loss, test_accuracy = evaluate(model, test_images, test_labels)
+        yield Epoch(
+            epoch=epoch,
+            train_loss=step_losses.mean().item(),
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            step_losses=tuple(step_losses.tolist()),
+        )
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, float]:
+    """Return the mean cross-entropy and the share of images classified rightly, with the stored statistics."""
+    model.eval()
+    loss, right = 0.0, 0
+    for start in range(0, len(labels), batch_size):
+        logits = model(images[start : start + batch_size])
+        expected = labels[start : start + batch_size]
+        loss += functional.cross_entropy(logits, expected, reduction="sum").item()
+        right += int((logits.argmax(1) == expected).sum().item())
+    return loss / len(labels), right / len(labels)
+
+
+def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the indices of each full batch of one shuffled pass."""
+    if batch_size > count:
+        raise ArgumentError(f"a batch of {batch_size} was asked for, the training data hold {count} images")
+    order = torch.randperm(count, generator=generator)
+    for start in range(0, count - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Build the optimiser that the settings name."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    raise ArgumentError(f"unknown optimizer {settings.optimizer!r}; known are: adam, sgd")

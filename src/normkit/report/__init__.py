@@ -1,0 +1,1 @@
+"""Findings and results as pages, figures and tables."""

@@ -1,0 +1,139 @@
+"""Draw the charts that claims describe: as files, and as SVG that lies inside a page and follows its colours."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..lab.charts import Bars, Chart, Line, Panel
+
+__all__ = ["draw", "inline_panels"]
+
+# Colours that colour-blind readers tell apart (Okabe and Ito) and that stand on white and on black.
+COLOURS = ("#D55E00", "#1F83C4", "#009E73", "#CC79A7", "#B8860B", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Everything drawn in this colour takes the page's own text colour when the figure lies inside a page.
+INK = "#1b1f24"
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    # Labels are words of results and settings, never formulas.
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    # Identifiers in the file follow from its content, so that the same results give the same bytes.
+    "svg.hashsalt": "normkit",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+PANEL_INCHES = (4.6, 3.5)
+
+
+def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
+    """Write the chart as SVG and as PNG, panels side by side on white, and return both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    svg, png = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
+    with _figure(chart.panels) as figure:
+        figure.patch.set_facecolor("white")
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Title": chart.title, "Description": chart.text})
+        figure.savefig(png, format="png", dpi=160, metadata={"Title": chart.title, "Description": chart.text})
+    return svg, png
+
+
+def inline_panels(chart: Chart) -> tuple[str, ...]:
+    """Return one SVG element per panel, without background, sized by the page and in the page's text colour."""
+    return tuple(_inline(panel) for panel in chart.panels)
+
+
+def _inline(panel: Panel) -> str:
+    stream = io.StringIO()
+    with _figure([panel]) as figure:
+        figure.patch.set_alpha(0)
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    markup = stream.getvalue()
+    markup = markup[markup.index("<svg") :]
+    markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
+    # Several panels in one page: names that nothing refers to would only collide.
+    markup = re.sub(r'<g id="[^"]*"', "<g", markup)
+    markup = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg \1aria-hidden="true"', markup)
+    markup = re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r'<svg \1\2aria-hidden="true"', markup)
+    return markup.replace(INK, "currentColor")
+
+
+@contextmanager
+def _figure(panels: Sequence[Panel]) -> Iterator[Figure]:
+    """Draw panels side by side, under this module's style and no one else's."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        width, height = PANEL_INCHES
+        figure = Figure(figsize=(width * len(panels), height), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            axes.patch.set_alpha(0)
+            _draw_panel(axes, panel)
+        yield figure
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    """Draw one pair of axes."""
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    groups = [mark for mark in panel.marks if isinstance(mark, Bars)]
+    for mark in panel.marks:
+        if isinstance(mark, Line):
+            _draw_line(axes, mark)
+    for place, bars in enumerate(groups):
+        _draw_bars(axes, bars, place, len(groups))
+    if panel.x_ticks:
+        axes.set_xticks(list(panel.x_ticks))
+    if any(mark.label for mark in panel.marks):
+        axes.legend()
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    """Draw a curve, its points where there are few, and its band."""
+    colour = COLOURS[line.colour % len(COLOURS)]
+    marker = MARKERS[line.colour % len(MARKERS)] if len(line.x) <= 20 else ""
+    style: dict[str, Any] = {"linestyle": (0, (4, 3)), "markerfacecolor": "none"} if line.dashed else {"linestyle": "-"}
+    axes.plot(line.x, line.y, color=colour, label=line.label, marker=marker, markersize=5, linewidth=1.8, **style)
+    if line.low and line.high:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _draw_bars(axes: Axes, bars: Bars, place: int, groups: int) -> None:
+    """Draw one group of bars beside the others, with whiskers."""
+    width = 0.8 / groups
+    positions = [index + (place - (groups - 1) / 2) * width for index in range(len(bars.categories))]
+    colour = COLOURS[bars.colour % len(COLOURS)]
+    whiskers = None
+    if bars.low and bars.high:
+        below = [height - low for height, low in zip(bars.heights, bars.low, strict=True)]
+        above = [high - height for height, high in zip(bars.heights, bars.high, strict=True)]
+        whiskers = [below, above]
+    axes.bar(positions, bars.heights, width, color=colour, label=bars.label, yerr=whiskers, ecolor=INK, capsize=2)
+    axes.set_xticks(range(len(bars.categories)), list(bars.categories))

@@ -1,0 +1,76 @@
+"""The house holds: imports only go down, importing the library is light, and the public names are in order."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normkit
+
+ROOT = Path(__file__).parents[1]
+
+# What `import normkit` must not pull in: compilers, plotting, data, the command line.
+HEAVY = ("jinja2", "joblib", "matplotlib", "numba", "rich", "scipy", "sklearn", "triton", "typer")
+
+PUBLIC_MODULES = (
+    "normkit",
+    "normkit.axes",
+    "normkit.cli",
+    "normkit.errors",
+    "normkit.lab.charts",
+    "normkit.lab.claim",
+    "normkit.lab.claims",
+    "normkit.lab.data",
+    "normkit.lab.grid",
+    "normkit.lab.idx",
+    "normkit.lab.ledger",
+    "normkit.lab.networks",
+    "normkit.lab.record",
+    "normkit.lab.results",
+    "normkit.lab.rows",
+    "normkit.lab.training",
+    "normkit.lab.verdicts",
+    "normkit.layers",
+    "normkit.layers.catalog",
+    "normkit.report.figures",
+    "normkit.report.page",
+)
+
+
+def test_import_contract_holds():
+    import_linter = pytest.importorskip("importlinter.cli", reason="import-linter is in the dependency group check")
+    assert import_linter.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_import_of_normkit_loads_nothing_heavy():
+    # torch itself may load some of these; only what normkit adds counts.
+    program = """
+import json, sys, torch
+before = set(sys.modules)
+import normkit
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    added = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert "normkit" in added
+    assert not added & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_public_names_are_sorted_and_present(name):
+    module = importlib.import_module(name)
+    assert list(module.__all__) == sorted(module.__all__)
+    missing = [public for public in module.__all__ if not hasattr(module, public)]
+    assert not missing
+
+
+def test_every_source_file_is_short_enough():
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / "src").rglob("*.py")}
+    assert not {str(path): length for path, length in lengths.items() if length > 450}
+
+
+def test_version_is_public():
+    assert normkit.__version__.count(".") == 2
