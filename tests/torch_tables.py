@@ -7,11 +7,12 @@ expected values for batch normalization, so every case is compared with torch.nn
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import normkit
 import torch
 from torch import Tensor, nn
 from torch.testing._internal import common_modules
 from torch.testing._internal.common_methods_invocations import op_db
+
+import normkit
 
 EAGER = {
     normkit.BatchNorm1d: nn.BatchNorm1d,

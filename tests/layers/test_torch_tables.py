@@ -9,12 +9,13 @@ import pickle
 
 import pytest
 import torch
-from normkit import functional
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing._internal.common_utils import gradcheck, gradgradcheck, noncontiguous_like
+
+from normkit import functional
+from tolerances import assert_close
 from torch_tables import EAGER, LAYERS, LAZY, ROWS, Case, cases, error_rows, operator_samples
 
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
@@ -84,12 +85,11 @@ def test_error_rows_raise_torchs_error(layer):
 
 @uses_torch_script
 @every_mode
-@every_layer
+@pytest.mark.parametrize("layer", EAGER, ids=lambda layer: layer.__name__)
 def test_gradients_agree_with_differences(layer, training):
     ran = 0
     for case in cases(layer, torch.float64, training, requires_grad=True):
         ours, _ = case.pair()
-        ours(case.input)  # a lazy layer becomes what it is going to be
         inputs = (case.input, *ours.parameters())
 
         def call(x, *values, module=ours):
