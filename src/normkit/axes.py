@@ -4,7 +4,15 @@ Plain integers, no tensors: the NumPy reference, the torch functions and the ker
 A tensor is laid out as ``(N, C, *)``: N samples, C channels, then any number of spatial dimensions.
 """
 
-__all__ = ["batch_axes", "channel_shape", "values_per_channel"]
+__all__ = [
+    "batch_axes",
+    "channel_shape",
+    "group_axes",
+    "group_shape",
+    "position_axes",
+    "trailing_axes",
+    "values_per_channel",
+]
 
 
 def batch_axes(ndim: int) -> tuple[int, ...]:
@@ -35,3 +43,39 @@ def values_per_channel(shape: tuple[int, ...]) -> int:
     for size in shape[2:]:
         count *= size
     return count
+
+
+def position_axes(ndim: int) -> tuple[int, ...]:
+    """Return the axes that instance normalization averages: the positions of one sample's channel.
+
+    >>> position_axes(4)
+    (2, 3)
+    """
+    return tuple(range(2, ndim))
+
+
+def trailing_axes(ndim: int, count: int) -> tuple[int, ...]:
+    """Return the axes that layer and RMS normalization average: the last ones.
+
+    >>> trailing_axes(3, 1), trailing_axes(4, 3)
+    ((2,), (1, 2, 3))
+    """
+    return tuple(range(ndim - count, ndim))
+
+
+def group_shape(shape: tuple[int, ...], num_groups: int) -> tuple[int, ...]:
+    """Return the shape ``(N, G, C / G, *)`` in which group normalization sees ``(N, C, *)``.
+
+    >>> group_shape((2, 6, 5), 3)
+    (2, 3, 2, 5)
+    """
+    return (shape[0], num_groups, shape[1] // num_groups, *shape[2:])
+
+
+def group_axes(ndim: int) -> tuple[int, ...]:
+    """Return the axes that group normalization averages in the shape of ``group_shape``.
+
+    >>> group_axes(4)
+    (2, 3, 4)
+    """
+    return tuple(range(2, ndim + 1))
