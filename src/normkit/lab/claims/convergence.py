@@ -34,7 +34,8 @@ LOWER = Rule(
     effect="training loss of the last epoch, with the norm minus without", unit="nats", direction="below", threshold=0.0
 )
 
-SETTINGS = TrainingSettings(epochs=5, batch_size=64, optimizer="adam", learning_rate=0.001)
+# Chosen once, by the net without a norm alone: see settings_rule.
+SETTINGS = TrainingSettings(epochs=5, batch_size=64, optimizer="adam", learning_rate=0.002)
 
 # A point of the loss curve is the mean of as many steps as leave about this many points.
 LOSS_POINTS = 120
@@ -162,7 +163,11 @@ CLAIM = Claim(
     prediction=f"From the source's table: test accuracy averaged over five epochs is higher by {FASTER.predicted:.4f} "
     "with batch normalization, and the training loss of the last epoch is lower.",
     rules=(FASTER, LOWER),
-    settings_rule="",
+    settings_rule="The source names no optimiser, rate or batch size. They were chosen once, for the net without a "
+    "norm, on FashionMNIST's training data with a stratified tenth held out: of Adam at 0.001, 0.002 and 0.004 and SGD "
+    "with momentum 0.9 at 0.01, 0.03 and 0.1, each with batches of 64 and 128, the pair with the best "
+    "held-out accuracy averaged over five epochs (one seed). The net with a norm had no part in the choice, "
+    "and neither had test data.",
     meaning={
         "supported": "On this data and with these settings the net with batch normalization is ahead after the same "
         "number of epochs, and its training loss is lower at the end. That is convergence per epoch, not per second, "

@@ -1,0 +1,158 @@
+"""Whole runs through the command line, in processes of their own: parallel, killed, interrupted, resumed."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from small_fashion_mnist import write_small_fashion_mnist
+
+# A test that waits longer than this has failed; a loaded machine needs a while to start Python.
+PATIENCE = 120
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    return write_small_fashion_mnist(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def command(small_data):
+    def build(out, *more):
+        return [
+            sys.executable, "-m", "normkit", "lab", "run", "convergence", "--data", "fashion-mnist", "--data-dir",
+            str(small_data), "--seeds", "2", "--epochs", "2", "--out", str(out), *more,
+        ]  # fmt: skip
+
+    return build
+
+
+def finished(arguments):
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def started(arguments):
+    # A session of its own, so that a signal to the group reaches the workers as in a terminal.
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(small_data, tmp_path_factory):
+    """An uninterrupted run of one process: what every other way of running must equal."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = finished(
+        [
+            sys.executable, "-m", "normkit", "lab", "run", "convergence", "--data", "fashion-mnist", "--data-dir",
+            str(small_data), "--seeds", "2", "--epochs", "2", "--out", str(out), "--jobs", "1",
+        ]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_run_writes_rows_verdict_figures_and_report(whole):
+    out, done = whole
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(row["norm"], row["seed"], row["epoch"]) for row in rows] == [
+        (norm, seed, epoch) for norm in ("none", "batch") for seed in (0, 1) for epoch in (1, 2)
+    ]
+    needed = {"claim", "norm", "seed", "epoch", "train_loss", "test_accuracy", "data"}
+    evidence = {"settings", "versions", "commit", "device", "step_losses"}
+    assert all(needed | evidence <= row.keys() for row in rows)
+    verdict = json.loads((out / "verdicts.json").read_text())["convergence"]
+    assert {"verdict", "effect", "low", "high", "seeds", "rule"} <= verdict.keys()
+    assert verdict["seeds"] == 2
+    assert (out / "figures" / "convergence.svg").read_text().startswith("<?xml")
+    assert (out / "figures" / "convergence.png").read_bytes().startswith(b"\x89PNG")
+    assert verdict["verdict"].upper() in done.stdout
+    assert str(out / "report.html") in done.stdout
+
+
+def test_two_processes_give_the_same_bytes_as_one(whole, command, tmp_path):
+    done = finished(command(tmp_path / "out", "--jobs", "2"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == (whole[0] / "results.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_run_killed_at_a_random_moment_goes_on_to_the_same_bytes(whole, command, tmp_path, seed):
+    out = tmp_path / "out"
+    generator = random.Random(seed)
+    process = started(command(out, "--jobs", str(1 + seed % 2)))
+    kill_after(process, out / "log.jsonl", lines=generator.randint(1, 7), delay=generator.uniform(0, 0.1))
+    kept = (out / "results.jsonl").read_bytes() if (out / "results.jsonl").exists() else b""
+    done = finished(command(out, "--jobs", "1"))
+    assert done.returncode == 0, done.stderr
+    content = (out / "results.jsonl").read_bytes()
+    assert content == (whole[0] / "results.jsonl").read_bytes()
+    # Nothing that was finished is run again.
+    finished_lines = kept[: kept.rfind(b"\n") + 1].splitlines()
+    assert set(finished_lines) <= set(content.splitlines())
+    assert done.stderr.count("done: ") == 4 - len(finished_lines) // 2
+
+
+def kill_after(process, log, lines, delay):
+    """Kill the process and its workers when the log has so many lines, or let it end."""
+    limit = time.monotonic() + PATIENCE
+    while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < lines):
+        assert time.monotonic() < limit
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.002)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(delay)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(whole, command, tmp_path, jobs):
+    out = tmp_path / "out"
+    # More epochs than the comparison run: the interrupt must come before the end.
+    arguments = [*command(out, "--jobs", jobs), "--epochs", "400"]
+    process = started(arguments)
+    log = out / "log.jsonl"
+    limit = time.monotonic() + PATIENCE
+    while not log.exists() or log.stat().st_size == 0:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out_text, err_text = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert out_text == ""
+    assert "Interrupted. 0 of 4 cells are done" in err_text
+    assert "the same command goes on" in err_text
+    assert "Traceback" not in err_text
+    assert (out / "results.jsonl").read_bytes() == b"" if (out / "results.jsonl").exists() else True
+
+
+def test_second_run_of_a_finished_folder_runs_nothing_and_redraws(whole, command):
+    out, _ = whole
+    before = (out / "results.jsonl").stat().st_ino
+    (out / "report.html").unlink()
+    done = finished(command(out))
+    assert done.returncode == 0, done.stderr
+    assert "nothing is left to run" in done.stderr
+    assert "done: " not in done.stderr
+    assert (out / "report.html").exists()
+    assert (out / "results.jsonl").stat().st_ino == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(whole, command):
+    out, _ = whole
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "report.html"}
+    done = finished([*command(out), "--epochs", "3"])
+    assert done.returncode == 1
+    assert "epochs 2 there, 3 now" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert before == {name: (out / name).read_bytes() for name in before}
