@@ -7,7 +7,8 @@ from . import functional, layers
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 
 if TYPE_CHECKING:
-    from .surgery import recalibrate
+    from .surgery.freeze import freeze, unfreeze
+    from .surgery.recalibrate import recalibrate
 
 __version__ = "0.1.0"
 
@@ -18,13 +19,15 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "freeze",
     "functional",
     "layers",
     "recalibrate",
+    "unfreeze",
 ]
 
 # Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
-_ROOMS = {"recalibrate": "surgery"}
+_ROOMS = {"freeze": "surgery", "recalibrate": "surgery", "unfreeze": "surgery"}
 
 
 def __getattr__(name: str) -> Any:

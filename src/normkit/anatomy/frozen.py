@@ -23,10 +23,12 @@ class Frozen(nn.Module):
         frozen_statistics: ``"running"`` normalizes with the stored statistics, ``"batch"`` with the batch's, whatever
             ``train()`` and ``eval()`` say.
         frozen_track: whether the stored statistics still move in a forward after ``train()``.
+        frozen_parameters: the names of the parameters that were learning before.
     """
 
     frozen_statistics: str
     frozen_track: bool
+    frozen_parameters: tuple[str, ...]
     running_mean: Tensor | None
     running_var: Tensor | None
     eps: float
@@ -112,7 +114,7 @@ def _own_class(module: nn.Module) -> Iterator[None]:
 def thaw(module: Frozen) -> None:
     """Give a frozen layer its own class back; its mode is what ``train()`` or ``eval()`` last asked for."""
     own: nn.Module = module
-    del module.frozen_statistics, module.frozen_track
+    del module.frozen_statistics, module.frozen_track, module.frozen_parameters
     own.__class__ = type(module).__mro__[2]
 
 

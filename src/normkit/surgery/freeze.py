@@ -1,0 +1,162 @@
+"""Hold normalization layers still, in a way that ``train()`` does not undo."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..anatomy import NormLayer, norm_layers
+from ..anatomy.frozen import Frozen, frozen_class, thaw
+from ..anatomy.select import Where
+from ..errors import ArgumentError
+from .record import Record, refuse_if_nothing_is_left
+from .transaction import restored_on_error
+
+__all__ = ["freeze", "unfreeze"]
+
+
+def freeze(
+    model: nn.Module,
+    where: Where = None,
+    *,
+    statistics: Literal["running", "batch"] = "running",
+    track: bool = False,
+    affine: bool = False,
+) -> Record:
+    """Freeze normalization layers: three switches for each, out of the reach of ``train()`` and ``eval()``.
+
+    ``requires_grad`` alone leaves the statistics moving, and ``eval()`` alone is undone by the next ``train()``. Here
+    the layer object gets a subclass of its own class (``BatchNorm2d`` becomes ``FrozenBatchNorm2d``) whose forward is
+    the same and is told other modes. The state, its names, the object, its hooks and its parameters stay, so that
+    optimizers, checkpoints, copies, pickles and DistributedDataParallel do not notice; ``repr`` shows it.
+
+    Args:
+        model: changed in place.
+        where: which layers, as for ``norm_layers``; None takes all that keep running statistics.
+        statistics: what the layer normalizes with: ``"running"`` for the stored statistics, ``"batch"`` for the
+            batch's.
+        track: whether the stored statistics go on moving in forwards after ``train()``.
+        affine: whether weight and bias go on learning; if not, their ``requires_grad`` is switched off.
+
+    Returns:
+        The record; the layers left alone are in ``refused``, each with the reason.
+
+    Raises:
+        ArgumentError: ``where`` takes nothing, or a switch has another value than these.
+        SurgeryError: no layer can be frozen. The model is as before.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    >>> _ = model[1].running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    >>> print(freeze(model))
+    freeze: 1 layer touched, exact
+      touched 1
+    >>> _ = model.train()(torch.randn(8, 2))
+    >>> model[1].running_mean
+    tensor([1., 2., 3.])
+    >>> print(str(model[1]).split("frozen")[1])
+    : statistics=running, buffers still, affine still)
+    """
+    if statistics not in ("running", "batch"):
+        raise ArgumentError(f"statistics={statistics!r}; allowed are 'running' and 'batch'")
+    chosen, refused = [], {}
+    for layer in norm_layers(model, where):
+        reason = _reason_against(layer, statistics)
+        if reason is None:
+            chosen.append(layer)
+        elif where is not None or layer.kind in ("batch", "sync", "unknown"):
+            refused[layer.path] = reason
+    refuse_if_nothing_is_left("freeze", len(chosen), refused)
+    with restored_on_error(model):
+        for layer in chosen:
+            _freeze(layer.module, statistics, track, affine)
+    return Record(operation="freeze", model=model, touched=_paths(chosen), refused=refused)
+
+
+def unfreeze(model: nn.Module, where: Where = None, *, affine: bool = True) -> Record:
+    """Undo :func:`freeze`: the layers get their own class back and the mode that ``train()`` last asked for.
+
+    Args:
+        model: changed in place.
+        where: which layers; None takes all frozen ones.
+        affine: let weight and bias learn again where freezing had stopped them; False leaves them as they are.
+
+    Raises:
+        ArgumentError: ``where`` takes nothing.
+        SurgeryError: none of the layers is frozen by :func:`freeze`.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> _ = norm.running_mean.add_(1.0)
+    >>> _, _ = freeze(norm), unfreeze(norm)
+    >>> norm
+    BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+    layers = norm_layers(model, where)
+    chosen = [layer for layer in layers if isinstance(layer.module, Frozen)]
+    others = [layer for layer in layers if not isinstance(layer.module, Frozen)]
+    refused = {} if where is None else {layer.path: "it was not frozen by normkit.freeze" for layer in others}
+    refuse_if_nothing_is_left("unfreeze", len(chosen), refused or {"": "no layer is frozen"})
+    with restored_on_error(model):
+        for layer in chosen:
+            _unfreeze(layer.module, affine)
+    return Record(operation="unfreeze", model=model, touched=_paths(chosen), refused=refused)
+
+
+def _freeze(module: nn.Module, statistics: str, track: bool, affine: bool) -> None:
+    if isinstance(module, Frozen):
+        _unfreeze(module, affine=True)
+    stopped = []
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad and not affine:
+            parameter.requires_grad_(False)
+            stopped.append(name)
+    module.__class__ = frozen_class(type(module))
+    assert isinstance(module, Frozen)
+    module.frozen_statistics, module.frozen_track, module.frozen_parameters = statistics, track, tuple(stopped)
+
+
+def _unfreeze(module: nn.Module, affine: bool) -> None:
+    assert isinstance(module, Frozen)
+    if affine:
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in module.frozen_parameters:
+                parameter.requires_grad_(True)
+    thaw(module)
+
+
+def _reason_against(layer: NormLayer, statistics: str) -> str | None:
+    """Say why a layer cannot be frozen, or return None."""
+    module = layer.module
+    if not isinstance(module, _BatchNorm | _InstanceNorm):
+        if layer.kind == "frozen":
+            return "it is a frozen layer of another library already"
+        return (
+            f"a {type(module).__name__} keeps no running statistics; stop its weight and bias by requires_grad_(False)"
+        )
+    if layer.lazy:
+        return "it is lazy and has no statistics yet; run the model once first"
+    if layer.overridden:
+        return f"{type(module).__name__} has a forward of its own, which need not heed a frozen mode"
+    if not layer.tracks:
+        return "it keeps no running statistics (track_running_stats is off)"
+    return _reason_against_statistics(module) if statistics == "running" else None
+
+
+def _reason_against_statistics(module: nn.Module) -> str | None:
+    """Say what is wrong with the stored statistics, or return None."""
+    mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
+    assert mean is not None
+    assert variance is not None
+    if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()) or (variance < 0).any():
+        return "its running statistics are not finite or negative; normkit.repair or normkit.recalibrate it first"
+    if not mean.any() and bool((variance == 1).all()):
+        return (
+            "its running statistics are the initial 0 and 1: normalizing with them does nothing; "
+            "load weights, train, or normkit.recalibrate first"
+        )
+    return None
+
+
+def _paths(layers: list[NormLayer]) -> tuple[str, ...]:
+    return tuple(layer.path for layer in layers)
