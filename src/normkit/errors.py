@@ -4,6 +4,7 @@ NormkitError
 ├── ArgumentError (ValueError)          a setting outside what is allowed: eps, momentum, sizes, names
 ├── ShapeError (ValueError, RuntimeError)   a tensor of the wrong rank, channel count or number of values
 ├── DtypeError (TypeError, RuntimeError)    a tensor, or a mix of tensors, of a type that cannot be computed with
+├── StatisticsError (ValueError, RuntimeError)   running statistics that this call cannot write or differentiate
 ├── BackendError (RuntimeError)         a kernel was asked for by name and cannot serve this call
 ├── DataError (ValueError)              a data set that is missing, damaged or cut short
 ├── ResultsError (ValueError)           a folder of results that is damaged or was made with other settings
@@ -22,6 +23,7 @@ __all__ = [
     "ResultsError",
     "RunError",
     "ShapeError",
+    "StatisticsError",
     "SurgeryError",
 ]
 
@@ -40,6 +42,10 @@ class ShapeError(NormkitError, ValueError, RuntimeError):
 
 class DtypeError(NormkitError, TypeError, RuntimeError):
     """A tensor, or a mix of tensors, of a type that cannot be computed with."""
+
+
+class StatisticsError(NormkitError, ValueError, RuntimeError):
+    """Running statistics that this call cannot write, or cannot differentiate."""
 
 
 class BackendError(NormkitError, RuntimeError):

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..axes import values_per_channel
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, StatisticsError
 from ..kernels import plain_channels as plain
 from . import checks
 
@@ -151,6 +150,7 @@ def batch_norm(
     Raises:
         ShapeError: fewer than two dimensions, no channels, a parameter of another size, or one value per channel in
             training.
+        StatisticsError: running statistics that cannot be written, require a gradient, or are shared under vmap.
         DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
         ArgumentError: eps or momentum out of range, or stored statistics missing.
 
@@ -183,15 +183,24 @@ def batch_norm(
             caller=caller,
         )
         return output
-    _check(input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller)
-    if input.numel() == 0:
+    given = (input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller)
+    if checks.is_tracing():
+        with checks.constant_while_tracing():
+            _check(*given)
+            empty = bool(input.numel() == 0)
+    else:
+        _check(*given)
+        empty = bool(input.numel() == 0)
+    if empty:
         zero = torch.zeros(input.shape[1], device=input.device)
         return plain.apply(input, zero, zero + 1, weight, bias)
     if _is_exportable(training, momentum, unbiased):
         # An exported graph holds torch's own operator, so that every runtime and every tool can read it.
         if num_batches_tracked is not None and training:
             num_batches_tracked.add_(1)
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum or 0.0, eps)
+        # The operator itself: torch's function around it checks the sizes once more, and warns of that in a trace.
+        cudnn, rate = torch.backends.cudnn.enabled, momentum or 0.0
+        return torch.batch_norm(input, weight, bias, running_mean, running_var, training, rate, eps, cudnn)
     if not training:
         assert running_mean is not None
         assert running_var is not None
@@ -200,7 +209,7 @@ def batch_norm(
             return plain.apply(input, running_mean, (running_var.double() + eps).rsqrt(), weight, bias)
         normalized: Tensor = _Inference.apply(*inference)
         return normalized
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or checks.is_tracing():
         y, mean, var = plain.forward(input, weight, bias, eps)
     else:
         y, mean, var = _Training.apply(input, weight, bias, eps)
@@ -259,6 +268,9 @@ def _check(
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
         checks.refuse(ArgumentError, f"{missing} is None and the other is not; pass both or neither", caller)
+    checks.check_statistics("running_mean", running_mean, write=training, caller=caller)
+    checks.check_statistics("running_var", running_var, write=training, caller=caller)
+    checks.check_statistics("num_batches_tracked", num_batches_tracked, write=training, caller=caller)
     if training:
         checks.check_values_per_channel(x, caller)
         if running_mean is not None and momentum is None and num_batches_tracked is None:
@@ -269,17 +281,22 @@ def _check(
             )
         if running_mean is not None and _is_batched(x) and not _is_batched(running_mean):
             checks.refuse(
-                ArgumentError,
+                StatisticsError,
                 "under vmap every sample has statistics of its own, and the running ones hold one set; pass "
                 "track_running_stats=False, call eval(), or see torch.func.replace_all_batch_norm_modules_",
                 caller,
             )
     elif running_mean is None:
-        checks.refuse(ArgumentError, "training=False needs running_mean and running_var, got None", caller)
+        checks.refuse(
+            ArgumentError,
+            "training=False needs running_mean and running_var, got None; pass training=True for the batch's own",
+            caller,
+        )
 
 
 def _is_exportable(training: bool, momentum: float | None, unbiased: bool) -> bool:
-    return torch.compiler.is_exporting() and (not training or (momentum is not None and unbiased))
+    exporting = torch.compiler.is_exporting() or checks.is_tracing()
+    return exporting and (not training or (momentum is not None and unbiased))
 
 
 def _is_batched(x: Tensor) -> bool:

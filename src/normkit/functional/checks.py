@@ -4,15 +4,19 @@ Every message says what was wrong, what came, what is allowed and what to type i
 where the function was called bare; it is described only once something is wrong.
 """
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator
 from numbers import Real
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from ..axes import values_per_channel
-from ..errors import ArgumentError, DtypeError, NormkitError, ShapeError
+from ..errors import ArgumentError, DtypeError, NormkitError, ShapeError, StatisticsError
 
 __all__ = [
     "check_channels",
@@ -22,17 +26,34 @@ __all__ = [
     "check_momentum",
     "check_parameter",
     "check_rank",
+    "check_statistics",
     "check_values_per_channel",
+    "constant_while_tracing",
+    "is_tracing",
     "refuse",
 ]
 
 _HALF = (torch.float16, torch.bfloat16)
+_SUPPORTED = (*_HALF, torch.float32, torch.float64)
 
 
 def refuse(error: type[NormkitError], message: str, caller: nn.Module | None) -> NoReturn:
     """Raise the error, naming the layer that was called."""
     name = "" if caller is None else f"{type(caller).__name__}({caller.extra_repr().split(',')[0]}): "
     raise error(name + message)
+
+
+def is_tracing() -> bool:
+    """Tell whether torch.jit.trace is recording."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
+@contextlib.contextmanager
+def constant_while_tracing() -> Iterator[None]:
+    """Let sizes be read under torch.jit.trace: a trace keeps what the checks saw, which is what they are for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TracerWarning)
+        yield
 
 
 def check_input(x: object, caller: nn.Module | None = None) -> None:
@@ -45,7 +66,8 @@ def check_input(x: object, caller: nn.Module | None = None) -> None:
         advice = "torch.as_tensor(input)" if x is not None else "the output of the layer before"
         refuse(DtypeError, f"the input must be a tensor, got {type(x).__name__}; pass {advice}", caller)
     if x.layout is not torch.strided:
-        refuse(DtypeError, f"the input must be a dense tensor, got layout {x.layout}; pass input.to_dense()", caller)
+        advice = "torch.nested.to_padded_tensor(input, 0.0)" if x.is_nested else "input.to_dense()"
+        refuse(DtypeError, f"the input must be a dense tensor, got layout {x.layout}; pass {advice}", caller)
     if x.is_complex():
         refuse(
             DtypeError, f"complex numbers are not normalized, got {x.dtype}; pass torch.view_as_real's parts", caller
@@ -56,6 +78,9 @@ def check_input(x: object, caller: nn.Module | None = None) -> None:
             f"the input must be floating point, got {x.dtype}; pass input.float(), scaled to the range you train on",
             caller,
         )
+    if x.dtype not in _SUPPORTED:
+        allowed = "float16, bfloat16, float32 or float64"
+        refuse(DtypeError, f"the input is {x.dtype}; allowed are {allowed}. Pass input.float()", caller)
 
 
 def check_rank(x: Tensor, allowed: tuple[int, ...], layout: str, caller: nn.Module | None = None) -> None:
@@ -67,8 +92,8 @@ def check_rank(x: Tensor, allowed: tuple[int, ...], layout: str, caller: nn.Modu
     if x.dim() in allowed:
         return
     words = " or ".join(f"{rank}D" for rank in allowed)
-    advice = ""
-    if x.dim() == min(allowed) - 1 and min(allowed) > 2:
+    advice = f"; reshape it to {layout}"
+    if x.dim() == min(allowed) - 1 and x.dim() > 0:
         advice = "; for a single sample without batch dimension pass input.unsqueeze(0)"
     elif x.dim() > max(allowed):
         advice = f"; to treat the rest as positions pass input.flatten({max(allowed) - 1})"
@@ -86,7 +111,7 @@ def check_channels(x: Tensor, channels: int, caller: nn.Module | None = None) ->
         return
     shape = tuple(x.shape)
     if x.shape[1] == 0:
-        refuse(ShapeError, f"the input has no channels: dimension 1 of shape {shape} is 0", caller)
+        refuse(ShapeError, f"the input has no channels: dimension 1 of shape {shape} is 0; pass at least one", caller)
     fitting = [axis for axis in range(2, x.dim()) if shape[axis] == channels]
     if fitting:
         advice = f"dimension {fitting[-1]} has {channels}: pass input.movedim({fitting[-1]}, 1)"
@@ -111,7 +136,7 @@ def check_values_per_channel(x: Tensor, caller: nn.Module | None = None) -> None
         )
 
 
-def check_parameter(name: str, value: Tensor | None, x: Tensor, caller: nn.Module | None = None) -> None:
+def check_parameter(name: str, value: object, x: Tensor, caller: nn.Module | None = None) -> None:
     """Refuse a weight, bias or running statistic that does not match x in size, type or device.
 
     A parameter has the type of x, or is float32 where x is float16 or bfloat16.
@@ -122,6 +147,9 @@ def check_parameter(name: str, value: Tensor | None, x: Tensor, caller: nn.Modul
     """
     if value is None:
         return
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        refuse(DtypeError, f"{name} must be a tensor, got {kind}; pass torch.as_tensor({name})", caller)
     if value.dim() != 1 or value.shape[0] != x.shape[1]:
         got = tuple(value.shape)
         refuse(ShapeError, f"{name} must have shape ({x.shape[1]},), one value per channel, got {got}", caller)
@@ -135,16 +163,41 @@ def check_match(name: str, value: Tensor, x: Tensor, caller: nn.Module | None = 
         DtypeError: as for ``check_parameter``.
     """
     if value.dtype != x.dtype and not (x.dtype in _HALF and value.dtype == torch.float32):
+        advice = f"input.to({value.dtype})" if value.dtype in _SUPPORTED else f"{name}.to({x.dtype})"
         refuse(
             DtypeError,
             f"mixed dtype: the input is {x.dtype} and {name} is {value.dtype}; allowed are the same type, or float32 "
-            f"{name} with float16 or bfloat16 input. Pass input.to({value.dtype})",
+            f"{name} with float16 or bfloat16 input. Pass {advice}",
             caller,
         )
     if value.device != x.device:
         refuse(
             DtypeError, f"the input is on {x.device} and {name} on {value.device}; move one with .to(device)", caller
         )
+
+
+def check_statistics(name: str, value: object, *, write: bool, caller: nn.Module | None = None) -> None:
+    """Refuse a running statistic or counter that cannot be written, or that asks for a gradient it would not get.
+
+    Raises:
+        DtypeError: no tensor.
+        StatisticsError: it requires a gradient; or, where it is written, is an inference tensor or overlaps itself.
+    """
+    if value is None or torch.compiler.is_compiling():
+        return
+    if not isinstance(value, Tensor):
+        refuse(DtypeError, f"{name} must be a tensor, got {type(value).__name__}; pass torch.as_tensor({name})", caller)
+    if value.requires_grad:
+        said = f"batch_norm is not differentiable with respect to {name}, which requires a gradient"
+        refuse(StatisticsError, f"{said}; pass {name}.detach()", caller)
+    if not write:
+        return
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        said = f"{name} was made under inference_mode and cannot be updated outside it"
+        refuse(StatisticsError, f"{said}; pass {name}.clone(), or build the layer outside", caller)
+    if value.dim() == 1 and value.shape[0] > 1 and value.stride(0) == 0:
+        said = f"the elements of {name} share memory (it was expanded) and cannot hold one value per channel"
+        refuse(StatisticsError, f"{said}; pass {name}.clone()", caller)
 
 
 def check_eps(eps: object, *, positive: bool = False, caller: nn.Module | None = None) -> None:
@@ -157,8 +210,9 @@ def check_eps(eps: object, *, positive: bool = False, caller: nn.Module | None =
         refuse(ArgumentError, f"eps must be a number, got {type(eps).__name__} {eps!r}; pass eps=1e-5", caller)
     value = float(eps)
     if positive and not value > 0:
-        refuse(ArgumentError, f"batch_norm eps must be positive, but got {eps}; pass eps=1e-5", caller)
-    if not (math.isfinite(value) and value >= 0):
+        said = f"batch_norm eps must be positive during training, but got {eps}; pass eps=1e-5"
+        refuse(ArgumentError, said, caller)
+    if not 0 <= value < math.inf:
         refuse(ArgumentError, f"eps must be finite and non-negative, got {eps}; pass eps=1e-5", caller)
 
 

@@ -4,7 +4,7 @@ import operator
 import warnings
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,9 @@ def _resolve_momentum(momentum: float | None, decay: float | None) -> float | No
             "that of the old value: pass one"
         )
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
-        raise ArgumentError(f"decay must be a number from 0 to 1, got {decay!r}; it is the weight of the old value")
+        raise ArgumentError(
+            f"decay must be a number from 0 to 1, got {decay!r}; it is the weight of the old value: pass decay=0.9"
+        )
     # In decimal, so that decay=0.9 is momentum=0.1 and not 0.09999999999999998.
     return float(1 - Decimal(repr(float(decay))))
 
@@ -51,9 +53,12 @@ def _resolve_num_features(num_features: int) -> int:
         size = operator.index(num_features)
     except TypeError:
         kind = type(num_features).__name__
-        raise ArgumentError(f"num_features must be an integer, got {kind} {num_features!r}") from None
-    if isinstance(num_features, bool) or size < 1:
-        raise ArgumentError(f"num_features must be at least 1, got {num_features!r}; it is C of an input (N, C, *)")
+        raise ArgumentError(
+            f"num_features must be an integer, got {kind} {num_features!r}; pass num_features=3"
+        ) from None
+    if isinstance(num_features, bool) or not 1 <= size < 2**63:
+        bound = "at least 1" if size < 2 else "below 2**63"
+        raise ArgumentError(f"num_features must be {bound}, got {num_features!r}; it is C of an input (N, C, *)")
     return size
 
 
@@ -91,8 +96,14 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
-        # torch.fx passes a stand-in that has no shape; the function below becomes one node of its graph.
-        traced = isinstance(input, torch.fx.Proxy)
+        # torch.fx passes a stand-in that has no shape.
+        given: object = input
+        traced = isinstance(given, torch.fx.Proxy)
+        if isinstance(given, torch.fx.Proxy) and isinstance(given.tracer, torch.fx.Tracer):
+            tracer = given.tracer
+            if tracer.root is not self:
+                # A node that is this layer, as for torch's own: the graph still follows train() and eval().
+                return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
         if not traced:
             self._check_input_dim(input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
@@ -112,6 +123,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         )
 
     def _check_input_dim(self, input: Tensor) -> None:
+        if checks.is_tracing():
+            with checks.constant_while_tracing():
+                return self._check_shape(input)
+        return self._check_shape(input)
+
+    def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)
         checks.check_rank(input, self._ranks, self._layout, self)
         checks.check_channels(input, self.num_features, self)
