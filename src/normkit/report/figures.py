@@ -48,6 +48,9 @@ STYLE: dict[Any, Any] = {
 }
 PANEL_INCHES = (4.6, 3.5)
 
+# A legend wider than its panel would leave no room for the curves.
+LONGEST_LABEL = 36
+
 
 def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
     """Write the chart as SVG and as PNG, panels side by side on white, and return both paths."""
@@ -120,9 +123,16 @@ def _draw_line(axes: Axes, line: Line) -> None:
     colour = COLOURS[line.colour % len(COLOURS)]
     marker = MARKERS[line.colour % len(MARKERS)] if len(line.x) <= 20 else ""
     style: dict[str, Any] = {"linestyle": (0, (4, 3)), "markerfacecolor": "none"} if line.dashed else {"linestyle": "-"}
-    axes.plot(line.x, line.y, color=colour, label=line.label, marker=marker, markersize=5, linewidth=1.8, **style)
+    axes.plot(
+        line.x, line.y, color=colour, label=_shortened(line.label), marker=marker, markersize=5, linewidth=1.8, **style
+    )
     if line.low and line.high:
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _shortened(label: str) -> str:
+    """Return the label, cut where it is too long for a legend."""
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
 
 
 def _draw_bars(axes: Axes, bars: Bars, place: int, groups: int) -> None:
@@ -135,5 +145,7 @@ def _draw_bars(axes: Axes, bars: Bars, place: int, groups: int) -> None:
         below = [height - low for height, low in zip(bars.heights, bars.low, strict=True)]
         above = [high - height for height, high in zip(bars.heights, bars.high, strict=True)]
         whiskers = [below, above]
-    axes.bar(positions, bars.heights, width, color=colour, label=bars.label, yerr=whiskers, ecolor=INK, capsize=2)
+    axes.bar(
+        positions, bars.heights, width, color=colour, label=_shortened(bars.label), yerr=whiskers, ecolor=INK, capsize=2
+    )
     axes.set_xticks(range(len(bars.categories)), list(bars.categories))
