@@ -7,6 +7,7 @@ from . import functional, layers
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 
 if TYPE_CHECKING:
+    from .doctor import diagnose
     from .surgery.freeze import freeze, unfreeze
     from .surgery.recalibrate import recalibrate
 
@@ -19,6 +20,7 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "diagnose",
     "freeze",
     "functional",
     "layers",
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 # Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
-_ROOMS = {"freeze": "surgery", "recalibrate": "surgery", "unfreeze": "surgery"}
+_ROOMS = {"diagnose": "doctor", "freeze": "surgery", "recalibrate": "surgery", "unfreeze": "surgery"}
 
 
 def __getattr__(name: str) -> Any:

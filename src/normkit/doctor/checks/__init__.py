@@ -1,0 +1,35 @@
+"""The fifteen checks, in the order of the report. A new check is one function and one row here."""
+
+from ..examination import Check
+from .averaging import AVERAGING_CHECKS
+from .batches import BATCH_CHECKS
+from .populations import POPULATION_CHECKS
+from .state import STATE_CHECKS
+from .training import TRAINING_CHECKS
+
+__all__ = ["CHECKS", "CHECK_NAMES"]
+
+_ORDER = (
+    "nonfinite",
+    "never-updated",
+    "drift",
+    "batch-dependence",
+    "freeze-leak",
+    "effective-n",
+    "ema-window",
+    "update-count",
+    "dead-channel",
+    "precision",
+    "padding",
+    "mixed-populations",
+    "optimizer",
+)
+
+CHECKS: tuple[Check, ...] = tuple(
+    sorted(
+        (*STATE_CHECKS, *AVERAGING_CHECKS, *POPULATION_CHECKS, *BATCH_CHECKS, *TRAINING_CHECKS),
+        key=lambda check: _ORDER.index(check.name),
+    )
+)
+
+CHECK_NAMES: tuple[str, ...] = tuple(check.name for check in CHECKS)

@@ -1,0 +1,164 @@
+"""Checks of what a batch is to a layer: how many values it brings, and whether it still matters in evaluation."""
+
+from collections.abc import Iterator
+
+from ..examination import Check, Examination
+from ..findings import Finding, Severity
+from ..measurements import BatchPlan, Measured
+from ..subjects import Subject
+from ..thresholds import (
+    BATCH_SIZE_SMALL,
+    BATCH_TOLERANCE,
+    BATCH_TOLERANCE_ERROR,
+    BATCH_TOLERANCE_LOW_PRECISION,
+    VALUES_SMALL,
+)
+
+__all__ = ["BATCH_CHECKS"]
+
+
+def batch_dependence(examination: Examination) -> Iterator[Finding]:
+    """Find outputs that change with the company a sample keeps, in evaluation mode."""
+    company = examination.company
+    if company is None:
+        return
+    limit = BATCH_TOLERANCE_LOW_PRECISION if company.low_precision else BATCH_TOLERANCE
+    if company.difference <= limit:
+        return
+    subject = examination.subject(company.layer) if company.layer is not None else None
+    yield Finding(
+        check="batch-dependence",
+        layer="" if subject is None else subject.name,
+        severity="error" if company.difference > BATCH_TOLERANCE_ERROR else "warning",
+        summary=f"in evaluation mode the output of one sample changes by {company.difference:.2g} with the batch "
+        "it is in",
+        evidence={
+            "relative_difference": company.difference,
+            "limit": limit,
+            "layers_with_batch_statistics": [
+                name for name in company.layer_differences if _uses_batch(examination, name)
+            ],
+        },
+        causes=_dependence_causes(examination, subject),
+        remedy=_dependence_remedy(examination, subject),
+        proof='not normkit.diagnose(model, batches).of("batch-dependence")',
+    )
+
+
+def _uses_batch(examination: Examination, name: str) -> bool:
+    subject = examination.subject(name)
+    return name in examination.asleep or (subject.is_batch and not subject.tracks)
+
+
+def _dependence_causes(examination: Examination, subject: Subject | None) -> tuple[str, ...]:
+    if subject is None:
+        return (
+            "the model itself mixes the samples of a batch: attention over it, or a mean taken over it",
+            "kernels that differ with the batch size, where the difference is small",
+        )
+    if subject.name in examination.asleep:
+        return (
+            "model.eval() does not reach the layer: train() or eval() is overridden, or the layer is not registered",
+            "the layer was frozen with the batch's statistics",
+        )
+    if not subject.tracks:
+        return (
+            "track_running_stats=False: the layer has no statistics of its own and takes the batch's",
+            "track_running_stats was switched after construction",
+        )
+    return ("the layer is a class of its own that takes the batch's statistics in evaluation too",)
+
+
+def _dependence_remedy(examination: Examination, subject: Subject | None) -> str:
+    if subject is None:
+        return "model.eval()  # and look for a mean or an attention over dimension 0 in forward"
+    if subject.name in examination.asleep:
+        return f"normkit.freeze(model, where={subject.name!r})"
+    return (
+        f'model = normkit.convert(model, to="batch", where={subject.name!r}).model; normkit.recalibrate(model, batches)'
+    )
+
+
+def effective_n(examination: Examination) -> Iterator[Finding]:
+    """Find layers that get too few values per channel, in a regular batch or in the last one."""
+    plan = examination.plan
+    for subject in examination.subjects:
+        measured = examination.measured.get(subject.name)
+        if measured is None or not measured.sizes:
+            continue
+        if subject.kind == "group":
+            yield from _one_value_per_group(subject, measured)
+        if plan is not None and subject.is_batch and subject.name in examination.awake:
+            yield from _few_values(examination, subject, measured, plan)
+
+
+def _few_values(examination: Examination, subject: Subject, measured: Measured, plan: BatchPlan) -> Iterator[Finding]:
+    samples, values = max(measured.sizes)
+    last = values * plan.last // plan.regular if plan.regular else values
+    training = plan.for_training or any(other.training for other in examination.subjects)
+    severity: Severity | None = None
+    if values <= 2:
+        severity, said = "error", f"a channel has {values} value{'s' if values > 1 else ''} per batch"
+    elif last <= 2:
+        severity, said = "error", f"the last batch brings {plan.last} samples, {last} values per channel"
+    elif (samples < BATCH_SIZE_SMALL or values < VALUES_SMALL) and subject.kind != "sync":
+        severity, said = "warning", f"a batch brings {samples} samples, {values} values per channel"
+    if severity is None:
+        return
+    few = min(values, last)
+    effect = {1: ": training raises an error", 2: ": outputs are only +1 and -1, all magnitude is lost"}.get(
+        few, f": the variance is off by {(2 / max(few - 1, 1)) ** 0.5:.0%} by chance"
+    )
+    yield Finding(
+        check="effective-n",
+        layer=subject.name,
+        # Nobody trains on these batches as far as one can see; evaluation does not care.
+        severity=severity if training else "info",
+        summary=said + effect,
+        evidence={"samples": samples, "values": values, "last_samples": plan.last, "last_values": last},
+        causes=(
+            "a remainder at the end of the data" if last <= 2 < values else "a small batch per device",
+            "a map pooled to one position: the batch is all that is left",
+            "gradient accumulation: it adds gradients, not statistics",
+        ),
+        remedy="loader = DataLoader(loader.dataset, batch_size=loader.batch_size, shuffle=True, drop_last=True)"
+        if last <= 2 < values
+        else f'model = normkit.convert(model, to="group", where={subject.name!r}).model  # then train again',
+        proof='not normkit.diagnose(model, loader).of("effective-n")',
+    )
+
+
+def _one_value_per_group(subject: Subject, measured: Measured) -> Iterator[Finding]:
+    assert subject.layer is not None
+    groups, channels = getattr(subject.layer.module, "num_groups", None), subject.layer.channels
+    if not isinstance(groups, int) or not channels or measured.values_per_sample * channels // groups != 1:
+        return
+    yield Finding(
+        check="effective-n",
+        layer=subject.name,
+        severity="error",
+        summary=f"{groups} groups of {channels} channels on inputs of one position: each group holds one value, "
+        "and the output is its bias whatever comes in",
+        evidence={"groups": groups, "channels": channels, "values_per_group": 1},
+        causes=("batch normalization was replaced by as many groups as channels",),
+        remedy=f'model = normkit.convert(model, to="layer", where={subject.name!r}).model  # then train again',
+        proof='not normkit.diagnose(model, loader).of("effective-n")',
+    )
+
+
+BATCH_CHECKS: tuple[Check, ...] = (
+    Check(
+        name="batch-dependence",
+        question="Does evaluation give one sample one output, whatever batch it is in?",
+        needs="batches",
+        examine=batch_dependence,
+        innocent=("deliberate batch statistics in a generator", "transductive few-shot learning"),
+    ),
+    Check(
+        name="effective-n",
+        question="Does every batch bring enough values per channel?",
+        needs="batches",
+        examine=effective_n,
+        innocent=("batches that the model is only evaluated on", "a batch size chosen for its noise"),
+    ),
+)

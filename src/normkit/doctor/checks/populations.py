@@ -1,0 +1,264 @@
+"""Checks of the statistics against the data: are they those of what the layer really sees?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..examination import Check, Examination
+from ..findings import Finding, Severity
+from ..measurements import Measured, PooledMoments
+from ..subjects import Subject
+from ..thresholds import (
+    DRIFT_LOG_RATIO,
+    DRIFT_SHARE,
+    DRIFT_STANDARD_ERRORS,
+    DRIFT_Z,
+    DROPOUT_LOG_RATIO,
+    PADDING_LOG_RATIO,
+    PADDING_SHARE,
+    PADDING_SPREAD,
+    RESIDUE_ERROR,
+    SAMPLES_WANTED,
+)
+from .state import is_never_updated
+
+__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How far one set of moments is from another, per channel.
+
+    Attributes:
+        z: distance of the means in standard deviations of the measured values.
+        log_ratio: log2 of the variance over the measured one, eps added to both.
+        certain_z, certain_log_ratio: the same, 0 where sampling may explain the difference.
+    """
+
+    z: Tensor
+    log_ratio: Tensor
+    certain_z: Tensor
+    certain_log_ratio: Tensor
+
+    @property
+    def beyond(self) -> Tensor:
+        """The channels past either limit."""
+        return (self.certain_z > DRIFT_Z) | (self.certain_log_ratio.abs() > DRIFT_LOG_RATIO)
+
+    @property
+    def share(self) -> float:
+        """The share of channels beyond the limits."""
+        return float(self.beyond.double().mean())
+
+    @property
+    def severity(self) -> Severity | None:
+        """The verdict by the limits of ``thresholds.py``."""
+        if self.share >= DRIFT_SHARE:
+            return "error"
+        past = percentile(self.certain_z) > DRIFT_Z or percentile(self.certain_log_ratio.abs()) > DRIFT_LOG_RATIO
+        return "warning" if past else None
+
+
+def compare(mean: Tensor, var: Tensor, population: PooledMoments, eps: float) -> Drift:
+    """Compare moments with measured ones, per channel."""
+    mean, var = mean.to(population.mean), var.to(population.var)
+    distance, excess = (mean - population.mean).abs(), (var - population.var).abs()
+    z = distance / (population.var + eps).sqrt()
+    log_ratio = torch.log2((var + eps) / (population.var + eps))
+    zero = torch.zeros_like(z)
+    return Drift(
+        z=z,
+        log_ratio=log_ratio,
+        certain_z=torch.where(distance > DRIFT_STANDARD_ERRORS * population.mean_error, z, zero),
+        certain_log_ratio=torch.where(excess > DRIFT_STANDARD_ERRORS * population.var_error, log_ratio, zero),
+    )
+
+
+def percentile(values: Tensor) -> float:
+    """Return the 99th percentile over channels."""
+    return float(torch.quantile(values, 0.99))
+
+
+def drift_of(subject: Subject, measured: Measured) -> Drift | None:
+    """Compare a layer's running statistics with its data; None where there is nothing to compare."""
+    mean, variance = subject.running_mean, subject.running_var
+    if mean is None or variance is None or not subject.tracks or not subject.is_batch or not measured.pooled:
+        return None
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()) or bool((variance < 0).any()):
+        return None  # the check for non-finite statistics speaks of these
+    return compare(mean, variance, measured.pooled, subject.eps)
+
+
+def drift(examination: Examination) -> Iterator[Finding]:
+    """Compare the running statistics with those of the data, dropout off and on."""
+    for subject in examination.subjects:
+        measured = examination.measured.get(subject.name)
+        found = drift_of(subject, measured) if measured is not None else None
+        if measured is None or found is None or found.severity is None or is_never_updated(subject):
+            continue
+        severity: Severity = "info" if _is_held_on_purpose(examination, subject) else found.severity
+        yield _drift_finding(subject, measured, found, severity)
+
+
+def _is_held_on_purpose(examination: Examination, subject: Subject) -> bool:
+    """Say whether a layer stands still while others learn: it normalizes training and evaluation alike."""
+    learning = examination.model is not None and any(p.requires_grad for p in examination.model.parameters())
+    return not subject.moves and learning and (subject.kind == "frozen" or subject.held_still)
+
+
+def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity: Severity) -> Finding:
+    evidence: dict[str, float | int] = {
+        "channels_beyond": int(found.beyond.sum()),
+        "share": found.share,
+        "z_99th_percentile": percentile(found.certain_z),
+        "log2_ratio_99th_percentile": percentile(found.certain_log_ratio.abs()),
+        "samples": measured.pooled.samples,
+    }
+    shift = dropout_shift(measured, subject.eps)
+    if shift is not None:
+        evidence["dropout_log2_ratio_99th_percentile"] = shift
+    assert subject.running_mean is not None
+    assert subject.running_var is not None
+    return Finding(
+        check="drift",
+        layer=subject.name,
+        severity=severity,
+        summary=f"{int(found.beyond.sum())} of {len(found.z)} channels have running statistics that are not those of "
+        "the data: evaluation normalizes with other numbers than training did",
+        evidence=evidence,
+        causes=_drift_causes(subject, measured, shift),
+        remedy="normkit.recalibrate(model, batches)",
+        proof=f'not normkit.diagnose(model, batches).of("drift", {subject.name!r})',
+        channels={
+            "running_mean": tuple(subject.running_mean.double().tolist()),
+            "running_var": tuple(subject.running_var.double().tolist()),
+            "population_mean": tuple(measured.pooled.mean.tolist()),
+            "population_var": tuple(measured.pooled.var.tolist()),
+            "z": tuple(found.z.tolist()),
+            "log2_ratio": tuple(found.log_ratio.tolist()),
+        },
+    )
+
+
+def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> tuple[str, ...]:
+    causes = [
+        "the weights changed after the statistics last moved: averaged, pruned, swapped, or trained with the layer "
+        "in evaluation mode",
+        "extra forwards in training mode on other data: a summary, a probe, a warm-up",
+        "the batches given here are not what the model was trained on",
+    ]
+    if shift is not None and shift > DROPOUT_LOG_RATIO:
+        causes.insert(0, "dropout before the layer: its variance was learnt with dropout on and is used with it off")
+    if (
+        isinstance(subject.momentum, float)
+        and subject.updates
+        and (1 - subject.momentum) ** subject.updates > RESIDUE_ERROR
+    ):
+        causes.insert(0, f"too few updates ({subject.updates}) for momentum {subject.momentum:g}")
+    if measured.pooled.samples < SAMPLES_WANTED:
+        causes.append(f"only {measured.pooled.samples} samples were measured; {SAMPLES_WANTED} are better")
+    return tuple(causes)
+
+
+def dropout_shift(measured: Measured, eps: float) -> float | None:
+    """Return the 99th percentile of the log ratio of variances with dropout on and off, where dropout was measured."""
+    with_dropout = measured.with_dropout
+    if with_dropout is None or not with_dropout or not measured.pooled:
+        return None
+    return percentile(torch.log2((with_dropout.var + eps) / (measured.pooled.var + eps)).abs())
+
+
+def padding(examination: Examination) -> Iterator[Finding]:
+    """Find padded positions that are counted as data."""
+    for subject in examination.subjects:
+        measured = examination.measured.get(subject.name)
+        if measured is None or measured.padding is None or not subject.is_batch or not measured.padding.ragged:
+            continue
+        shares = measured.padding.shares
+        average, spread = sum(shares) / len(shares), max(shares) - min(shares)
+        if (average <= PADDING_SHARE and spread <= PADDING_SPREAD) or not measured.padding.valid:
+            continue
+        valid = measured.padding.valid
+        ratio = torch.log2((measured.pooled.var + subject.eps) / (valid.var + subject.eps))
+        moved = float((ratio.abs() > PADDING_LOG_RATIO).double().mean())
+        yield Finding(
+            check="padding",
+            layer=subject.name,
+            severity="error" if moved >= DRIFT_SHARE else "warning",
+            summary=f"{average:.0%} of the positions are padding, and they count in the mean and the variance",
+            evidence={
+                "padded_share": average,
+                "spread_over_batches": spread,
+                "channels_moved": moved,
+                "log2_ratio_99th_percentile": percentile(ratio.abs()),
+            },
+            causes=(
+                "sequences of different lengths, filled up to the longest of the batch",
+                "signals that end in silence: then these are data, and nothing is wrong",
+            ),
+            remedy=f'model = normkit.convert(model, to="layer", where={subject.name!r}).model  # then train again',
+            proof=f'not normkit.diagnose(model, batches).of("padding", {subject.name!r})',
+            channels={"log2_ratio": tuple(ratio.tolist())},
+        )
+
+
+def mixed_populations(examination: Examination) -> Iterator[Finding]:
+    """Find layers that are called several times in a forward with inputs of different moments."""
+    for subject in examination.subjects:
+        measured = examination.measured.get(subject.name)
+        calls = [call for call in measured.calls if call] if measured is not None else []
+        if len(calls) < 2 or not subject.is_batch or not subject.tracks:
+            continue
+        pairs = [(i, j) for i in range(len(calls)) for j in range(i)]
+        worst = max(
+            (compare(calls[i].mean, calls[i].var, calls[j], subject.eps) for i, j in pairs), key=lambda d: d.share
+        )
+        if worst.share < DRIFT_SHARE:
+            continue
+        yield Finding(
+            check="mixed-populations",
+            layer=subject.name,
+            severity="warning",
+            summary=f"called {len(calls)} times in a forward with inputs that differ in {worst.share:.0%} of the "
+            "channels: one set of running statistics stands for several populations",
+            evidence={
+                "calls": len(calls),
+                "share": worst.share,
+                "z_99th_percentile": percentile(worst.certain_z),
+                "log2_ratio_99th_percentile": percentile(worst.certain_log_ratio.abs()),
+            },
+            causes=(
+                "real and generated, source and target, or clean and perturbed batches go through one by one",
+                "one head serves several levels of a pyramid",
+            ),
+            remedy="call the model once on both: model(torch.cat([first, second])).chunk(2)",
+            proof=f'not normkit.diagnose(model, batches, call=call).of("mixed-populations", {subject.name!r})',
+            channels={"z": tuple(worst.z.tolist()), "log2_ratio": tuple(worst.log_ratio.tolist())},
+        )
+
+
+POPULATION_CHECKS: tuple[Check, ...] = (
+    Check(
+        name="drift",
+        question="Are the running statistics those of the data?",
+        needs="batches",
+        examine=drift,
+        innocent=("a frozen backbone from another data set", "batches that are not the training data"),
+    ),
+    Check(
+        name="padding",
+        question="Does padding count as data?",
+        needs="batches",
+        examine=padding,
+        innocent=("signals that end in silence",),
+    ),
+    Check(
+        name="mixed-populations",
+        question="Does one layer serve several populations?",
+        needs="batches",
+        examine=mixed_populations,
+        innocent=("adversarial training that mixes on purpose", "few-shot learning with shared statistics"),
+    ),
+)

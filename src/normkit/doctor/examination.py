@@ -1,0 +1,68 @@
+"""All that a check may look at."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .findings import Finding
+from .measurements import BatchPlan, Company, Measured
+from .subjects import Subject
+
+__all__ = ["Check", "Examination", "Needs"]
+
+Needs = Literal["state", "model", "batches", "optimizer", "training", "ranks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """One model, or one file of weights, and what was measured of it.
+
+    Attributes:
+        subjects: the normalization layers.
+        model: the model, or None for a file.
+        optimizer: the optimizer that trains it, where it was given.
+        measured: moments of the layers' inputs by layer, empty without batches.
+        plan: how many samples the batches hold.
+        company: outputs of one sample alone and among others, in evaluation mode.
+        awake: names of the layers that ``model.train()`` would set to training.
+        asleep: names of the layers that ``model.eval()`` leaves in training.
+        example: a batch, where there is one.
+        call: how to call the model on it.
+    """
+
+    subjects: tuple[Subject, ...]
+    model: nn.Module | None = None
+    optimizer: Optimizer | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    plan: BatchPlan | None = None
+    company: Company | None = None
+    awake: frozenset[str] = frozenset()
+    asleep: frozenset[str] = frozenset()
+    example: Any = None
+    call: Callable[[nn.Module, Any], Any] | None = None
+
+    def subject(self, name: str) -> Subject:
+        """Return the layer of this name."""
+        return next(subject for subject in self.subjects if subject.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One of the fifteen questions that the doctor asks.
+
+    Attributes:
+        name: the id that findings carry.
+        question: what it asks, in one line.
+        needs: what it cannot do without.
+        examine: yields the findings.
+        innocent: cases in which the finding is true and nothing is wrong; ``waive=`` is for these.
+    """
+
+    name: str
+    question: str
+    needs: Needs
+    examine: Callable[[Examination], Iterable[Finding]]
+    innocent: tuple[str, ...]

@@ -1,0 +1,236 @@
+"""``diagnose``: measure, ask every check, set waived findings aside. The model is bit for bit as before."""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from ..anatomy import Call, preserved
+from ..errors import ArgumentError
+from .checks import CHECK_NAMES, CHECKS
+from .company import keep_company
+from .examination import Check, Examination
+from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
+from .measurements import Measured
+from .probes import measure
+from .subjects import Subject, subjects_of_model, subjects_of_state
+
+__all__ = ["diagnose", "unwrap"]
+
+Waivers = Mapping[str, str]
+
+
+def diagnose(
+    model: nn.Module | Mapping[str, Any],
+    batches: Any = None,
+    *,
+    optimizer: Optimizer | None = None,
+    call: Call | None = None,
+    waive: Waivers | None = None,
+    samples: int | None = 2048,
+) -> Diagnosis:
+    """Find what is wrong with the normalization layers of a model.
+
+    With a model alone the checks of its state, modes and structure run; batches add what only data can tell, an
+    optimizer what it holds. The model is not changed: buffers, modes, gradients, hooks and random states are bit for
+    bit as before, also when an exception is raised on the way.
+
+    Args:
+        model: a module, or a ``state_dict``, of which only the state is examined.
+        batches: training data in training batches: a tensor, or anything that yields batches.
+        optimizer: what trains the model.
+        call: ``lambda model, batch: ...``, where the model is not called with the first part of a batch.
+        waive: findings that are known and meant, ``{"check:layer pattern": "the reason"}``.
+        samples: measure on so many samples; None takes all batches.
+
+    Returns:
+        The findings, worst first, and a table of the layers.
+
+    Raises:
+        ArgumentError: an argument is of no use; whatever the model raises on the batches comes through unchanged.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+        >>> [(finding.check, finding.layer) for finding in diagnose(model).findings]
+        [('never-updated', '1'), ('optimizer', '')]
+        >>> diagnose(model, waive={"never-updated:*": "not trained yet"}).healthy
+        True
+    """
+    waivers = _parse(waive)
+    if isinstance(model, nn.Module):
+        examination, notes, seen = _examine(unwrap(model), batches, optimizer, call, samples)
+    elif isinstance(model, Mapping):
+        if batches is not None or optimizer is not None:
+            raise ArgumentError("a state_dict alone cannot be run: give the model where you give batches or optimizer")
+        examination, notes, seen = Examination(subjects=subjects_of_state(model)), [], 0
+    else:
+        raise ArgumentError(f"model is a {type(model).__name__}; give an nn.Module or a state_dict")
+    found = [finding for check in CHECKS if _runs(check, examination) for finding in check.examine(examination)]
+    findings, waived = _set_aside(found, waivers)
+    return Diagnosis(
+        findings=sort_findings(findings, CHECK_NAMES),
+        layers=tuple(_row(subject, examination, findings) for subject in examination.subjects),
+        waived=waived,
+        notes=tuple(notes),
+        samples=seen,
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of torch.compile and of parallel training, which have own collectives."""
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _examine(
+    model: nn.Module, batches: Any, optimizer: Optimizer | None, call: Call | None, samples: int | None
+) -> tuple[Examination, list[str], int]:
+    """Measure everything that the checks may look at, and put the model back."""
+    subjects = subjects_of_model(model)
+    with preserved(model):
+        awake = _training_after(model, subjects, mode=True)
+        asleep = _training_after(model, subjects, mode=False)
+    if batches is None or not subjects:
+        notes = ["batches were not given: checks of the data did not run"] if subjects else ["no layer to examine"]
+        return Examination(subjects=subjects, model=model, optimizer=optimizer, awake=awake, asleep=asleep), notes, 0
+    live = _live(model, subjects, awake)
+    with preserved(model):
+        seen = measure(model, subjects, batches, call, samples, live)
+    if not seen.samples:
+        raise ArgumentError("batches yielded no sample: give at least one batch, or leave batches away")
+    with preserved(model):
+        company = keep_company(model, subjects, seen.example, call)
+    notes = _notes(subjects, seen.measured)
+    if isinstance(company, str):
+        notes.append(company)
+    examination = Examination(
+        subjects=subjects,
+        model=model,
+        optimizer=optimizer,
+        measured=seen.measured,
+        plan=seen.plan,
+        company=None if isinstance(company, str) else company,
+        awake=awake,
+        asleep=asleep,
+        example=seen.example,
+        call=call,
+    )
+    return examination, notes, seen.samples
+
+
+def _training_after(model: nn.Module, subjects: tuple[Subject, ...], *, mode: bool) -> frozenset[str]:
+    """Name the layers that are told to train after ``model.train(mode)``, the model's own version of it."""
+    if mode:
+        model.train()
+    else:
+        model.eval()
+    return frozenset(s.name for s in subjects if s.layer is not None and s.layer.module.training)
+
+
+def _live(model: nn.Module, subjects: tuple[Subject, ...], awake: frozenset[str]) -> frozenset[str]:
+    """Name the layers that take batch statistics in training.
+
+    One that evaluates inside a model that trains is held still on purpose. Synchronized layers of several processes
+    stay in evaluation, because their forward waits for the other processes.
+    """
+    return frozenset(
+        subject.name
+        for subject in subjects
+        if subject.name in awake
+        and subject.is_batch
+        and (subject.training or not model.training)
+        and not (subject.kind == "sync" and _is_distributed())
+    )
+
+
+def _is_distributed() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _notes(subjects: tuple[Subject, ...], measured: Mapping[str, Measured]) -> list[str]:
+    missed = [subject.name for subject in subjects if subject.name not in measured]
+    notes = [f"not reached by the batches: {', '.join(missed)}"] if missed else []
+    spoiled = [name for name, entry in measured.items() if any(part.nonfinite_batches for part in entry.calls)]
+    return notes + ([f"inputs with NaN or infinities were left out at {', '.join(spoiled)}"] if spoiled else [])
+
+
+def _runs(check: Check, examination: Examination) -> bool:
+    needs_met = {
+        "state": True,
+        "model": examination.model is not None,
+        "batches": bool(examination.measured),
+        "optimizer": examination.optimizer is not None,
+        "training": False,
+        "ranks": False,
+    }
+    return needs_met[check.needs]
+
+
+def _parse(waive: Waivers | None) -> list[tuple[str, str, str]]:
+    """Split ``{"check:pattern": "reason"}``."""
+    parsed = []
+    for key, reason in (waive or {}).items():
+        check, _, pattern = key.partition(":")
+        if check not in CHECK_NAMES:
+            raise ArgumentError(f"waive= names the check {check!r}; known are {', '.join(CHECK_NAMES)}")
+        if not isinstance(reason, str) or not reason.strip():
+            raise ArgumentError(f"waive={{{key!r}: ...}} needs a reason: say why this finding is meant to be")
+        parsed.append((check, pattern or "*", reason))
+    return parsed
+
+
+def _set_aside(
+    found: list[Finding], waivers: list[tuple[str, str, str]]
+) -> tuple[list[Finding], tuple[tuple[Finding, str], ...]]:
+    kept, waived = [], []
+    for finding in found:
+        reasons = list(_reasons(finding, waivers))
+        if reasons:
+            waived.append((finding, reasons[0]))
+        else:
+            kept.append(finding)
+    return kept, tuple(waived)
+
+
+def _reasons(finding: Finding, waivers: list[tuple[str, str, str]]) -> Iterator[str]:
+    for check, pattern, reason in waivers:
+        if check == finding.check and fnmatchcase(finding.layer, pattern):
+            yield reason
+
+
+def _row(subject: Subject, examination: Examination, findings: list[Finding]) -> LayerRow:
+    from .checks.populations import drift_of, percentile
+
+    numbers: dict[str, float | int | str | bool | None] = {
+        "updates": subject.updates,
+        "momentum": subject.momentum if isinstance(subject.momentum, float | int) else None,
+        "training": subject.training,
+    }
+    measured = examination.measured.get(subject.name)
+    drift = drift_of(subject, measured) if measured is not None else None
+    if measured is not None and measured.sizes:
+        numbers["values"] = max(measured.sizes)[1]
+    if drift is not None:
+        numbers["z"] = percentile(drift.z)
+        numbers["log2_ratio"] = percentile(drift.log_ratio.abs())
+    channels = subject.running_mean.numel() if subject.running_mean is not None else None
+    if channels is None and subject.layer is not None:
+        channels = subject.layer.channels
+    return LayerRow(
+        name=subject.name,
+        kind=subject.kind,
+        channels=channels,
+        numbers=numbers,
+        worst=worst(finding for finding in findings if finding.layer == subject.name),
+    )

@@ -1,0 +1,183 @@
+"""One pass over the batches that measures what every layer is given. The caller keeps the model's state."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
+from ..anatomy import Call, iterate, run, sample_count
+from .measurements import BatchPlan, Measured, Padding, PooledMoments
+from .subjects import Subject
+
+__all__ = ["Pass", "hooked_input", "measure"]
+
+
+class Pass:
+    """What one pass over the batches saw.
+
+    Attributes:
+        measured: by layer.
+        samples: how many samples were run.
+        example: the first batch, or None.
+        plan: how many samples the batches hold, None without batches.
+    """
+
+    def __init__(self) -> None:
+        self.measured: dict[str, Measured] = {}
+        self.samples = 0
+        self.example: Any = None
+        self.plan: BatchPlan | None = None
+
+
+def measure(
+    model: nn.Module,
+    subjects: Sequence[Subject],
+    batches: Any,
+    call: Call | None,
+    samples: int | None,
+    live: frozenset[str],
+) -> Pass:
+    """Run the model on the batches and pool the moments of every layer's input.
+
+    Everything is in evaluation mode but the ``live`` layers: those normalize with the statistics of each batch, as
+    they do in training, so that a layer with bad statistics does not spoil what the ones behind it are judged by.
+
+    Args:
+        model: its modes are changed; the caller puts them back.
+        subjects: the layers to listen to.
+        batches: as :func:`normkit.anatomy.iterate` takes them.
+        call: how to call the model on a batch.
+        samples: stop after so many; None runs all.
+        live: names of the layers that normalize with batch statistics in training.
+    """
+    seen = Pass()
+    dropouts = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+    sizes: list[int] = []
+    exhausted = True
+    model.eval()
+    with torch.no_grad():
+        for batch in iterate(batches):
+            if samples is not None and seen.samples >= samples:
+                exhausted = False
+                break
+            seen.example = batch if seen.example is None else seen.example
+            with _listening(model, subjects, live, seen.measured, dropout=False):
+                run(model, batch, call)
+            if dropouts:
+                with _listening(model, subjects, live, seen.measured, dropout=True), _in_training(dropouts):
+                    run(model, batch, call)
+            sizes.append(sample_count(batch))
+            seen.samples += sizes[-1]
+    seen.plan = _plan(batches, sizes, exhausted)
+    return seen
+
+
+def hooked_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the tensor that a layer was called with."""
+    values = (*args, *kwargs.values())
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+@contextmanager
+def _listening(
+    model: nn.Module, subjects: Sequence[Subject], live: frozenset[str], measured: dict[str, Measured], *, dropout: bool
+) -> Iterator[None]:
+    """Hook every layer for one forward."""
+    counts: dict[str, int] = {}
+    handles = []
+    for subject in subjects:
+        assert subject.layer is not None
+        module = subject.layer.module
+
+        def listen(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], subject: Subject = subject
+        ) -> None:
+            given = hooked_input(args, kwargs)
+            if given is None or given.dim() < 2:
+                return
+            _wake(module, subject, given, subject.name in live)
+            index = counts[subject.name] = counts.get(subject.name, -1) + 1
+            entry = measured.setdefault(subject.name, Measured())
+            if dropout:
+                entry.with_dropout = PooledMoments() if entry.with_dropout is None else entry.with_dropout
+                entry.with_dropout.add(given)
+            else:
+                _record(entry, subject, given, index)
+
+        handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _wake(module: nn.Module, subject: Subject, given: Tensor, is_live: bool) -> None:
+    """Let a live layer normalize with the batch's statistics, where the batch has any, and keep its own unwritten."""
+    if not is_live:
+        return
+    values = given.numel() // max(given.shape[1], 1)
+    if values < 2:  # torch refuses; the check of the effective batch size speaks of it
+        module.training = False
+        return
+    module.training = True
+    if subject.kind in {"batch", "sync"} and not (subject.layer and subject.layer.overridden):
+        vars(module)["track_running_stats"] = False
+
+
+def _record(entry: Measured, subject: Subject, given: Tensor, index: int) -> None:
+    samples, values = given.shape[0], given.numel() // max(given.shape[1], 1)
+    entry.sizes.append((samples, values))
+    entry.dtypes.add(given.dtype)
+    if not subject.is_batch or not given.is_floating_point():
+        return
+    while len(entry.calls) <= index:
+        entry.calls.append(PooledMoments(entry.calls[0] if entry.calls else None))
+    entry.calls[index].add(given)
+    if given.dim() == 3:
+        _record_padding(entry, given)
+
+
+def _record_padding(entry: Measured, given: Tensor) -> None:
+    entry.padding = Padding() if entry.padding is None else entry.padding
+    lengths = _trailing_runs(given)  # (N,)
+    positions = given.shape[2]
+    entry.padding.shares.append(float(lengths.double().mean()) / positions)
+    entry.padding.ragged |= bool((lengths != lengths[0]).any())
+    for sample, length in zip(given, lengths.tolist(), strict=True):
+        if positions - length > 0:
+            entry.padding.valid.add(sample[None, :, : positions - length])
+
+
+def _trailing_runs(given: Tensor) -> Tensor:
+    """Return per sample how many positions at the end repeat the last vector; a run of one is none."""
+    same = (given == given[:, :, -1:]).all(1).flip(1)  # (N, L), from the end
+    lengths = same.long().cumprod(1).sum(1)
+    return torch.where(lengths > 1, lengths, torch.zeros_like(lengths))
+
+
+@contextmanager
+def _in_training(modules: Sequence[nn.Module]) -> Iterator[None]:
+    for module in modules:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = False
+
+
+def _plan(batches: Any, sizes: Sequence[int], exhausted: bool) -> BatchPlan | None:
+    """Say how many samples a regular and the last batch hold."""
+    if not sizes:
+        return None
+    regular, last = max(sizes), sizes[-1] if exhausted else max(sizes)
+    shuffles = isinstance(batches, DataLoader) and isinstance(batches.sampler, RandomSampler)
+    if isinstance(batches, DataLoader) and batches.batch_size and not isinstance(batches.dataset, IterableDataset):
+        remainder = len(batches.sampler) % batches.batch_size  # type: ignore[arg-type]  # a sampler of a sized dataset
+        last = remainder if remainder and not batches.drop_last else batches.batch_size
+    return BatchPlan(regular=regular, last=last, for_training=shuffles)

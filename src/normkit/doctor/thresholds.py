@@ -1,0 +1,70 @@
+"""Every limit that a check compares with, and where it comes from.
+
+The limits of drift were measured on a small digit network of four layers: healthy training leaves the 99th percentile
+of z below 0.1 and of the log ratio below 0.2, a batch of 8 below 0.5 both, and a network that lost half its accuracy
+passes 1 in 7 % of its channels. Averages over channels hide such a network, so no check takes one.
+"""
+
+import math
+
+__all__ = [
+    "BATCH_SIZE_SMALL",
+    "BATCH_TOLERANCE",
+    "BATCH_TOLERANCE_ERROR",
+    "BATCH_TOLERANCE_LOW_PRECISION",
+    "CONDITION_LIMIT",
+    "CONSTANT_LIMIT",
+    "DEAD_SHARE",
+    "DEAD_VARIANCE",
+    "DRIFT_LOG_RATIO",
+    "DRIFT_SHARE",
+    "DRIFT_STANDARD_ERRORS",
+    "DRIFT_Z",
+    "DROPOUT_LOG_RATIO",
+    "HALF_LARGEST",
+    "MOMENTUM_LARGE",
+    "PADDING_LOG_RATIO",
+    "PADDING_SHARE",
+    "PADDING_SPREAD",
+    "RANK_ERROR",
+    "RANK_WARNING",
+    "RESIDUE_ERROR",
+    "RESIDUE_WARNING",
+    "SAMPLES_WANTED",
+    "SCALE_OUTLIER",
+    "VALUES_SMALL",
+]
+
+DRIFT_Z = 0.5  # |running mean - population mean| in standard deviations of the population
+DRIFT_LOG_RATIO = 1.0  # |log2| of the running variance over the population's
+DRIFT_SHARE = 0.05  # of a layer's channels beyond either: an error
+DRIFT_STANDARD_ERRORS = 5.0  # a deviation that sampling can explain is none
+SAMPLES_WANTED = 1000  # standard error of a mean 0.03 standard deviations, of a variance 4.5 %
+
+BATCH_TOLERANCE_ERROR = 1e-2  # relative L2 difference of one sample alone and in company
+BATCH_TOLERANCE = 1e-5  # float32 on a CPU
+BATCH_TOLERANCE_LOW_PRECISION = 1e-3  # CUDA, TF32 and half: kernels differ by this much innocently
+
+BATCH_SIZE_SMALL = 8  # samples per device; below it accuracy falls with the batch size (Wu and He 2018)
+VALUES_SMALL = 16  # below it the variance of a batch is off by more than 37 %, sqrt(2 / (n - 1))
+
+MOMENTUM_LARGE = 0.5  # a memory of under two batches
+RESIDUE_WARNING = 0.01  # share of the initial 0 and 1 that is still in the running statistics
+RESIDUE_ERROR = 0.1
+
+DEAD_VARIANCE = 10.0  # times eps: eps is no longer small beside the variance
+DEAD_SHARE = 0.01  # of a layer's channels
+SCALE_OUTLIER = 100.0  # times the layer's median scale: such a channel ruins quantization per tensor
+
+HALF_LARGEST = 65504.0
+CONDITION_LIMIT = math.sqrt(2.0**23)  # |mean| / std at which a one-pass float32 variance is all rounding: 2,896
+CONSTANT_LIMIT = 1e7  # |mean| of a constant channel beyond which rounding is amplified to visible outputs
+
+PADDING_SHARE = 0.05
+PADDING_SPREAD = 0.1
+PADDING_LOG_RATIO = 0.5
+
+DROPOUT_LOG_RATIO = 0.5  # |log2| of the variance with dropout over the one without
+
+RANK_WARNING = 0.1  # largest difference between ranks, in standard deviations
+RANK_ERROR = 0.5
