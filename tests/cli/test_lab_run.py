@@ -82,7 +82,7 @@ def test_two_processes_give_the_same_bytes_as_one(whole, command, tmp_path):
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == (whole[0] / "results.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_run_killed_at_a_random_moment_goes_on_to_the_same_bytes(whole, command, tmp_path, seed):
     out = tmp_path / "out"
     generator = random.Random(seed)

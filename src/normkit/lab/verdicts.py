@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from ..errors import ArgumentError
 
@@ -142,7 +142,7 @@ def _interval(differences: Sequence[float], mean: float) -> tuple[float, float]:
     """Return Student's 95 % interval of the mean; no spread gives an interval of no width."""
     count = len(differences)
     variance = math.fsum((difference - mean) ** 2 for difference in differences) / (count - 1)
-    half = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(variance / count)
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
     return mean - half, mean + half
 
 

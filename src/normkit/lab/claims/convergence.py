@@ -142,8 +142,9 @@ def _in_words(rows: Sequence[Row], norms: Sequence[str]) -> str:
         accuracy, _, _ = mean_curve(curve_per_seed(mine, "test_accuracy"))
         loss, _, _ = mean_curve(curve_per_seed(mine, "train_loss"))
         sentences.append(
-            f"{_label(norm)}: training loss {loss[0]:.3f} in epoch 1 and {loss[-1]:.3f} in epoch {epochs[-1]}; test "
-            f"accuracy {accuracy[0]:.4f} after epoch 1 and {accuracy[-1]:.4f} after epoch {epochs[-1]}."
+            f"{_label(norm).capitalize()}: training loss {loss[0]:.3f} in epoch 1 and {loss[-1]:.3f} in epoch "
+            f"{epochs[-1]}; test accuracy {accuracy[0]:.4f} after epoch 1 and {accuracy[-1]:.4f} after epoch "
+            f"{epochs[-1]}."
         )
     return "Two panels of curves against the epoch, in the mean over seeds. " + " ".join(sentences)
 
