@@ -7,7 +7,9 @@ from . import functional, layers
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 
 if TYPE_CHECKING:
-    from .doctor import diagnose
+    from .anatomy.hold import hold_statistics
+    from .doctor.examine import diagnose
+    from .doctor.watch import watch
     from .surgery.freeze import freeze, unfreeze
     from .surgery.recalibrate import recalibrate
 
@@ -23,13 +25,22 @@ __all__ = [
     "diagnose",
     "freeze",
     "functional",
+    "hold_statistics",
     "layers",
     "recalibrate",
     "unfreeze",
+    "watch",
 ]
 
 # Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
-_ROOMS = {"diagnose": "doctor", "freeze": "surgery", "recalibrate": "surgery", "unfreeze": "surgery"}
+_ROOMS = {
+    "diagnose": "doctor",
+    "freeze": "surgery",
+    "hold_statistics": "anatomy",
+    "recalibrate": "surgery",
+    "unfreeze": "surgery",
+    "watch": "doctor",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """What surgery and doctor both stand on: find a model's normalization layers, run it on batches, keep its state."""
 
 from .batches import Call, iterate, run, sample_count
+from .hold import hold_statistics
 from .layers import NormLayer, norm_layers
 from .snapshot import Snapshot, fingerprint, preserved
 
@@ -9,6 +10,7 @@ __all__ = [
     "NormLayer",
     "Snapshot",
     "fingerprint",
+    "hold_statistics",
     "iterate",
     "norm_layers",
     "preserved",

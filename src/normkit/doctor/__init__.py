@@ -2,5 +2,7 @@
 
 from .examine import diagnose
 from .findings import Diagnosis, Finding, LayerRow
+from .ledger import Ledger, Write
+from .watch import watch
 
-__all__ = ["Diagnosis", "Finding", "LayerRow", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "LayerRow", "Ledger", "Write", "diagnose", "watch"]

@@ -1,7 +1,6 @@
 """``diagnose``: measure, ask every check, set waived findings aside. The model is bit for bit as before."""
 
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -17,6 +16,7 @@ from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
 from .measurements import Measured
 from .probes import measure
 from .subjects import Subject, subjects_of_model, subjects_of_state
+from .waivers import parse_waivers, set_aside
 
 __all__ = ["diagnose", "unwrap"]
 
@@ -60,7 +60,7 @@ def diagnose(
         >>> diagnose(model, waive={"never-updated:*": "not trained yet"}).healthy
         True
     """
-    waivers = _parse(waive)
+    waivers = parse_waivers(waive, CHECK_NAMES)
     if isinstance(model, nn.Module):
         examination, notes, seen = _examine(unwrap(model), batches, optimizer, call, samples)
     elif isinstance(model, Mapping):
@@ -70,7 +70,7 @@ def diagnose(
     else:
         raise ArgumentError(f"model is a {type(model).__name__}; give an nn.Module or a state_dict")
     found = [finding for check in CHECKS if _runs(check, examination) for finding in check.examine(examination)]
-    findings, waived = _set_aside(found, waivers)
+    findings, waived = set_aside(found, waivers)
     return Diagnosis(
         findings=sort_findings(findings, CHECK_NAMES),
         layers=tuple(_row(subject, examination, findings) for subject in examination.subjects),
@@ -175,38 +175,6 @@ def _runs(check: Check, examination: Examination) -> bool:
         "ranks": False,
     }
     return needs_met[check.needs]
-
-
-def _parse(waive: Waivers | None) -> list[tuple[str, str, str]]:
-    """Split ``{"check:pattern": "reason"}``."""
-    parsed = []
-    for key, reason in (waive or {}).items():
-        check, _, pattern = key.partition(":")
-        if check not in CHECK_NAMES:
-            raise ArgumentError(f"waive= names the check {check!r}; known are {', '.join(CHECK_NAMES)}")
-        if not isinstance(reason, str) or not reason.strip():
-            raise ArgumentError(f"waive={{{key!r}: ...}} needs a reason: say why this finding is meant to be")
-        parsed.append((check, pattern or "*", reason))
-    return parsed
-
-
-def _set_aside(
-    found: list[Finding], waivers: list[tuple[str, str, str]]
-) -> tuple[list[Finding], tuple[tuple[Finding, str], ...]]:
-    kept, waived = [], []
-    for finding in found:
-        reasons = list(_reasons(finding, waivers))
-        if reasons:
-            waived.append((finding, reasons[0]))
-        else:
-            kept.append(finding)
-    return kept, tuple(waived)
-
-
-def _reasons(finding: Finding, waivers: list[tuple[str, str, str]]) -> Iterator[str]:
-    for check, pattern, reason in waivers:
-        if check == finding.check and fnmatchcase(finding.layer, pattern):
-            yield reason
 
 
 def _row(subject: Subject, examination: Examination, findings: list[Finding]) -> LayerRow:

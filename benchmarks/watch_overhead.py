@@ -1,0 +1,87 @@
+"""What ``normkit.watch`` costs: training steps with and without it, interleaved, on networks of two sizes.
+
+Run ``python benchmarks/watch_overhead.py``; ``--rounds`` and ``--threads`` change how long and how wide. Each round
+times a block of bare steps and a block of watched ones on the same model, in alternating order; the overhead is the
+median over rounds of their ratio, with its quartiles.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import normkit
+
+
+class Block(nn.Module):
+    """Two convolutions with batch normalization, and a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Add what the block computes."""
+        return functional.relu(images + self.inner(images))
+
+
+def residual(width: int, blocks: int) -> nn.Module:
+    """A residual network for 32 x 32 images with 2 * blocks + 1 batch normalizations."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        *(Block(width) for _ in range(blocks)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
+    )  # fmt: skip
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "residual, 19 layers of 32 channels, batch (32, 3, 32, 32)": (lambda: residual(32, 9), (32, 3, 32, 32)),
+    "residual, 19 layers of 16 channels, batch (32, 3, 16, 16)": (lambda: residual(16, 9), (32, 3, 16, 16)),
+}
+
+
+def seconds(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, steps: int, *, watched: bool) -> float:
+    """Time a block of training steps."""
+    labels = torch.zeros(len(images), dtype=torch.long)
+    with normkit.watch(model) if watched else nullcontext():
+        start = time.perf_counter()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name, (build, shape) in CASES.items():
+        model, images = build(), torch.randn(shape)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        seconds(model, optimizer, images, 2, watched=True)
+        ratios, bare = [], []
+        for round_number in range(arguments.rounds):
+            order = (False, True) if round_number % 2 == 0 else (True, False)
+            times = {watched: seconds(model, optimizer, images, arguments.steps, watched=watched) for watched in order}
+            ratios.append(times[True] / times[False] - 1)
+            bare.append(times[False] / arguments.steps)
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(
+            f"{name}: step {statistics.median(bare) * 1e3:.1f} ms, overhead {middle:+.2%} ({low:+.2%} to {high:+.2%})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Run forwards that leave the running statistics alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .layers import norm_layers
+from .select import Where
+
+__all__ = ["hold_statistics", "is_held"]
+
+_MARK = "normkit_held"
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@contextmanager
+def hold_statistics(model: nn.Module, where: Where = None) -> Iterator[None]:
+    """Let every forward inside this block leave the running statistics as they are.
+
+    Any forward in training mode moves them, whether gradients are recorded or not: a model summary, a search for a
+    learning rate, a second view, the recomputation of activation checkpointing. Inside the block the layers compute
+    as ever and write to copies. With checkpointing, so that a step counts once::
+
+        checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), hold_statistics(block)))
+
+    Args:
+        model: its layers get their own buffers back at the end, also after an exception.
+        where: which layers, as for ``norm_layers``; None takes all.
+
+    Raises:
+        ArgumentError: ``where`` takes nothing.
+
+    >>> import torch
+    >>> norm = nn.BatchNorm1d(2)
+    >>> with hold_statistics(norm):
+    ...     output = norm(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    >>> norm.running_mean, norm.num_batches_tracked
+    (tensor([0., 0.]), tensor(0))
+    """
+    kept: list[tuple[nn.Module, str, Tensor]] = []
+    for layer in norm_layers(model, where):
+        for name in _STATISTICS:
+            buffer = layer.module._buffers.get(name)
+            if buffer is not None and not layer.lazy:
+                kept.append((layer.module, name, buffer))
+    # Copies and not a flag: the same tensors are saved for backward, which checkpointing insists on, and a layer of
+    # any class is held.
+    for module, name, buffer in kept:
+        copy = module._buffers[name] = buffer.clone()
+        setattr(copy, _MARK, True)
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer
+
+
+def is_held(module: nn.Module) -> bool:
+    """Say whether a layer writes to copies just now."""
+    return any(hasattr(buffer, _MARK) for buffer in module._buffers.values())

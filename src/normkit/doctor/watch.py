@@ -1,0 +1,216 @@
+"""``watch``: hooks that keep the buffer ledger while a model trains."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from ..anatomy.hold import is_held
+from .checks import CHECK_NAMES
+from .examine import unwrap
+from .ledger import LayerLedger, Ledger, Write, Writer
+from .probes import hooked_input
+from .subjects import Subject, subjects_of_model
+from .waivers import parse_waivers
+
+__all__ = ["watch"]
+
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+@contextmanager
+def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None) -> Iterator[Ledger]:
+    """Keep a ledger of who writes the running statistics while a model trains.
+
+    A step ends when an optimizer that holds parameters of the model has taken it. The ledger finds extra forwards,
+    layers that recomputation updates twice, frozen layers that move, steps that a scaler skipped, statistics that stop
+    being finite. Nothing is changed, and nothing is read back from an accelerator but one flag per step.
+
+    Args:
+        model: the model that trains, or its wrapper.
+        waive: findings that are known and meant, ``{"check:layer pattern": "the reason"}``.
+
+    Yields:
+        The ledger; ask it for ``diagnosis()`` at any time, also after the block.
+
+    Raises:
+        ArgumentError: a waiver names no check or no reason.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with watch(model) as ledger:
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(8, 2)).square().mean().backward()
+        ...         optimizer.step()
+        >>> ledger.steps, ledger.layers["1"].writers["forward"], ledger.diagnosis().healthy
+        (3, 3, True)
+        >>> ledger.writes[0].values
+        8
+    """
+    waivers = parse_waivers(waive, CHECK_NAMES)
+    model = unwrap(model)
+    watcher = _Watcher(model, [s for s in subjects_of_model(model) if s.running_mean is not None], waivers)
+    try:
+        yield watcher.ledger
+    finally:
+        watcher.close()
+
+
+class _Watcher:
+    """The hooks of one ``watch`` and what they remember between calls."""
+
+    def __init__(self, model: nn.Module, subjects: list[Subject], waivers: list[Any]) -> None:
+        self.ledger = Ledger({s.name: _entry(s) for s in subjects}, waivers)
+        self._model = model
+        self._modules = {s.name: s.layer.module for s in subjects if s.layer is not None}
+        self._seen = {name: _version(module) for name, module in self._modules.items()}
+        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._owns: dict[int, bool] = {}
+        self._place: str | None = None
+        self._places: dict[tuple[CodeType, int], str] = {}
+        self._pending: list[tuple[int, Tensor]] = []
+        self._backward_since_step = False
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._witness = learning[-1] if learning else None
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self._enter),
+            model.register_forward_hook(self._leave, always_call=True),
+            register_optimizer_step_post_hook(self._stepped),
+        ]
+        if self._witness is not None:
+            self._handles.append(self._witness.register_post_accumulate_grad_hook(self._backward))
+        for name, module in self._modules.items():
+            before, after = self._hooks(name)
+            self._handles.append(module.register_forward_pre_hook(before))
+            self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    def close(self) -> None:
+        """Take all hooks away and read what is left to read."""
+        for handle in self._handles:
+            handle.remove()
+        for name, module in self._modules.items():
+            self._notice_outside(name, module)
+        self._check_finite()
+        self._read_flags()
+
+    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Return the hooks of one layer. They run in every forward, so they do as little as they can."""
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if _version(module) != self._seen[name] and not is_held(module):
+                self._notice_outside(name, module)
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            version = _version(module)
+            if (version == self._seen[name] and not _writes_uncounted(module)) or is_held(module):
+                return
+            self._seen[name] = version
+            given = hooked_input(args, kwargs)
+            samples, values = (0, 0) if given is None else (given.shape[0], given.numel() // max(given.shape[1], 1))
+            self._write(name, self._writer(), samples, values)
+
+        return before, after
+
+    def _writer(self) -> Writer:
+        if torch._C._current_graph_task_id() != -1:  # a forward inside a backward, as torch's checkpoint asks it
+            return "recompute"
+        return "forward" if torch.is_grad_enabled() else "probe"
+
+    def _write(self, name: str, writer: Writer, samples: int, values: int) -> None:
+        place = self._place or self._caller()
+        self.ledger.record(Write(self.ledger.steps + 1, name, writer, place, samples, values))
+
+    def _notice_outside(self, name: str, module: nn.Module) -> None:
+        version = _version(module)
+        if version != self._seen[name]:
+            self._seen[name] = version
+            self._write(name, "outside", 0, 0)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._place = self._caller()
+        # Gradients came and are gone, and no step was taken: a scaler dropped it.
+        if self._backward_since_step and self._witness is not None and self._witness.grad is None:
+            self.ledger.skipped += 1
+            self._backward_since_step = False
+            for layer in self.ledger.layers.values():
+                layer.this_step = 0
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._place = None
+
+    def _backward(self, parameter: Tensor) -> None:
+        self.ledger.backwards += 1
+        self._backward_since_step = True
+
+    def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
+        key = id(optimizer)
+        if key not in self._owns:
+            held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+            self._owns[key] = any(parameter in self._parameters for parameter in held)
+        if not self._owns[key]:
+            return
+        self._backward_since_step = False
+        self.ledger.close_step()
+        self._read_flags()
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Ask whether all statistics are finite; the answer is read a step later, when an accelerator has it."""
+        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for module in self._modules.values():
+            for tensor in (module.running_mean, module.running_var):
+                if isinstance(tensor, Tensor):
+                    kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach())
+        for tensors in kinds.values():
+            self._pending.append((self.ledger.steps, torch.cat(tensors).isfinite().all()))
+
+    def _read_flags(self) -> None:
+        bad_steps = [step for step, flag in self._pending if not bool(flag)]
+        self._pending.clear()
+        if not bad_steps:
+            return
+        for name, module in self._modules.items():
+            entry, values = self.ledger.layers[name], (module.running_mean, module.running_var)
+            finite = all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))
+            if not finite and entry.nonfinite_step is None:
+                entry.nonfinite_step = bad_steps[0]
+
+    def _caller(self) -> str:
+        """Name the line of the user's program that is running."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+            frame = frame.f_back
+        key = (frame.f_code, frame.f_lineno)
+        if key not in self._places:
+            self._places[key] = f"{Path(key[0].co_filename).name}:{key[1]} in {key[0].co_name}"
+        return self._places[key]
+
+
+def _entry(subject: Subject) -> LayerLedger:
+    channels = None if subject.running_mean is None else subject.running_mean.numel()
+    return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind)
+
+
+def _writes_uncounted(module: nn.Module) -> bool:
+    """Say whether a layer without a counter has just written: torch's kernels leave no trace then."""
+    tracks = module.training and bool(getattr(module, "track_running_stats", True))
+    return tracks and module._buffers.get("num_batches_tracked") is None
+
+
+def _version(module: nn.Module) -> tuple[int, ...]:
+    """Identify the contents of the statistics by torch's count of writes into a tensor.
+
+    The counter is asked too, because torch's own kernels write into the statistics without being counted.
+    """
+    tensors = [module._buffers.get(name) for name in ("running_mean", "num_batches_tracked")]
+    return tuple(part for tensor in tensors if tensor is not None for part in (id(tensor), tensor._version))
