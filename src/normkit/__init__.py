@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
+    from .surgery.fold import fold
     from .surgery.freeze import freeze, unfreeze
     from .surgery.recalibrate import recalibrate
 
@@ -23,6 +24,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "diagnose",
+    "fold",
     "freeze",
     "functional",
     "hold_statistics",
@@ -40,6 +42,7 @@ _ROOMS = {
     "recalibrate": "surgery",
     "unfreeze": "surgery",
     "watch": "doctor",
+    "fold": "surgery",
 }
 
 

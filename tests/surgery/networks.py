@@ -36,7 +36,8 @@ def randomize(model: nn.Module) -> nn.Module:
                 module.num_batches_tracked.fill_(100)
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 2.0)
-                nn.init.normal_(module.bias)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias)
     return model
 
 

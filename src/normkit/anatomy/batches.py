@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 
-__all__ = ["Call", "iterate", "run", "sample_count"]
+__all__ = ["Call", "iterate", "run", "sample_count", "tensors"]
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -68,7 +68,7 @@ def sample_count(batch: Any) -> int:
     >>> sample_count({"image": torch.zeros(8, 3), "name": ["a"] * 8})
     8
     """
-    first = next(_tensors(batch), None)
+    first = next(tensors(batch), None)
     return 0 if first is None else first.shape[0] if first.ndim else 1
 
 
@@ -144,13 +144,13 @@ def _moved(value: Any, device: torch.device | None) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of a batch, in order, however deep they lie."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for entry in value.values():
-            yield from _tensors(entry)
+            yield from tensors(entry)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for entry in value:
-            yield from _tensors(entry)
+            yield from tensors(entry)
