@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from .doctor.watch import watch
     from .surgery.fold import fold
     from .surgery.freeze import freeze, unfreeze
+    from .surgery.merge import merge_states
+    from .surgery.param_groups import param_groups
     from .surgery.recalibrate import recalibrate
+    from .surgery.repair import repair
 
 __version__ = "0.1.0"
 
@@ -29,7 +32,10 @@ __all__ = [
     "functional",
     "hold_statistics",
     "layers",
+    "merge_states",
+    "param_groups",
     "recalibrate",
+    "repair",
     "unfreeze",
     "watch",
 ]
@@ -37,12 +43,15 @@ __all__ = [
 # Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
 _ROOMS = {
     "diagnose": "doctor",
+    "fold": "surgery",
     "freeze": "surgery",
     "hold_statistics": "anatomy",
+    "merge_states": "surgery",
+    "param_groups": "surgery",
     "recalibrate": "surgery",
+    "repair": "surgery",
     "unfreeze": "surgery",
     "watch": "doctor",
-    "fold": "surgery",
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError
 
-__all__ = ["SUFFIXES", "load_weights", "read_state", "write_atomically", "write_state"]
+__all__ = ["SUFFIXES", "load_weights", "read_state", "unwrapped", "write_atomically", "write_state"]
 
 State = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         DataError: names are missing or left over, or shapes differ; each is counted and the first are named.
     """
     own = model.state_dict()
-    given = _unwrapped(dict(state), own.keys())
+    given = unwrapped(dict(state), own.keys())
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     left_over = [name for name in given if name not in own and not name.endswith("num_batches_tracked")]
     reshaped = [name for name in given if name in own and given[name].shape != own[name].shape]
@@ -176,7 +176,7 @@ def _state_inside(content: Any, path: Path) -> State:
     raise DataError(f"{path}: holds no state of a model, but a {type(content).__name__}{keys}")
 
 
-def _unwrapped(state: State, wanted: Any) -> State:
+def unwrapped(state: State, wanted: Any) -> State:
     """Take off the wrappers' prefixes that stand before every name, as long as the names do not fit."""
     while state and not set(state) & set(wanted):
         prefix = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), None)

@@ -2,7 +2,22 @@
 
 from .fold import Folding, fold
 from .freeze import freeze, unfreeze
+from .merge import merge_states
+from .param_groups import param_groups
 from .recalibrate import Recalibration, recalibrate
 from .record import Record
+from .repair import Repair, repair
 
-__all__ = ["Folding", "Recalibration", "Record", "fold", "freeze", "recalibrate", "unfreeze"]
+__all__ = [
+    "Folding",
+    "Recalibration",
+    "Record",
+    "Repair",
+    "fold",
+    "freeze",
+    "merge_states",
+    "param_groups",
+    "recalibrate",
+    "repair",
+    "unfreeze",
+]

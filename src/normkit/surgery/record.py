@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import nn
+from typing import Any, Literal
 
 from ..errors import SurgeryError
 
@@ -19,7 +17,8 @@ class Record:
 
     Attributes:
         operation: the operation's name.
-        model: the model to go on with: the given one, or a new one where the structure has changed.
+        model: the module to go on with: the given one, or a new one where the structure has changed; None where a state
+            was given and not a model.
         touched: the paths of the layers that were changed.
         refused: the paths of the layers that were left alone, each with the reason.
         largest_change: the largest change measured, or None where nothing was measured.
@@ -30,7 +29,7 @@ class Record:
     """
 
     operation: str
-    model: nn.Module = field(repr=False)
+    model: Any = field(repr=False)
     touched: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     largest_change: float | None = None
