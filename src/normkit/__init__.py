@@ -4,7 +4,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import functional, layers
-from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .layers import (
+    AdaptiveInstanceNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LocalResponseNorm,
+    MaskedBatchNorm1d,
+    RMSNorm,
+    SampleLayerNorm,
+    WeightNorm,
+    WeightStandardization,
+    WhiteningBatchNorm1d,
+    WhiteningBatchNorm2d,
+    WhiteningBatchNorm3d,
+)
 
 if TYPE_CHECKING:
     from .anatomy.hold import hold_statistics
@@ -20,12 +48,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveInstanceNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LocalResponseNorm",
+    "MaskedBatchNorm1d",
+    "RMSNorm",
+    "SampleLayerNorm",
+    "WeightNorm",
+    "WeightStandardization",
+    "WhiteningBatchNorm1d",
+    "WhiteningBatchNorm2d",
+    "WhiteningBatchNorm3d",
     "diagnose",
     "fold",
     "freeze",

@@ -186,10 +186,10 @@ def batch_norm(
     given = (input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller)
     if checks.is_tracing():
         with checks.constant_while_tracing():
-            _check(*given)
+            check_arguments(*given)
             empty = bool(input.numel() == 0)
     else:
-        _check(*given)
+        check_arguments(*given)
         empty = bool(input.numel() == 0)
     if empty:
         zero = torch.zeros(input.shape[1], device=input.device)
@@ -216,12 +216,12 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         count = values_per_channel(tuple(input.shape))
         var = var * (count / (count - 1)) if unbiased else var
-        _update(running_mean, running_var, num_batches_tracked, mean, var, momentum)
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, var, momentum)
     return y
 
 
 @torch.no_grad()
-def _update(
+def update_statistics(
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor | None,
@@ -229,6 +229,7 @@ def _update(
     var: Tensor,
     momentum: float | None,
 ) -> None:
+    """Move the running statistics towards those of a batch and count it; with momentum None average all batches."""
     factor: Tensor | float
     if momentum is None:
         assert num_batches_tracked is not None
@@ -242,7 +243,7 @@ def _update(
         num_batches_tracked.add_(1)
 
 
-def _check(
+def check_arguments(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -254,6 +255,7 @@ def _check(
     num_batches_tracked: Tensor | None,
     caller: nn.Module | None,
 ) -> None:
+    """Refuse what ``batch_norm`` says it refuses."""
     checks.check_input(x, caller)
     if x.dim() < 2:
         shape = tuple(x.shape)

@@ -6,6 +6,7 @@ where the function was called bare; it is described only once something is wrong
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from numbers import Real
@@ -39,7 +40,8 @@ _SUPPORTED = (*_HALF, torch.float32, torch.float64)
 
 def refuse(error: type[NormkitError], message: str, caller: nn.Module | None) -> NoReturn:
     """Raise the error, naming the layer that was called."""
-    name = "" if caller is None else f"{type(caller).__name__}({caller.extra_repr().split(',')[0]}): "
+    # The sizes alone, without the named settings that follow them.
+    name = "" if caller is None else f"{type(caller).__name__}({re.split(r', (?=[a-z_]+=)', caller.extra_repr())[0]}): "
     raise error(name + message)
 
 

@@ -10,12 +10,12 @@ __all__ = ["LeNet5", "known_norms", "norm_layer"]
 
 
 def known_norms() -> tuple[str, ...]:
-    """Return ``"none"`` and every name of the catalog.
+    """Return ``"none"`` and every name of the catalog with a layer for dense and for convolutional outputs.
 
     >>> "batch" in known_norms() and "none" in known_norms()
     True
     """
-    return ("none", *(method.name for method in METHODS))
+    return ("none", *(method.name for method in METHODS if {0, 2} <= method.layers.keys()))
 
 
 def norm_layer(norm: str, num_features: int, dimensions: int) -> nn.Module:

@@ -27,15 +27,15 @@ class _DefaultMomentum(float):
     """The default of ``momentum``: a plain 0.1 that tells whether the caller typed one beside ``decay``."""
 
 
-_MOMENTUM = _DefaultMomentum(0.1)
+DEFAULT_MOMENTUM = _DefaultMomentum(0.1)
 
 
-def _resolve_momentum(momentum: float | None, decay: float | None) -> float | None:
+def resolve_momentum(momentum: float | None, decay: float | None) -> float | None:
     """Return torch's momentum from one of the two ways to say it (SPEC B4)."""
     if decay is None:
         checks.check_momentum(momentum)
         return float(momentum) if momentum is not None else None
-    if momentum is not _MOMENTUM:
+    if momentum is not DEFAULT_MOMENTUM:
         raise ArgumentError(
             f"momentum={momentum} and decay={decay} were both given; momentum is the weight of the new batch and decay "
             "that of the old value: pass one"
@@ -48,7 +48,8 @@ def _resolve_momentum(momentum: float | None, decay: float | None) -> float | No
     return float(1 - Decimal(repr(float(decay))))
 
 
-def _resolve_num_features(num_features: int) -> int:
+def resolve_num_features(num_features: int) -> int:
+    """Return C as an integer of at least 1, or refuse it."""
     try:
         size = operator.index(num_features)
     except TypeError:
@@ -74,7 +75,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float | None = _MOMENTUM,
+        momentum: float | None = DEFAULT_MOMENTUM,
         affine: bool = True,
         track_running_stats: bool = True,
         device: torch.device | str | int | None = None,
@@ -85,9 +86,9 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         unbiased: bool = True,
     ) -> None:
         # A lazy layer passes 0 here and learns its size from the first input.
-        size = 0 if isinstance(self, nn.modules.lazy.LazyModuleMixin) else _resolve_num_features(num_features)
+        size = 0 if isinstance(self, nn.modules.lazy.LazyModuleMixin) else resolve_num_features(num_features)
         checks.check_eps(eps)
-        weighed = _resolve_momentum(momentum, decay)
+        weighed = resolve_momentum(momentum, decay)
         super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
         self.unbiased = unbiased
         if affine and not bias:
@@ -232,7 +233,7 @@ class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
     def __init__(
         self,
         eps: float = 1e-5,
-        momentum: float | None = _MOMENTUM,
+        momentum: float | None = DEFAULT_MOMENTUM,
         affine: bool = True,
         track_running_stats: bool = True,
         device: torch.device | str | int | None = None,
@@ -242,7 +243,7 @@ class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
         decay: float | None = None,
         unbiased: bool = True,
     ) -> None:
-        super().__init__(eps, _resolve_momentum(momentum, decay), affine, track_running_stats, device, dtype)
+        super().__init__(eps, resolve_momentum(momentum, decay), affine, track_running_stats, device, dtype)
         self.unbiased = unbiased
         if affine and not bias:
             self.register_parameter("bias", None)

@@ -1,0 +1,128 @@
+"""Ghost batch normalization as a function."""
+
+import torch
+from torch import Tensor, nn
+
+from ..axes import values_per_channel
+from ..errors import ArgumentError, ShapeError
+from ..kernels import plain_channels
+from ..kernels.plain_rows import wide
+from . import checks
+from .batch import batch_norm, check_arguments, update_statistics
+from .overrides import overridable
+from .rows import normalize
+
+__all__ = ["check_ghost_size", "ghost_batch_norm"]
+
+
+@overridable
+def ghost_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    ghost_size: int,
+    unbiased: bool = True,
+    num_batches_tracked: Tensor | None = None,
+    caller: nn.Module | None = None,
+) -> Tensor:
+    """Normalize the batch in parts of at most ``ghost_size`` samples, each by its own statistics.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and var of the part in training, else the running ones.
+
+    x and y are ``(N, C, *)``; weight, bias and the running statistics are ``(C,)``.
+
+    Conventions:
+        Parts: consecutive samples, as few parts as ``ghost_size`` allows and as equal as possible, larger ones first;
+        a remainder is spread, so that none is left with a single sample. A batch that is smaller is one part.
+        Axes averaged: the samples of a part and all positions.
+        eps is added to the variance; its unit is that of the input squared.
+        Stored, once per call: mean and variance of the whole batch, divisor m - 1 (m with ``unbiased=False``).
+        Momentum: ``running = (1 - momentum) * running + momentum * batch``.
+        Accumulation: float64.
+
+    Args:
+        input: ``(N, C, *)``, float16, bfloat16, float32 or float64. An empty batch passes and updates nothing.
+        running_mean: ``(C,)``, updated in training, used otherwise; None for neither.
+        running_var: ``(C,)``, likewise.
+        weight: ``(C,)`` or None for 1.
+        bias: ``(C,)`` or None for 0.
+        training: normalize by parts and update; otherwise by the running statistics.
+        momentum: the weight of the new batch, from 0 to 1; None for the plain average of all batches.
+        eps: positive in training, not negative otherwise.
+        ghost_size: the largest part, at least 1.
+        unbiased: store the unbiased variance.
+        num_batches_tracked: an int64 counter, advanced by one with each update.
+        caller: the layer that errors should name.
+
+    Returns:
+        y, in the type of the input.
+
+    Raises:
+        ShapeError: as for ``batch_norm``; a part would have one value per channel.
+        DtypeError: as for ``batch_norm``.
+        StatisticsError: as for ``batch_norm``.
+        ArgumentError: as for ``batch_norm``; ghost_size below 1.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [3.0], [10.0], [30.0]])
+        >>> ghost_batch_norm(x, None, None, training=True, eps=1e-12, ghost_size=2).flatten()
+        tensor([-1.,  1., -1.,  1.])
+
+    References:
+        Hoffer, Hubara and Soudry, Train longer, generalize better, 2017, arXiv:1705.08741, Algorithm 1. There a running
+        update follows every part; here one follows the step.
+    """
+    check_arguments(
+        input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller
+    )
+    check_ghost_size(ghost_size, caller)
+    if not training or input.numel() == 0:
+        return batch_norm(input, running_mean, running_var, weight, bias, training, 0.0, eps, caller=caller)
+    samples = input.shape[0]
+    parts = -(-samples // ghost_size)
+    size, larger = divmod(samples, parts)
+    if size * values_per_channel((1, *input.shape[1:])) == 1:
+        checks.refuse(
+            ShapeError,
+            f"Expected more than 1 value per channel when training, got {samples} samples in {parts} parts of "
+            f"ghost_size={ghost_size}, so a part has one value per channel. Pass a larger ghost_size or drop_last=True",
+            caller,
+        )
+    cut = larger * (size + 1)
+    blocks = [(input[:cut], size + 1), (input[cut:], size)] if larger else [(input, size)]
+    # In the wide type, so that the gradients of all parts are added before they are rounded.
+    gamma, beta = (None if value is None else value.to(wide(input)) for value in (weight, bias))
+    each = [_normalize_parts(block, members, gamma, beta, eps) for block, members in blocks]
+    y = each[0] if len(each) == 1 else torch.cat(each)
+    if running_mean is not None and running_var is not None:
+        mean, var = plain_channels.statistics(input.detach())
+        count = values_per_channel(tuple(input.shape))
+        stored = var * (count / (count - 1)) if unbiased else var
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+    return y
+
+
+def _normalize_parts(block: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalize samples that divide into parts of one size."""
+    seen = block.unflatten(0, (-1, size))
+    broadcast = (1, 1, block.shape[1], *(1 for _ in range(2, block.dim())))
+    gamma, beta = (None if value is None else value.reshape(broadcast) for value in (weight, bias))
+    return normalize(seen, gamma, beta, (1, *range(3, seen.dim())), eps).flatten(0, 1)
+
+
+def check_ghost_size(ghost_size: int, caller: nn.Module | None = None) -> None:
+    """Refuse a size that is below 1 or no integer.
+
+    Raises:
+        ArgumentError: ghost_size is out of range.
+    """
+    if isinstance(ghost_size, bool) or not isinstance(ghost_size, int) or ghost_size < 1:
+        checks.refuse(
+            ArgumentError, f"ghost_size must be an integer of at least 1, got {ghost_size!r}; pass 32", caller
+        )

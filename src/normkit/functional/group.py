@@ -1,0 +1,72 @@
+"""Group normalization as a function."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..axes import group_axes
+from . import checks, shapes
+from .overrides import is_exporting, overridable
+from .rows import normalize
+
+__all__ = ["group_norm"]
+
+
+@overridable
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    caller: nn.Module | None = None,
+) -> Tensor:
+    """Normalize groups of neighbouring channels, each sample by itself.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
+
+    x and y are ``(N, C, *)``; mean and var are ``(N, num_groups)``; weight and bias are ``(C,)``.
+
+    Conventions:
+        Axes averaged: the channels of a group and all positions.
+        eps is added to the variance; its unit is that of the input squared.
+        Variance: divided by the number of values; nothing is stored, training and prediction are the same.
+        Accumulation: float64, every group centred on its first value, alike in every memory format.
+
+    Args:
+        input: ``(N, C, *)``, float16, bfloat16, float32 or float64. An empty batch passes.
+        num_groups: a divisor of C.
+        weight: ``(C,)`` or None for 1. Of the type of the input, or float32 with half precision input.
+        bias: ``(C,)`` or None for 0, likewise.
+        eps: not negative.
+        caller: the layer that errors should name.
+
+    Returns:
+        y, in the type and memory format of the input.
+
+    Raises:
+        ShapeError: fewer than two dimensions, channels that the groups do not divide, one value per group, or a
+            parameter of another size.
+        DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
+        ArgumentError: num_groups or eps out of range.
+
+    Example:
+        >>> import torch
+        >>> group_norm(torch.tensor([[1.0, 3.0, 10.0, 30.0]]), 2, eps=1e-12)
+        tensor([[-1.,  1., -1.,  1.]])
+
+    References:
+        Wu and He, Group Normalization, 2018, arXiv:1803.08494, equations (1), (2) and (7).
+    """
+    checks.check_input(input, caller)
+    shapes.check_group_input(input, num_groups, caller)
+    checks.check_parameter("weight", weight, input, caller)
+    checks.check_parameter("bias", bias, input, caller)
+    checks.check_eps(eps, caller=caller)
+    if is_exporting():
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    size = input.shape[1] // num_groups
+    broadcast = (1, num_groups, size, *(1 for _ in range(2, input.dim())))
+    gamma, beta = (None if value is None else value.reshape(broadcast) for value in (weight, bias))
+    seen = input.unflatten(1, (num_groups, size))
+    return normalize(seen, gamma, beta, group_axes(input.dim()), eps).flatten(1, 2)

@@ -1,0 +1,71 @@
+"""Layer normalization as a function."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..axes import trailing_axes
+from . import checks, shapes
+from .overrides import is_exporting, overridable
+from .rows import normalize
+
+__all__ = ["layer_norm"]
+
+
+@overridable
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    caller: nn.Module | None = None,
+) -> Tensor:
+    """Normalize the last dimensions, each position of the first ones by itself.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
+
+    x and y are ``(*, *normalized_shape)``; mean and var belong to one position of the leading dimensions; weight and
+    bias are ``normalized_shape``.
+
+    Conventions:
+        Axes averaged: the last ``len(normalized_shape)``.
+        eps is added to the variance; its unit is that of the input squared.
+        Variance: divided by the number of values; nothing is stored, training and prediction are the same.
+        Accumulation: float64, every row centred on its first value.
+
+    Args:
+        input: float16, bfloat16, float32 or float64. An empty tensor passes.
+        normalized_shape: the sizes of the last dimensions.
+        weight: ``normalized_shape`` or None for 1. Of the type of the input, or float32 with half precision input.
+        bias: ``normalized_shape`` or None for 0, likewise.
+        eps: not negative.
+        caller: the layer that errors should name.
+
+    Returns:
+        y, in the type of the input.
+
+    Raises:
+        ShapeError: the input does not end in ``normalized_shape``, or a parameter has another shape.
+        DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
+        ArgumentError: eps out of range.
+
+    Example:
+        >>> import torch
+        >>> layer_norm(torch.tensor([[1.0, 3.0], [10.0, 30.0]]), (2,), eps=1e-12)
+        tensor([[-1.,  1.],
+                [-1.,  1.]])
+
+    References:
+        Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450, equation (3).
+    """
+    checks.check_input(input, caller)
+    shape = shapes.check_trailing(input, normalized_shape, caller)
+    shapes.check_elementwise("weight", weight, shape, input, caller)
+    shapes.check_elementwise("bias", bias, shape, input, caller)
+    checks.check_eps(eps, caller=caller)
+    if is_exporting():
+        return F.layer_norm(input, list(shape), weight, bias, eps)
+    return normalize(input, weight, bias, trailing_axes(input.dim(), len(shape)), eps)

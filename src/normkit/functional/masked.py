@@ -1,0 +1,142 @@
+"""Masked batch normalization as a function."""
+
+import torch
+from torch import Tensor, nn
+
+from ..axes import batch_axes, channel_shape
+from ..errors import DtypeError, ShapeError
+from ..kernels.plain_rows import wide
+from . import checks
+from .batch import batch_norm, check_arguments, update_statistics
+from .overrides import overridable
+
+__all__ = ["masked_batch_norm"]
+
+
+@overridable
+def masked_batch_norm(
+    input: Tensor,
+    mask: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    unbiased: bool = True,
+    num_batches_tracked: Tensor | None = None,
+    caller: nn.Module | None = None,
+) -> Tensor:
+    """Normalize each channel over the valid positions; the others become zero.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` where the mask is True, 0 elsewhere.
+
+    x and y are ``(N, C, *)``, the mask is ``(N, *)``; all others are ``(C,)``. What stands at invalid positions, NaN
+    included, has no influence and gets a gradient of zero; more padding changes nothing.
+
+    Conventions:
+        Axes averaged: all but dimension 1, over the valid positions only; m counts these.
+        eps is added to the variance; its unit is that of the input squared.
+        Variance: divided by m to normalize, by m - 1 to be stored (by m with ``unbiased=False``).
+        Momentum: ``running = (1 - momentum) * running + momentum * batch``.
+        Accumulation: float64.
+
+    Args:
+        input: ``(N, C, *)``, float16, bfloat16, float32 or float64.
+        mask: boolean, ``(N, *)``: the input's shape without the channels. True marks a valid position. A batch without
+            one passes and updates nothing; None marks all, and is batch normalization.
+        running_mean: ``(C,)``, updated in training, used otherwise; None for neither.
+        running_var: ``(C,)``, likewise.
+        weight: ``(C,)`` or None for 1.
+        bias: ``(C,)`` or None for 0.
+        training: normalize with the batch's statistics and update the running ones.
+        momentum: the weight of the new batch, from 0 to 1; None for the plain average of all batches.
+        eps: positive in training, not negative otherwise.
+        unbiased: store the unbiased variance.
+        num_batches_tracked: an int64 counter, advanced by one with each update.
+        caller: the layer that errors should name.
+
+    Returns:
+        y, in the type of the input.
+
+    Raises:
+        ShapeError: as for ``batch_norm``; the mask has another shape; one valid position in training.
+        DtypeError: as for ``batch_norm``; the mask is not boolean.
+        StatisticsError: as for ``batch_norm``.
+        ArgumentError: as for ``batch_norm``.
+
+    Example:
+        >>> x, mask = torch.tensor([[[1.0, 3.0, 999.0]]]), torch.tensor([[True, True, False]])
+        >>> masked_batch_norm(x, mask, None, None, training=True, eps=1e-12)
+        tensor([[[-1.,  1.,  0.]]])
+    """
+    if mask is None:
+        statistics = (running_mean, running_var, weight, bias)
+        tracked = num_batches_tracked
+        return batch_norm(
+            input, *statistics, training, momentum, eps, unbiased=unbiased, num_batches_tracked=tracked, caller=caller
+        )
+    check_arguments(
+        input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller
+    )
+    _check_mask(mask, input, caller)
+    valid = mask.unsqueeze(1)
+    count = mask.sum().to(wide(input))
+    if not training:
+        quiet = input.masked_fill(~valid, 0)
+        y = batch_norm(quiet, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
+        return y.masked_fill(~valid, 0)
+    if not (input.is_meta or torch.compiler.is_compiling()):
+        number = int(count)
+        if number == 0:
+            return input.masked_fill(~valid, 0)
+        if number == 1:
+            checks.refuse(
+                ShapeError,
+                "Expected more than 1 value per channel when training, got a mask with 1 valid position; one value has "
+                "no variance. Leave this batch out",
+                caller,
+            )
+    y, mean, var = _normalize_valid(input, valid, count, weight, bias, eps)
+    if running_mean is not None and running_var is not None:
+        stored = var * (count / (count - 1)) if unbiased else var
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+    return y
+
+
+def _normalize_valid(
+    x: Tensor, valid: Tensor, count: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, mean and biased variance over the valid positions, differentiable to every order."""
+    axes, broadcast = batch_axes(x.dim()), channel_shape(x.dim(), x.shape[1])
+    # Centred on the first valid value, so that a large mean costs nothing and a constant channel stays constant.
+    place = valid.flatten().int().argmax()
+    first = x.detach().movedim(1, -1).flatten(0, -2)[place].to(wide(x))
+    distance = (x.to(wide(x)) - first.reshape(broadcast)).masked_fill(~valid, 0)
+    offset = distance.sum(axes) / count
+    centred = (distance - offset.reshape(broadcast)).masked_fill(~valid, 0)
+    var = centred.square().sum(axes) / count
+    y = centred * (var + eps).rsqrt().reshape(broadcast)
+    if weight is not None:
+        y = y * weight.reshape(broadcast)
+    if bias is not None:
+        y = y + bias.reshape(broadcast)
+    return y.masked_fill(~valid, 0).to(x.dtype), (first + offset).detach(), var.detach()
+
+
+def _check_mask(mask: Tensor, x: Tensor, caller: nn.Module | None) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        checks.refuse(DtypeError, f"the mask must be a boolean tensor, got {kind}; pass mask.bool()", caller)
+    expected = (x.shape[0], *x.shape[2:])
+    if tuple(mask.shape) != expected:
+        got = tuple(mask.shape)
+        checks.refuse(
+            ShapeError,
+            f"the mask has shape {got}; for input {tuple(x.shape)} pass {expected}, without channels",
+            caller,
+        )
+    if mask.device != x.device:
+        checks.refuse(DtypeError, f"the input is on {x.device} and the mask on {mask.device}; move it", caller)

@@ -1,0 +1,61 @@
+"""What batch normalization's relatives share: its parameters, its running statistics, and the checks around them."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import checks
+from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+
+__all__ = ["RunningNorm"]
+
+
+class RunningNorm(nn.modules.batchnorm._NormBase):
+    """Weight, bias, running mean, running variance and a counter, named and saved as batch normalization's.
+
+    It is no subclass of torch's batch normalization: tools that replace every one of those would change what is
+    computed in training.
+    """
+
+    _ranks: ClassVar[tuple[int, ...]]
+    _layout: ClassVar[str]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = DEFAULT_MOMENTUM,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        decay: float | None = None,
+        unbiased: bool = True,
+    ) -> None:
+        checks.check_eps(eps)
+        weighed = resolve_momentum(momentum, decay)
+        size = resolve_num_features(num_features)
+        super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
+        self.unbiased = unbiased
+
+    def _check_input(self, input: Tensor) -> None:
+        if checks.is_tracing():
+            with checks.constant_while_tracing():
+                return self._check_shape(input)
+        return self._check_shape(input)
+
+    def _check_shape(self, input: Tensor) -> None:
+        checks.check_input(input, self)
+        checks.check_rank(input, self._ranks, self._layout, self)
+        checks.check_channels(input, self.num_features, self)
+
+    def _uses_batch(self) -> bool:
+        """Tell whether the batch's own statistics are used: in training, and where there are no others."""
+        return self.training or self.running_mean is None
+
+    def extra_repr(self) -> str:
+        """Return torch's description, with the stored variance named where it is not torch's."""
+        described: str = super().extra_repr()
+        return described + ("" if self.unbiased else ", unbiased=False")
