@@ -22,7 +22,7 @@ from .rms import RMSNorm
 from .weight import WeightNorm, WeightStandardization
 from .whitening import WhiteningBatchNorm1d, WhiteningBatchNorm2d, WhiteningBatchNorm3d
 
-__all__ = ["METHODS", "WEIGHT_METHODS", "Method", "WeightMethod", "create", "default_groups", "method"]
+__all__ = ["METHODS", "METHODS_OF_WEIGHTS", "Method", "WeightMethod", "create", "default_groups", "method"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ class WeightMethod:
     samples: tuple[tuple[int, ...], ...]
 
 
-WEIGHT_METHODS: tuple[WeightMethod, ...] = (
+METHODS_OF_WEIGHTS: tuple[WeightMethod, ...] = (
     WeightMethod(
         name="weight",
         title="Weight normalization",
