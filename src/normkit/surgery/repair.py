@@ -43,7 +43,8 @@ def repair(
     Statistics in float16 or bfloat16, which stop moving, are lifted to float32, and in a model the layer's weight and
     bias with them. Channels that are not finite, or whose variance is negative, are taken from ``donor``; with
     ``batches`` their layers are measured again by :func:`normkit.recalibrate`. In a state also: a prefix that a wrapper
-    put before every name goes, a missing counter comes back as the largest of the others, and a counter without statistics goes.
+    put before every name goes, a missing counter comes back as the largest of the others, and a counter without
+    statistics goes.
 
     Args:
         model_or_state: a model, changed in place; or a state, of which a repaired copy is made.
