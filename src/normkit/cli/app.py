@@ -7,19 +7,21 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..errors import ArgumentError
+from .doctor import doctor
 from .lab import lab
 
 __all__ = ["app", "call"]
 
 app = typer.Typer(
     name="normkit",
-    help="Batch normalization and its family: experiments with verdicts.",
+    help="Batch normalization and its family: a doctor for models, and experiments with verdicts.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab, name="lab")
+app.command("doctor")(doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -27,7 +29,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
-    """Batch normalization and its family: experiments with verdicts."""
+    """Batch normalization and its family: a doctor for models, and experiments with verdicts."""
     if version:
         typer.echo(f"normkit {__version__}")
     elif context.invoked_subcommand is None:

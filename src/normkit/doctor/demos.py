@@ -4,7 +4,7 @@ The data are four patterns of 8 x 8 pixels with noise, made here; a demo takes a
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """A sick model and what the doctor is given with it."""
+    """A model, or the state of one, and what the doctor is given with it."""
 
-    model: nn.Module
+    model: nn.Module | Mapping[str, Any]
     batches: Any
     optimizer: Optimizer | None = None
     call: Call | None = None

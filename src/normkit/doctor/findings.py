@@ -115,6 +115,19 @@ class Diagnosis:
             "notes": list(self.notes),
         }
 
+    def to_html(self, title: str = "Diagnosis") -> str:
+        """Return the diagnosis as one self-contained page; it needs the extra ``lab`` for pictures and template."""
+        # The page is built above this room. It is asked for by name, late, so that nothing here hangs on it.
+        from ..report.diagnosis import render_diagnosis
+
+        return render_diagnosis(self, title)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table of the findings."""
+        from .text import as_table
+
+        return as_table(self)
+
     def __str__(self) -> str:
         """Return the diagnosis as text for a terminal."""
         from .text import as_text

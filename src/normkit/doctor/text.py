@@ -1,11 +1,12 @@
 """A diagnosis as text, for a terminal and for ``print``."""
 
 from collections.abc import Iterator, Mapping
+from html import escape
 from typing import Any
 
 from .findings import SEVERITIES, Diagnosis, Finding
 
-__all__ = ["as_text", "format_evidence", "headline", "layer_label"]
+__all__ = ["as_table", "as_text", "format_evidence", "headline", "layer_label"]
 
 _LISTED = 8  # entries of a list that are written out
 
@@ -13,6 +14,18 @@ _LISTED = 8  # entries of a list that are written out
 def as_text(diagnosis: Diagnosis) -> str:
     """Write the headline, every error and warning in full, and a line for each of the rest."""
     return "\n".join(_lines(diagnosis))
+
+
+def as_table(diagnosis: Diagnosis) -> str:
+    """Write the headline and a table of the findings in HTML, every word escaped."""
+    cells = [
+        (f.severity, f.check, layer_label(f), f.summary, f.remedy if f.severity != "info" else "")
+        for f in diagnosis.findings
+    ]
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+    header = "".join(f"<th>{name}</th>" for name in ("severity", "check", "layer", "finding", "cure"))
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>" if cells else ""
+    return f"<p>{escape(headline(diagnosis))}</p>{table}"
 
 
 def headline(diagnosis: Diagnosis) -> str:

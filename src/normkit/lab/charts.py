@@ -6,7 +6,7 @@ Every chart carries a text alternative that says what a reader who cannot see it
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Bars", "Chart", "Line", "Panel", "Table"]
+__all__ = ["Bars", "Chart", "Line", "Panel", "Points", "Table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,23 @@ class Bars:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Points:
+    """A cloud of points.
+
+    Attributes:
+        label: its name in the legend.
+        x: the positions.
+        y: the values, as many.
+        colour: as of lines.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One pair of axes.
 
@@ -70,7 +87,7 @@ class Panel:
     title: str
     x_label: str
     y_label: str
-    marks: Sequence[Line | Bars]
+    marks: Sequence[Line | Bars | Points]
     log_x: bool = False
     log_y: bool = False
     x_ticks: Sequence[float] = ()

@@ -9,9 +9,11 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..lab.charts import Bars, Chart, Line, Panel
+from ..lab.charts import Bars, Chart, Line, Panel, Points
 
 __all__ = ["draw", "inline_panels"]
 
@@ -104,18 +106,29 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     if panel.log_x:
         axes.set_xscale("log")
+        _label_plainly(axes.xaxis)
     if panel.log_y:
         axes.set_yscale("log")
+        _label_plainly(axes.yaxis)
     groups = [mark for mark in panel.marks if isinstance(mark, Bars)]
     for mark in panel.marks:
         if isinstance(mark, Line):
             _draw_line(axes, mark)
+        elif isinstance(mark, Points):
+            _draw_points(axes, mark)
     for place, bars in enumerate(groups):
         _draw_bars(axes, bars, place, len(groups))
     if panel.x_ticks:
         axes.set_xticks(list(panel.x_ticks))
     if any(mark.label for mark in panel.marks):
         axes.legend()
+
+
+def _label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis with numbers: powers of ten would be formulas, which the style leaves unread."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
@@ -133,6 +146,15 @@ def _draw_line(axes: Axes, line: Line) -> None:
 def _shortened(label: str) -> str:
     """Return the label, cut where it is too long for a legend."""
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+
+
+def _draw_points(axes: Axes, points: Points) -> None:
+    """Draw a cloud of points, lighter where there are many."""
+    colour = COLOURS[points.colour % len(COLOURS)]
+    marker, alpha = MARKERS[points.colour % len(MARKERS)], 0.9 if len(points.x) <= 100 else 0.5
+    axes.plot(
+        points.x, points.y, color=colour, label=points.label, marker=marker, markersize=5, alpha=alpha, linestyle=""
+    )
 
 
 def _draw_bars(axes: Axes, bars: Bars, place: int, groups: int) -> None:

@@ -42,6 +42,7 @@ def batch_dependence(examination: Examination) -> Iterator[Finding]:
         causes=_dependence_causes(examination, subject),
         remedy=_dependence_remedy(examination, subject),
         proof='not normkit.diagnose(model, batches).of("batch-dependence")',
+        channels={"layer_differences": tuple(company.layer_differences.values())},
     )
 
 

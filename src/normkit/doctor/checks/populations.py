@@ -22,7 +22,7 @@ from ..thresholds import (
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
-from .state import is_never_updated
+from .state import is_never_updated, running_and_true
 
 __all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift"]
 
@@ -119,8 +119,6 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
     shift = dropout_shift(measured, subject.eps)
     if shift is not None:
         evidence["dropout_log2_ratio_99th_percentile"] = shift
-    assert subject.running_mean is not None
-    assert subject.running_var is not None
     return Finding(
         check="drift",
         layer=subject.name,
@@ -131,14 +129,7 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
         causes=_drift_causes(subject, measured, shift),
         remedy="normkit.recalibrate(model, batches)",
         proof=f'not normkit.diagnose(model, batches).of("drift", {subject.name!r})',
-        channels={
-            "running_mean": tuple(subject.running_mean.double().tolist()),
-            "running_var": tuple(subject.running_var.double().tolist()),
-            "population_mean": tuple(measured.pooled.mean.tolist()),
-            "population_var": tuple(measured.pooled.var.tolist()),
-            "z": tuple(found.z.tolist()),
-            "log2_ratio": tuple(found.log_ratio.tolist()),
-        },
+        channels=running_and_true(subject, measured) | {"z": tuple(found.z.tolist())},
     )
 
 

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
+from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import DEAD_SHARE, DEAD_VARIANCE, SCALE_OUTLIER
 
-__all__ = ["STATE_CHECKS", "is_never_updated"]
+__all__ = ["STATE_CHECKS", "is_never_updated", "running_and_true"]
 
 _LISTED = 16  # channels that a finding names
 
@@ -53,6 +54,20 @@ def _bad_channels(subject: Subject) -> dict[str, list[int]]:
     return bad
 
 
+def running_and_true(subject: Subject, measured: Measured | None) -> dict[str, tuple[float, ...]]:
+    """Return the running statistics and those of the data, per channel, for a picture; empty where unmeasured."""
+    mean, variance = subject.running_mean, subject.running_var
+    if measured is None or not measured.calls or not measured.pooled or mean is None or variance is None:
+        return {}
+    named = {
+        "running_mean": mean,
+        "running_var": variance,
+        "population_mean": measured.pooled.mean,
+        "population_var": measured.pooled.var,
+    }
+    return {name: tuple(values.double().tolist()) for name, values in named.items()}
+
+
 def is_never_updated(subject: Subject) -> bool:
     """Say whether the running statistics are bit for bit those of construction: mean 0 and variance 1."""
     mean, variance = subject.running_mean, subject.running_var
@@ -82,6 +97,7 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
             ),
             remedy="normkit.recalibrate(model, batches)",
             proof=f'not normkit.diagnose(model).of("never-updated", {subject.name!r})',
+            channels=running_and_true(subject, examination.measured.get(subject.name)),
         )
 
 
@@ -128,7 +144,7 @@ def _dead_finding(subject: Subject, severity: Severity, variance: Tensor, small:
         check="dead-channel",
         layer=subject.name,
         severity=severity,
-        summary=f"{count} of {channels} channels have a variance that is not large beside eps"
+        summary=f"{count} of {channels} channels ha{'s' if channels == 1 else 've'} a variance not large beside eps"
         + (f", {int(outliers.sum())} a scale a hundred times the median" if bool(outliers.any()) else ""),
         evidence={
             "share": count / channels,

@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
+from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import DROPOUT_LOG_RATIO
 from .populations import dropout_shift
-from .state import is_never_updated
+from .state import is_never_updated, running_and_true
 
 __all__ = ["TRAINING_CHECKS"]
 
@@ -30,7 +31,7 @@ def freeze_leak(examination: Examination) -> Iterator[Finding]:
             and subject.momentum != 0
             and (subject.moves or (learning and _wakes(examination, subject)))
         ):
-            yield _leak_finding(subject, "warning" if subject.moves else "info")
+            yield _leak_finding(subject, "warning" if subject.moves else "info", examination.measured.get(subject.name))
         elif not subject.moves and is_never_updated(subject) and any(id(p) in held for p in subject.affine):
             yield _reverse_finding(subject)
 
@@ -39,7 +40,7 @@ def _wakes(examination: Examination, subject: Subject) -> bool:
     return subject.name in examination.awake
 
 
-def _leak_finding(subject: Subject, severity: Severity) -> Finding:
+def _leak_finding(subject: Subject, severity: Severity, measured: Measured | None) -> Finding:
     return Finding(
         check="freeze-leak",
         layer=subject.name,
@@ -54,6 +55,7 @@ def _leak_finding(subject: Subject, severity: Severity) -> Finding:
         ),
         remedy=f"normkit.freeze(model, where={subject.name!r})",
         proof=f'not normkit.diagnose(model.train()).of("freeze-leak", {subject.name!r})',
+        channels=running_and_true(subject, measured),
     )
 
 
