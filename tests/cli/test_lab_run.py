@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -111,6 +112,25 @@ def kill_after(process, log, lines, delay):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
+
+
+def test_workers_end_when_their_parent_is_killed(command, tmp_path):
+    log = tmp_path / "out" / "log.jsonl"
+    process = started([*command(tmp_path / "out", "--jobs", "2"), "--epochs", "100000"])
+    wait_until(lambda: log.exists() and log.stat().st_size > 0)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    workers = {json.loads(line)["process"] for line in log.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"}
+    assert process.pid not in workers
+    # Standard output ends when the last process that holds it has ended.
+    process.communicate(timeout=PATIENCE)
+
+
+def wait_until(condition):
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit
+        threading.Event().wait(0.01)
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,9 @@ def _run_pending(pending: Sequence[Cell], folder: Path, jobs: int, data_dir: Pat
     """Run cells in processes and append each one's rows when it is done."""
     log, stamp = folder / "log.jsonl", commit()
     jobs = min(jobs, len(pending))
+    parent = os.getpid() if jobs > 1 else None
     parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-    tasks = (delayed(_run_cell)(cell, data_dir, log, stamp, in_worker=jobs > 1) for cell in pending)
+    tasks = (delayed(_run_cell)(cell, data_dir, log, stamp, parent) for cell in pending)
     with _follow(log, on_event):
         try:
             for rows in parallel(tasks):
@@ -142,12 +144,11 @@ def _run_pending(pending: Sequence[Cell], folder: Path, jobs: int, data_dir: Pat
 
 
 def _run_cell(
-    cell: Cell, data_dir: Path | None, log: Path, stamp: str | None, *, in_worker: bool
+    cell: Cell, data_dir: Path | None, log: Path, stamp: str | None, parent: int | None
 ) -> list[dict[str, Any]]:
     """Measure one cell and return its rows, each with everything needed to repeat it."""
-    if in_worker:
-        # Ctrl-C reaches every process of the terminal; the parent ends its workers itself, without their tracebacks.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent is not None:
+        _serve(parent)
     dataset = load(cell.data, data_dir)
     measurements = []
     with deterministic(cell.device):
@@ -173,6 +174,21 @@ def _run_cell(
     return [
         {**common, **measurement, **evidence, "row": number} for number, measurement in enumerate(measurements, start=1)
     ]
+
+
+@lru_cache(maxsize=1)
+def _serve(parent: int) -> None:
+    """Make this process a worker of the parent: it leaves Ctrl-C to the parent, and ends when the parent is gone."""
+    # Ctrl-C reaches every process of the terminal; the parent ends its workers itself, without their tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    # A parent that is killed cannot end its workers, which would compute on for nobody.
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_log(log: Path, cell: Cell, step: int, seconds: float) -> None:
