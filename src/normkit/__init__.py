@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
+    from .surgery.convert import convert
     from .surgery.fold import fold
     from .surgery.freeze import freeze, unfreeze
     from .surgery.merge import merge_states
@@ -75,6 +76,7 @@ __all__ = [
     "WhiteningBatchNorm1d",
     "WhiteningBatchNorm2d",
     "WhiteningBatchNorm3d",
+    "convert",
     "diagnose",
     "fold",
     "freeze",
@@ -91,6 +93,7 @@ __all__ = [
 
 # Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
 _ROOMS = {
+    "convert": "surgery",
     "diagnose": "doctor",
     "fold": "surgery",
     "freeze": "surgery",

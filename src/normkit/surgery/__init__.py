@@ -1,5 +1,6 @@
 """Change a model, provably: every operation is a transaction, checks itself and returns a record."""
 
+from .convert import convert
 from .fold import Folding, fold
 from .freeze import freeze, unfreeze
 from .merge import merge_states
@@ -13,6 +14,7 @@ __all__ = [
     "Recalibration",
     "Record",
     "Repair",
+    "convert",
     "fold",
     "freeze",
     "merge_states",

@@ -1,6 +1,5 @@
 """Fold batch normalization into the layers beside it, for a model that only predicts."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from .fold_arithmetic import Linear, absorb_after, absorb_before, affine_of
 from .fold_graph import Pair, find_pairs, trace
 from .observe import observe
 from .record import Record, refuse_if_nothing_is_left
+from .transaction import copied
 from .verify import change_between, second_size
 
 __all__ = ["Folding", "fold"]
@@ -117,19 +117,19 @@ class _Job:
 
     def fold(self) -> tuple[nn.Module, list[Pair], dict[str, str], float]:
         """Fold all at once; where that changes too much, one by one, leaving out what does."""
-        work = copy.deepcopy(self.model)
+        work = copied(self.model)
         pairs, refused = self._fold_all(work, excluded=set())
         change, wrong = self._judge(work)
         if not wrong:
             return work, pairs, refused, change
         offenders: dict[str, str] = {}
         for pair in pairs:
-            single = copy.deepcopy(self.model)
+            single = copied(self.model)
             self._fold_all(single, excluded={other.norm for other in pairs} - {pair.norm})
             change, wrong = self._judge(single)
             if wrong:
                 offenders[pair.norm] = f"folding it into {pair.neighbour} changes the output by {change:.3g}"
-        work = copy.deepcopy(self.model)
+        work = copied(self.model)
         pairs, refused = self._fold_all(work, excluded=set(offenders))
         change, wrong = self._judge(work)
         if wrong or not offenders:

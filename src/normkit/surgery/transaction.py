@@ -1,13 +1,29 @@
 """All or nothing: on any exception a model is bit for bit what it was."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..anatomy import Snapshot
+from ..errors import SurgeryError
 
-__all__ = ["restored_on_error"]
+__all__ = ["copied", "restored_on_error"]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model.
+
+    Raises:
+        SurgeryError: a layer is lazy: what has no shape cannot be copied.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise SurgeryError(f"{name} is lazy and cannot be copied; run the model once first")
+    return copy.deepcopy(model)
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Which class stands for which: torch's batch norms, ours, the synchronized one, and the classes that learn anew."""
+
+from torch import nn
+
+from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ..layers.catalog import METHODS
+
+__all__ = ["INSTANCES", "KINDS", "OURS", "TORCHS", "dimensions_of", "family_class", "group_count", "same_family"]
+
+# torch's and our class by the number of spatial dimensions; 1 stands for (N, C) and (N, C, L).
+TORCHS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+OURS: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+INSTANCES: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+# What convert(to=...) takes, and whether the function can be kept.
+KINDS = {
+    "normkit": "exact",
+    "torch": "exact",
+    "batch": "exact",
+    "sync": "exact",
+    "frozen": "exact",
+    "ghost": "approximate",
+    "renorm": "approximate",
+    "group": "retrain",
+    "layer": "retrain",
+    "instance": "retrain",
+}
+
+# A group of fewer channels has too few values to estimate a variance from; more than 32 groups brought nothing in
+# Wu and He 2018, table 3.
+_SMALLEST_GROUP, _MOST_GROUPS = 8, 32
+
+
+def same_family(module: nn.Module) -> bool:
+    """Say whether a module is exactly one of the batch norm classes between which only the class differs."""
+    return type(module) in {*TORCHS.values(), *OURS.values(), nn.SyncBatchNorm}
+
+
+def dimensions_of(module: nn.Module, shape: tuple[int, ...] | None) -> int | None:
+    """Return the number of spatial dimensions, by the class or by a shape seen; 1 for ``(N, C)`` too."""
+    for dimensions in TORCHS:
+        if isinstance(module, TORCHS[dimensions] | INSTANCES[dimensions]):
+            return dimensions
+    return None if shape is None else max(len(shape) - 2, 1)
+
+
+def group_count(channels: int) -> int:
+    """Return the largest number of groups, 32 at most, that leaves eight channels or more in each.
+
+    >>> [group_count(channels) for channels in (4, 64, 96, 512, 7)]
+    [1, 8, 12, 32, 1]
+    """
+    fitting = [
+        groups
+        for groups in range(1, _MOST_GROUPS + 1)
+        if channels % groups == 0 and channels // groups >= _SMALLEST_GROUP
+    ]
+    return max(fitting, default=1)
+
+
+def family_class(name: str, dimensions: int) -> type[nn.Module] | None:
+    """Return the catalog's class of a method, or None where the catalog has no such row."""
+    row = next((row for row in METHODS if row.name == name), None)
+    return None if row is None else row.layers.get(dimensions)

@@ -1,0 +1,222 @@
+"""Conversions carry everything over, or refuse; the given model is never touched."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import normkit
+from normkit import convert, freeze
+from normkit.anatomy import fingerprint, norm_layers
+from normkit.errors import ArgumentError, SurgeryError
+from normkit.layers.catalog import METHODS
+from tolerances import assert_close
+
+from .networks import Failure, Small, failing, leaves, randomize
+
+EXAMPLE = torch.linspace(-1, 1, 4 * 3 * 8 * 8).reshape(4, 3, 8, 8).sin()
+NAMES = {row.name for row in METHODS}
+
+
+class WithActivation(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input).relu()
+
+
+def equal_states(first, second):
+    one, two = first.state_dict(), second.state_dict()
+    return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def classes(model):
+    return [type(layer.module) for layer in norm_layers(model)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("to", "back"), [("normkit", "torch"), ("sync", "batch")])
+def test_there_and_back_is_the_identity_bit_for_bit(to, back, training):
+    model = randomize(Small()).train(training)
+    model.bn0.eps, model.bn1.momentum = 1e-3, None
+    model.bn1.weight.requires_grad_(False)
+    before = fingerprint(model)
+    there = convert(model, to, EXAMPLE)
+    again = convert(there.model, back, EXAMPLE)
+    assert fingerprint(model) == before
+    assert there.exactness == "exact"
+    assert there.largest_change <= 1e-5
+    assert equal_states(there.model, model)
+    assert equal_states(again.model, model)
+    assert classes(again.model) == classes(model)
+    for path in ("bn0", "bn1", "bn2"):
+        old, new = model.get_submodule(path), again.model.get_submodule(path)
+        plain = {name: value for name, value in vars(old).items() if isinstance(value, int | float | str | None)}
+        assert plain == {name: vars(new)[name] for name in plain}
+        assert vars(new).keys() == vars(old).keys()
+        assert [p.requires_grad for p in new.parameters()] == [p.requires_grad for p in old.parameters()]
+
+
+def test_our_layers_train_like_torchs_after_conversion():
+    model = randomize(Small()).double().train()
+    ours = convert(model, "normkit").model
+    assert classes(ours)[0] is normkit.BatchNorm2d
+    model.drop.p = ours.drop.p = 0.0
+    for _ in range(3):
+        input = torch.randn(4, 3, 8, 8).double()
+        assert_close(ours(input), model(input), dtype=torch.float64)
+    assert_close(ours.bn2.running_var, model.bn2.running_var, dtype=torch.float64)
+
+
+def test_hooks_sharing_and_subclasses_survive_where_torchs_sync_conversion_loses_them():
+    def build():
+        model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+        model.append(model[0])
+        model.append(WithActivation(3))
+        model[0].register_forward_hook(lambda module, args, output: output + 1)
+        return randomize(model)
+
+    torchs = nn.SyncBatchNorm.convert_sync_batchnorm(build())
+    lazy = nn.Sequential(nn.LazyBatchNorm2d())
+    with pytest.raises(SurgeryError, match="lazy and cannot be copied"):
+        convert(lazy, "sync")
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(lazy)[0].num_features == 0
+    assert not torchs[0]._forward_hooks
+    assert torchs[0] is not torchs[2]
+    assert type(torchs[3]) is nn.SyncBatchNorm  # its activation is gone
+    record = convert(build(), "sync")
+    ours = record.model
+    assert len(ours[0]._forward_hooks) == 1
+    assert ours[0] is ours[2]
+    assert type(ours[0]) is nn.SyncBatchNorm
+    assert type(ours[3]) is WithActivation
+    assert record.touched == ("0",)
+    assert "subclass" in record.refused["3"]
+
+
+def test_sync_without_an_example_cannot_become_batch():
+    model = nn.Sequential(randomize(nn.SyncBatchNorm(3)))
+    with pytest.raises(SurgeryError, match="give example="):
+        convert(model, "batch")
+    for shape, cls in [((4, 3), nn.BatchNorm1d), ((4, 3, 5), nn.BatchNorm1d), ((2, 3, 2, 2, 2), nn.BatchNorm3d)]:
+        assert type(convert(model, "batch", torch.randn(shape)).model[0]) is cls
+
+
+def test_frozen_is_the_evaluation_function_of_a_copy():
+    model = randomize(Small()).train()
+    before = fingerprint(model)
+    record = convert(model, "frozen", EXAMPLE)
+    assert fingerprint(model) == before
+    assert record.largest_change <= 1e-5
+    assert [layer.kind for layer in norm_layers(record.model)] == ["frozen", "frozen", "group", "frozen"]
+    assert convert(model, "frozen", where="bn1").touched == ("bn1",)
+
+
+@pytest.mark.parametrize("to", ["group", "layer", "instance"])
+def test_batch_free_forms_carry_the_affine_and_say_retrain(to):
+    norms = nn.BatchNorm2d(16, eps=1e-3), nn.BatchNorm2d(16, affine=False)
+    model = randomize(nn.Sequential(nn.Conv2d(3, 16, 3), *norms))
+    model[1].register_forward_hook(lambda module, args, output: None)
+    model[1].bias.requires_grad_(False)
+    before = fingerprint(model)
+    record = convert(model.eval(), to, EXAMPLE)
+    model.train()
+    assert fingerprint(model) == before
+    new = record.model[1]
+    assert record.exactness == "retrain"
+    assert "train" in str(record)
+    assert record.largest_change > 0
+    assert torch.equal(new.weight, model[1].weight)
+    assert not new.bias.requires_grad
+    assert new.eps == 1e-3
+    assert len(new._forward_hooks) == 1
+    assert not new.training
+    assert record.model[2].weight is None
+    alone, together = torch.randn(3, 16, 6, 6), slice(0, 1)
+    assert_close(new(alone)[together], new(alone[together]), dtype=torch.float32)
+
+
+def test_groups_hold_eight_channels_or_what_is_asked_for():
+    model = nn.Sequential(nn.BatchNorm2d(96))
+    assert convert(model, "group").model[0].num_groups == 12
+    assert convert(model, "group", groups=6).model[0].num_groups == 6
+    assert convert(model, "layer").model[0].num_groups == 1
+    with pytest.raises(ArgumentError, match=r"groups=5 does not divide the 96.*1, 2, 3, 4, 6, 8"):
+        convert(model, "group", groups=5)
+    with pytest.raises(ArgumentError, match="goes with to='group'"):
+        convert(model, "layer", groups=5)
+
+
+def test_forms_that_erase_vectors_are_refused_where_torch_gives_zeros():
+    vectors, model = torch.randn(5, 4), nn.Sequential(nn.BatchNorm1d(4))
+    assert nn.GroupNorm(4, 4)(vectors).abs().max() < 1e-4
+    with pytest.raises(SurgeryError, match="erase vectors"):
+        convert(model, "group", vectors, groups=4)
+    with pytest.raises(SurgeryError, match="erases them"):
+        convert(model, "instance", vectors)
+    assert convert(model, "instance", torch.randn(5, 4, 7)).model[0].num_features == 4
+
+
+@pytest.mark.parametrize("to", ["ghost", "renorm"])
+def test_methods_of_the_family_come_from_the_catalog_or_are_refused(to):
+    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3)))
+    if to not in NAMES:
+        with pytest.raises(SurgeryError, match=f"catalog has no '{to}'"):
+            convert(model, to)
+        return
+    record = convert(model, to, EXAMPLE)
+    assert record.exactness == "approximate"
+    assert record.largest_change <= 1e-5
+    assert torch.equal(record.model[1].running_mean, model[1].running_mean)
+    assert record.model[1].eps == 1e-3
+
+
+def test_layers_that_would_lose_something_are_refused():
+    frozen = randomize(nn.BatchNorm2d(3))
+    freeze(frozen)
+    for module, why in [
+        (WithActivation(3), "subclass"),
+        (frozen, "unfreeze it first"),
+        (nn.LazyBatchNorm2d(), "lazy"),
+        (normkit.BatchNorm2d(3, unbiased=False), "biased variance"),
+        (nn.BatchNorm2d(3), "already"),
+    ]:
+        model = nn.Sequential(module)
+        before = fingerprint(model)
+        with pytest.raises(SurgeryError, match=why):
+            convert(model, "torch")
+        assert fingerprint(model) == before
+    with pytest.raises(SurgeryError, match="not one of the batch norms"):
+        convert(nn.Sequential(nn.GroupNorm(1, 3)), "torch", where="0")
+    with pytest.raises(ArgumentError, match="to='pytorch'; allowed are normkit, torch"):
+        convert(nn.Sequential(nn.BatchNorm2d(3)), "pytorch")
+
+
+@pytest.mark.parametrize("to", ["normkit", "sync", "frozen", "group", "instance"])
+@pytest.mark.parametrize("path", leaves(Small()))
+def test_exception_in_any_layer_leaves_the_model_bit_identical(path, to):
+    model = randomize(Small())
+    with failing(model.get_submodule(path)):
+        before = fingerprint(model)
+        with pytest.raises(Failure):
+            convert(model, to, EXAMPLE)
+        assert fingerprint(model) == before
+
+
+def test_exact_conversion_that_is_not_is_refused(monkeypatch):
+    class Wrong(normkit.BatchNorm2d):
+        def forward(self, input):
+            return super().forward(input) * 1.001
+
+    monkeypatch.setitem(sys.modules["normkit.surgery.convert"].OURS, 2, Wrong)
+    model = randomize(Small())
+    before = fingerprint(model)
+    with pytest.raises(SurgeryError, match="should keep the function, and changes the output by"):
+        convert(model, "normkit", EXAMPLE)
+    assert fingerprint(model) == before
+
+
+def test_the_model_itself_may_be_the_layer():
+    norm = randomize(nn.BatchNorm2d(3))
+    assert type(convert(norm, "normkit").model) is normkit.BatchNorm2d
+    with pytest.raises(SurgeryError, match="model itself"):
+        convert(norm, "group")
