@@ -4,102 +4,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..axes import values_per_channel
 from ..errors import ArgumentError, ShapeError, StatisticsError
+from ..kernels import dispatch
 from ..kernels import plain_channels as plain
 from . import checks
+from .batch_gradients import Call, Inference, Kernel, Training
 
 __all__ = ["batch_norm"]
-
-
-class _Training(torch.autograd.Function):
-    """The training forward and its backward, following SPEC A1 and A3."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        return plain.forward(x, weight, bias, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, weight, bias, eps = inputs
-        _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.save_for_forward(x, weight, bias)
-        ctx.eps = eps
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return None, None, None, None
-        x, weight, bias, mean, var = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            dx, dweight, dbias = plain.backward(dy, x, weight, ctx.eps)
-        else:
-            rstd = (var + ctx.eps).rsqrt()
-            dbias, dweight = sums = plain.reduce(dy, x, mean, rstd)
-            dx = plain.apply_backward(dy, x, mean, rstd, weight, sums, values_per_channel(tuple(x.shape)))
-        return dx, _as(weight, dweight), _as(bias, dbias), None
-
-    @staticmethod
-    def jvp(
-        ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, _: None
-    ) -> tuple[Tensor | None, None, None]:
-        x, weight, _bias = ctx.saved_tensors
-        shape = (1, -1, *(1 for _ in range(2, x.dim())))
-        xhat, dxhat = plain.tangent(x, torch.zeros_like(x) if dx is None else dx, ctx.eps)
-        dy = dxhat if weight is None else dxhat * weight.reshape(shape)
-        if dweight is not None:
-            dy = dy + xhat * dweight.reshape(shape)
-        if dbias is not None:
-            dy = dy + dbias.reshape(shape)
-        return dy.to(x.dtype), None, None
-
-
-class _Inference(torch.autograd.Function):
-    """The forward with stored statistics, which are constants to the backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-        return plain.apply(x, mean, (var.double() + eps).rsqrt(), weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, mean, var, eps = inputs
-        # The stored statistics are saved as tensors, so that autograd notices a change before the backward.
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.save_for_forward(x, weight, bias, mean, var)
-        ctx.eps = eps
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, var = ctx.saved_tensors
-        rstd = (var.detach().double() + ctx.eps).rsqrt()
-        dx, dweight, dbias = plain.inference_backward(dy, x, mean.detach(), rstd, weight)
-        return dx, _as(weight, dweight), _as(bias, dbias), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
-        x, weight, _bias, mean, var = ctx.saved_tensors
-        rstd = (var.double() + ctx.eps).rsqrt()
-        zero, one = torch.zeros_like(mean), torch.ones_like(rstd)
-        dy = torch.zeros_like(x) if dx is None else plain.apply(dx, zero, rstd, weight, None)
-        if dweight is not None:
-            dy = dy + plain.apply(x, mean, rstd, dweight, None)
-        if dbias is not None:
-            dy = dy + plain.apply(torch.zeros_like(x), zero, one, None, dbias)
-        return dy
-
-
-def _as(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:
-    return None if parameter is None else gradient.to(parameter.dtype)
 
 
 def batch_norm(
@@ -114,11 +29,14 @@ def batch_norm(
     *,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    inplace: bool = False,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize each channel over the batch and all positions.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, then ``activation(y + residual)`` where they are given
 
     mean and var are those of the batch in training and the stored ones otherwise. x and y are ``(N, C, *)``; mean, var,
     weight and bias are ``(C,)``.
@@ -128,7 +46,8 @@ def batch_norm(
         eps is added to the variance; its unit is that of the input squared.
         Variance: divided by m to normalize, by m - 1 to be stored (by m with ``unbiased=False``), m values per channel.
         Momentum: ``running = (1 - momentum) * running + momentum * batch``.
-        Accumulation: float64, every channel centred on its first value.
+        Accumulation: float32 lanes over at most 4096 values about one of them, merged in float64 in an order that the
+            shape alone decides; float64 throughout for float64 input.
 
     Args:
         input: ``(N, C, *)``, float16, bfloat16, float32 or float64. An empty batch passes and updates nothing.
@@ -142,6 +61,9 @@ def batch_norm(
         eps: positive in training, not negative otherwise.
         unbiased: store the unbiased variance, as torch does; False stores the biased one, as Keras, Flax and ONNX do.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last in the same pass over memory.
+        residual: of the shape and type of the input, added before the activation in the same pass.
+        inplace: write y over the input. Only where no gradient is recorded.
         caller: the layer that errors should name.
 
     Returns:
@@ -152,7 +74,9 @@ def batch_norm(
             training.
         StatisticsError: running statistics that cannot be written, require a gradient, or are shared under vmap.
         DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
-        ArgumentError: eps or momentum out of range, or stored statistics missing.
+        ArgumentError: eps or momentum out of range, stored statistics missing, an unknown activation, or inplace where
+            a gradient is recorded.
+        BackendError: inside `normkit.use_backend`, where the named implementation cannot serve this call.
 
     Whenever it raises, running_mean, running_var and num_batches_tracked are as they were.
 
@@ -180,6 +104,9 @@ def batch_norm(
             eps,
             unbiased=unbiased,
             num_batches_tracked=num_batches_tracked,
+            activation=activation,
+            residual=residual,
+            inplace=inplace,
             caller=caller,
         )
         return output
@@ -191,30 +118,108 @@ def batch_norm(
     else:
         check_arguments(*given)
         empty = bool(input.numel() == 0)
+    _check_fusion(input, weight, bias, activation, residual, inplace, caller)
     if empty:
         zero = torch.zeros(input.shape[1], device=input.device)
-        return plain.apply(input, zero, zero + 1, weight, bias)
+        return _finish(plain.apply(input, zero, zero + 1, weight, bias), activation, residual)
     if _is_exportable(training, momentum, unbiased):
         # An exported graph holds torch's own operator, so that every runtime and every tool can read it.
         if num_batches_tracked is not None and training:
             num_batches_tracked.add_(1)
         # The operator itself: torch's function around it checks the sizes once more, and warns of that in a trace.
         cudnn, rate = torch.backends.cudnn.enabled, momentum or 0.0
-        return torch.batch_norm(input, weight, bias, running_mean, running_var, training, rate, eps, cudnn)
+        y = torch.batch_norm(input, weight, bias, running_mean, running_var, training, rate, eps, cudnn)
+        return _finish(y, activation, residual)
+    running = (running_mean, running_var, num_batches_tracked)
+    if not torch.compiler.is_compiling():
+        backend = dispatch.choose(input)
+        if backend != "plain":
+            rate = _rate(momentum, num_batches_tracked)
+            call = Call(_kernels(backend), training, rate, eps, unbiased, activation, inplace)
+            return _run_kernel(call, input, weight, bias, residual, *running)
+    y = _run_plain(input, weight, bias, training, momentum, eps, unbiased, *running)
+    y = _finish(y, activation, residual)
+    return input.copy_(y) if inplace else y
+
+
+def _kernels(backend: str) -> Any:
+    # Imported at the first call: Numba and Triton cost more to import than torch's own layers to run.
+    if backend == "numba":
+        from ..kernels import cpu_channels
+
+        return cpu_channels
+    from ..kernels import triton_channels
+
+    return triton_channels
+
+
+def _rate(momentum: float | None, num_batches_tracked: Tensor | None) -> float:
+    if momentum is not None:
+        return momentum
+    return 1.0 / (int(num_batches_tracked.item()) + 1) if num_batches_tracked is not None else 0.0
+
+
+def _finish(y: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+    return plain.activate(y if residual is None else y + residual, activation)
+
+
+def _run_kernel(
+    call: Call,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+) -> Tensor:
+    computed = torch.float64 if x.dtype == torch.float64 else torch.float32
+    moved = call.training and running_mean is not None and running_var is not None
+    if not moved:
+        y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
+        return y
+    assert running_mean is not None
+    assert running_var is not None
+    if running_mean.dtype == running_var.dtype == computed and running_mean.is_contiguous():
+        y = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
+        # The kernel wrote through the address: what autograd keeps of these buffers must still be noticed as stale.
+        increment_version(running_mean)
+        increment_version(running_var)
+    else:
+        wide_mean, wide_var = running_mean.to(computed).contiguous(), running_var.to(computed).contiguous()
+        y = Kernel.apply(x, weight, bias, residual, wide_mean, wide_var, call)
+        running_mean.copy_(wide_mean)
+        running_var.copy_(wide_var)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    return y
+
+
+def _run_plain(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    unbiased: bool,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+) -> Tensor:
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        inference = (input, weight, bias, running_mean, running_var, eps)
         if torch.compiler.is_compiling():
-            return plain.apply(input, running_mean, (running_var.double() + eps).rsqrt(), weight, bias)
-        normalized: Tensor = _Inference.apply(*inference)
+            return plain.apply(x, running_mean, (running_var.double() + eps).rsqrt(), weight, bias)
+        normalized: Tensor = Inference.apply(x, weight, bias, running_mean, running_var, eps)
         return normalized
     if torch.compiler.is_compiling() or checks.is_tracing():
-        y, mean, var = plain.forward(input, weight, bias, eps)
+        y, mean, var = plain.forward(x, weight, bias, eps)
     else:
-        y, mean, var = _Training.apply(input, weight, bias, eps)
+        y, mean, var = Training.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
-        count = values_per_channel(tuple(input.shape))
+        count = values_per_channel(tuple(x.shape))
         var = var * (count / (count - 1)) if unbiased else var
         update_statistics(running_mean, running_var, num_batches_tracked, mean, var, momentum)
     return y
@@ -292,6 +297,32 @@ def check_arguments(
         checks.refuse(
             ArgumentError,
             "training=False needs running_mean and running_var, got None; pass training=True for the batch's own",
+            caller,
+        )
+
+
+def _check_fusion(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    inplace: bool,
+    caller: nn.Module | None,
+) -> None:
+    if activation is not None and activation not in dispatch.ACTIVATIONS:
+        known = ", ".join(dispatch.ACTIVATIONS)
+        checks.refuse(ArgumentError, f"unknown activation {activation!r}; known are: {known}, None", caller)
+    if residual is not None:
+        checks.check_input(residual, caller)
+        if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
+            got = f"{tuple(residual.shape)} {residual.dtype} on {residual.device}"
+            wanted = f"{tuple(x.shape)} {x.dtype} on {x.device}"
+            checks.refuse(ShapeError, f"the residual must match the input, {wanted}; got {got}", caller)
+    if inplace and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        checks.refuse(
+            ArgumentError,
+            "inplace=True overwrites the input that the backward needs; use it under torch.no_grad(), or leave it out",
             caller,
         )
 

@@ -4,8 +4,8 @@ Statistics gather in float32 lanes over at most 4096 values about one of them, a
 results are the same in every bit for any number of threads, because the work is cut by shape alone. Half precision is
 widened to float32 as it is read; float64 computes in float64.
 
-The four steps (`statistics`, `apply`, `reduce`, `apply_backward`) stand beside the fused wholes (`forward`, `backward`),
-for methods that put something between them.
+`forward`, `inference` and `backward` are the fused wholes. Tensors come checked, dense and in the layout that
+`layout_of` names.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from . import compiled, slots, threads
 from .pages import ask_for_large_pages
 from .simd import GROUP
 
-__all__ = ["ELEMENTS", "Saved", "backward", "forward", "inference", "layout_of"]
+__all__ = ["ELEMENTS", "backward", "forward", "inference", "layout_of"]
 
 ELEMENTS = {
     torch.float32: "float32",
@@ -213,16 +213,10 @@ def forward(
     residual: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize with the batch's statistics and move the running ones.
+    """Normalize with the batch's statistics, move the running ones, apply activation(y + residual).
 
-    Args:
-        x: dense, laid out as ``layout`` says; residual and out likewise.
-        layout: what `layout_of` found.
-        weight: of the type computed in, contiguous, as bias and the running statistics.
-        out: where to write y; x itself for in place, None for fresh memory.
-
-    Returns:
-        y, and (2, C) float64 with mean and rstd.
+    The running statistics are of the type computed in, and contiguous. With ``out`` y is written there: x itself for in
+    place. Returns y, and (2, C) float64 with mean and rstd.
     """
     call = _Call(x, layout, activation, residual is not None)
     c, cut = call.context, call.plan
@@ -286,13 +280,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return dx, dweight, dbias and the gradient of the residual.
 
-    Args:
-        dy: laid out as x.
-        saved: what the forward returned.
-        other: with residual and activation, what decides the slope: the output for a relu, relu6 or leaky_relu, the
-            residual for the others.
-        residual: a residual was added.
-        frozen: the statistics were constants.
+    ``saved`` is what the forward returned. With residual and activation ``other`` decides the slope: the output for
+    relu, relu6 and leaky_relu, the residual for silu. ``frozen`` says that the statistics were constants.
     """
     call = _Call(x, layout, activation, residual)
     c, cut = call.context, call.plan

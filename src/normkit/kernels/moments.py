@@ -35,7 +35,11 @@ def merge_moments(count, mean, m2, n, other_mean, other_m2):
 @inlined
 def set_coefficient(a, which, channel, value):
     """Store one coefficient of a channel, in every column that holds the channel."""
-    channels, width, coefficients = integer(a, slots.CHANNELS), integer(a, slots.WIDTH), parameter(a, slots.COEFFICIENTS)
+    channels, width, coefficients = (
+        integer(a, slots.CHANNELS),
+        integer(a, slots.WIDTH),
+        parameter(a, slots.COEFFICIENTS),
+    )
     for fold in range(integer(a, slots.FOLD)):
         store_as(coefficients, which * width + fold * channels + channel, value)
 

@@ -11,12 +11,26 @@ The four steps stand alone, because synchronised, ghost and masked normalization
 Shapes: x, y, dy, dx are (N, C, *); mean, var, rstd and every sum are (C,) float64.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..axes import batch_axes, channel_shape, values_per_channel
 
-__all__ = ["apply", "apply_backward", "backward", "forward", "inference_backward", "reduce", "statistics", "tangent"]
+__all__ = [
+    "activate",
+    "apply",
+    "apply_backward",
+    "backward",
+    "forward",
+    "gate",
+    "inference_backward",
+    "reduce",
+    "statistics",
+    "tangent",
+]
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -70,6 +84,24 @@ def apply_backward(
     xhat = _centred(x, mean) * _per_channel(rstd, x)
     inner = dy.to(_wide(x)) - _per_channel(sums[0] / count, x) - xhat * _per_channel(sums[1] / count, x)
     return (inner * _per_channel(scale, x)).to(x.dtype)
+
+
+def activate(z: Tensor, activation: str | None) -> Tensor:
+    """Apply an activation by its name in torch.nn.functional; None is the identity."""
+    if activation is None:
+        return z
+    function: Callable[[Tensor], Tensor] = getattr(F, activation)
+    return function(z)
+
+
+def gate(dy: Tensor, z: Tensor, activation: str) -> Tensor:
+    """Return dy times the slope of the activation at z, differentiable in dy, and in z where the slope bends."""
+    if activation == "silu":
+        sigmoid = torch.sigmoid(z)
+        return dy * (sigmoid * (1 + z * (1 - sigmoid)))
+    open_at = (z > 0) if activation != "relu6" else (z > 0) & (z < 6)
+    closed = 0.01 if activation == "leaky_relu" else 0.0
+    return torch.where(open_at | z.isnan(), dy, dy * closed)
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

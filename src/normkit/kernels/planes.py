@@ -1,7 +1,7 @@
 """Kernels for contiguous ``(N, C, S)``: a channel is N planes of S values.
 
-A task takes a few channels through everything, statistics and output, while they are in the cache nearest the core. Tasks
-of tiny planes take several channels at a time, because theirs lie side by side in memory. Where there are too few
+A task takes a few channels through everything, statistics and output, while they are in the cache nearest the core.
+Tasks of tiny planes take several channels at a time, because theirs lie side by side in memory. Where there are too few
 channels to share out, the steps run one after the other over blocks of a channel.
 """
 

@@ -1,9 +1,9 @@
 """Kernels for channels-last ``(R, C)``: a channel is a column of R rows, and memory runs along the rows.
 
-Rows are taken eight at a time, so that what a column gathers is fetched and put back once for eight values. Few channels
-are folded: k rows of C are read as one row of k * C columns, which fills whole vectors, and the k columns of a channel
-are merged at the end. A column is gathered over at most `ROWS` rows about its own first value before it is merged in
-float64.
+Rows are taken eight at a time, so that what a column gathers is fetched and put back once for eight values. Few
+channels are folded: k rows of C are read as one row of k * C columns, which fills whole vectors, and the k columns of a
+channel are merged at the end. A column is gathered over at most `ROWS` rows about its own first value before it is
+merged in float64.
 
 Working memory of a block, in WIDTH columns each: mean and sum of squares (float64), then first, sum and square (of the
 type computed in).
@@ -27,7 +27,6 @@ from .simd import (
     not_below_zero,
     parameter,
     splat,
-    store,
     vload,
     vload_first,
     vstore,
@@ -206,9 +205,7 @@ def finish(begin, end, a):
         for block in range(blocks):
             n, moments = float(first_row(a, block + 1) - first_row(a, block)), region(a, block)
             for column in range(k, fold * channels, channels):
-                mean, m2 = merge_moments(
-                    count, mean, m2, n, load(moments, column), load(moments, width + column)
-                )
+                mean, m2 = merge_moments(count, mean, m2, n, load(moments, column), load(moments, width + column))
                 count += n
         for row in range(rows // fold * fold, rows):
             mean, m2 = merge_moments(count, mean, m2, 1.0, float(load(x, row * channels + k)), 0.0)

@@ -387,7 +387,8 @@ def fence(_: Any) -> Any:
 def splat(_: Any, value: Any) -> Any:
     """Sixteen copies of one number."""
     element = "float64" if value == types.float64 else "float32"
-    return Lanes(element)(_SCALAR[element]), lambda c, b, s, a: _splat(b, a[0])
+    scalar: Any = _SCALAR[element]
+    return Lanes(element)(scalar), lambda c, b, s, a: _splat(b, a[0])
 
 
 def _binary(operation: Any, name: str) -> None:
@@ -398,7 +399,7 @@ def _binary(operation: Any, name: str) -> None:
     @overload(operation)
     def resolve(x, y):
         if isinstance(x, Lanes) and x == y:
-            return lambda x, y: combine(x, y)
+            return lambda x, y: combine(x, y)  # type: ignore[call-arg]  # Numba supplies the typing context
         return None
 
 
@@ -420,7 +421,7 @@ def zeros(_: Any, arguments: Arguments) -> Any:
 
 @intrinsic
 def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
-    """x * y + z, rounded once."""
+    """X * y + z, rounded once."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         kind = a[0].type
@@ -431,7 +432,7 @@ def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
 
 @intrinsic
 def not_below_zero(_: Any, x: Any) -> Any:
-    """x where it is above zero or NaN, and zero elsewhere."""
+    """X where it is above zero or NaN, and zero elsewhere."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         zero = _constant(x.element, 0.0)
@@ -474,7 +475,7 @@ def _sigmoid(builder: ir.IRBuilder, element: str, z: ir.Value) -> ir.Value:
 
 
 def _exponential(builder: ir.IRBuilder, element: str, x: ir.Value) -> ir.Value:
-    """exp of sixteen lanes: 2^k times a polynomial in the rest, within 2 ulp; exact limits at both ends."""
+    """Exp of sixteen lanes: 2^k times a polynomial in the rest, within 2 ulp; exact limits at both ends."""
     kind = _vector(element)
     double_precision = element == "float64"
     bits, bias = (_INT64, 1023) if double_precision else (_INT32, 127)
@@ -534,7 +535,7 @@ def activate(_: Any, arguments: Arguments, z: Any) -> Any:
 
 @intrinsic
 def gate(_: Any, arguments: Arguments, dy: Any, z: Any) -> Any:
-    """dy times the derivative of the activation at z; where the sign decides, z may be the output instead."""
+    """Dy times the derivative of the activation at z; where the sign decides, z may be the output instead."""
     element, name = z.element, arguments.activation
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:

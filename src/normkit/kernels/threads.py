@@ -49,7 +49,7 @@ def unavailable() -> str | None:
 
 
 def parallel_for(tasks: int, grain: int, address: int, context: ctypes.Array[ctypes.c_int64]) -> None:
-    """Run the kernel at ``address`` over tasks 0 to ``tasks``, at least ``grain`` to a thread; return when all are done."""
+    """Run a kernel over tasks 0 to ``tasks``, at least ``grain`` to a thread, and return when all are done."""
     function = _function()
     assert function is not None
     failed = function(0, tasks, tasks if _forked else grain, address, ctypes.addressof(context))

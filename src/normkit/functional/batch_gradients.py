@@ -1,0 +1,234 @@
+"""The autograd functions of batch normalization: forward, backward, forward derivative, following SPEC A1 and A3.
+
+`Training` and `Inference` are made of plain torch operations and serve every transform of torch.func. `Kernel` runs the
+fast kernels; a backward that must itself be differentiated is computed in plain operations again.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..axes import values_per_channel
+from ..kernels import plain_channels as plain
+
+# torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
+# ruff: noqa: D102
+
+__all__ = ["Call", "Inference", "Kernel", "Training", "is_laid_out", "lay_out"]
+
+# Activations whose slope the sign of their output decides.
+GATED_BY_OUTPUT = ("relu", "relu6", "leaky_relu")
+
+
+class Training(torch.autograd.Function):
+    """The training forward and its backward, following SPEC A1 and A3."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        return plain.forward(x, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, weight, bias, eps = inputs
+        _, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.save_for_forward(x, weight, bias)
+        ctx.eps = eps
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None, None
+        x, weight, bias, mean, var = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dweight, dbias = plain.backward(dy, x, weight, ctx.eps)
+        else:
+            rstd = (var + ctx.eps).rsqrt()
+            dbias, dweight = sums = plain.reduce(dy, x, mean, rstd)
+            dx = plain.apply_backward(dy, x, mean, rstd, weight, sums, values_per_channel(tuple(x.shape)))
+        return dx, _as(weight, dweight), _as(bias, dbias), None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, _: None
+    ) -> tuple[Tensor | None, None, None]:
+        x, weight, _bias = ctx.saved_tensors
+        shape = (1, -1, *(1 for _ in range(2, x.dim())))
+        xhat, dxhat = plain.tangent(x, torch.zeros_like(x) if dx is None else dx, ctx.eps)
+        dy = dxhat if weight is None else dxhat * weight.reshape(shape)
+        if dweight is not None:
+            dy = dy + xhat * dweight.reshape(shape)
+        if dbias is not None:
+            dy = dy + dbias.reshape(shape)
+        return dy.to(x.dtype), None, None
+
+
+class Inference(torch.autograd.Function):
+    """The forward with stored statistics, which are constants to the backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+        return plain.apply(x, mean, (var.double() + eps).rsqrt(), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, mean, var, eps = inputs
+        # The stored statistics are saved as tensors, so that autograd notices a change before the backward.
+        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.save_for_forward(x, weight, bias, mean, var)
+        ctx.eps = eps
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, var = ctx.saved_tensors
+        rstd = (var.detach().double() + ctx.eps).rsqrt()
+        dx, dweight, dbias = plain.inference_backward(dy, x, mean.detach(), rstd, weight)
+        return dx, _as(weight, dweight), _as(bias, dbias), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
+        x, weight, _bias, mean, var = ctx.saved_tensors
+        rstd = (var.double() + ctx.eps).rsqrt()
+        zero, one = torch.zeros_like(mean), torch.ones_like(rstd)
+        dy = torch.zeros_like(x) if dx is None else plain.apply(dx, zero, rstd, weight, None)
+        if dweight is not None:
+            dy = dy + plain.apply(x, mean, rstd, dweight, None)
+        if dbias is not None:
+            dy = dy + plain.apply(torch.zeros_like(x), zero, one, None, dbias)
+        return dy
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a call is besides its tensors.
+
+    Attributes:
+        kernels: the module that serves it, `kernels.cpu_channels` or its twin for GPUs.
+        training: the statistics are the batch's.
+        momentum: the weight of the new batch, already a number.
+        eps: added to the variance.
+        unbiased: which variance is stored.
+        activation: applied last, or None.
+        inplace: y is written over x.
+    """
+
+    kernels: Any
+    training: bool
+    momentum: float
+    eps: float
+    unbiased: bool
+    activation: str | None
+    inplace: bool
+
+
+class Kernel(torch.autograd.Function):
+    """The fast kernels: forward with the running update, and backward, with activation and residual in the same loops.
+
+    It saves the input, mean and rstd. With a residual the activation's slope needs one tensor more, which exists
+    anyway: the output where its sign decides, else the residual.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        call: Call,
+    ) -> Tensor:
+        kernels = call.kernels
+        layout = kernels.layout_of(x)
+        if layout is None:
+            x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
+        if residual is not None and not is_laid_out(residual, layout):
+            residual = lay_out(residual, layout)
+        out = x if call.inplace else None
+        settings = (call.activation, residual, out)
+        if call.training:
+            y, saved = kernels.forward(
+                x, layout, weight, bias, running_mean, running_var, call.momentum, call.eps, call.unbiased, *settings
+            )
+        else:
+            y, saved = kernels.inference(x, layout, weight, bias, running_mean, running_var, call.eps, *settings)
+        if call.inplace:
+            ctx.mark_dirty(x)
+        other = None
+        if residual is not None and call.activation is not None:
+            other = y if call.activation in GATED_BY_OUTPUT else residual
+        # Stored statistics are saved as tensors, so that autograd notices a change before the backward.
+        held = (None, None) if call.training else (running_mean, running_var)
+        ctx.save_for_backward(x, weight, bias, saved, other, *held)
+        ctx.layout, ctx.call, ctx.has_residual = layout, call, residual is not None
+        output: Tensor = y
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, saved, other, running_mean, running_var = ctx.saved_tensors
+        call: Call = ctx.call
+        if torch.is_grad_enabled():
+            gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
+        else:
+            if not is_laid_out(dy, ctx.layout):
+                dy = lay_out(dy, ctx.layout)
+            gradients = call.kernels.backward(
+                dy, x, ctx.layout, weight, bias, saved, call.activation, other, ctx.has_residual, not call.training
+            )
+        dx, dweight, dbias, dresidual = gradients
+        return dx, _as(weight, dweight), _as(bias, dbias), dresidual if ctx.has_residual else None, None, None, None
+
+
+def differentiable_backward(
+    call: Call,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    other: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return dx, dweight, dbias and the residual's gradient in operations that autograd can follow again."""
+    if call.training:
+        mean, var = plain.statistics(x)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, var = running_mean, running_var.double()
+    rstd = (var + call.eps).rsqrt()
+    dz = dy
+    if call.activation in GATED_BY_OUTPUT and other is not None:
+        dz = plain.gate(dy, other.detach(), call.activation)
+    elif call.activation is not None:
+        z = plain.apply(x, mean, rstd, weight, bias)
+        dz = plain.gate(dy, z if other is None else z + other, call.activation)
+    if call.training:
+        return *plain.backward(dz, x, weight, call.eps), dz
+    return *plain.inference_backward(dz, x, mean, rstd, weight), dz
+
+
+def is_laid_out(x: Tensor, layout: str) -> bool:
+    """Tell whether a tensor lies in memory as a layout says."""
+    return x.is_contiguous() if layout == "planes" or x.dim() == 2 else x.movedim(1, -1).is_contiguous()
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """Copy a tensor into a layout."""
+    if layout == "planes" or x.dim() == 2:
+        return x.contiguous()
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _as(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:
+    return None if parameter is None else gradient.to(parameter.dtype)

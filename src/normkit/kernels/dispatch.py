@@ -1,0 +1,121 @@
+"""Which implementation serves a call, and why not the others.
+
+- ``numba``: vectors on torch's threads, for dense tensors on a CPU.
+- ``triton``: for tensors on a GPU.
+- ``plain``: torch operations in float64, for everything else: transforms, tracing, other devices.
+
+Left alone, a call takes the first that can serve it. Inside `use_backend` it takes the named one or raises: a request
+is honoured or refused, never quietly replaced.
+"""
+
+import contextlib
+import contextvars
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from ..errors import ArgumentError, BackendError
+
+__all__ = ["ACTIVATIONS", "BACKENDS", "choose", "refusals", "use_backend"]
+
+BACKENDS = ("numba", "triton", "plain")
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
+_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_REQUESTED: contextvars.ContextVar[str | None] = contextvars.ContextVar("normkit_backend", default=None)
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+_HAS_TRITON = all(map(importlib.util.find_spec, ("triton", "normkit.kernels.triton_channels")))
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every normalization inside with one implementation, or refuse the call.
+
+    Args:
+        name: "numba", "triton" or "plain".
+
+    Raises:
+        ArgumentError: the name is unknown.
+        BackendError: by a call inside, where that implementation cannot serve it; the message says why.
+
+    Example:
+        >>> import normkit, torch
+        >>> with normkit.use_backend("plain"):
+        ...     y = normkit.BatchNorm2d(3)(torch.randn(2, 3, 4, 4))
+    """
+    if name not in BACKENDS:
+        raise ArgumentError(f"unknown backend {name!r}; known are: {', '.join(BACKENDS)}")
+    token = _REQUESTED.set(name)
+    try:
+        yield
+    finally:
+        _REQUESTED.reset(token)
+
+
+def _is_transformed(x: Tensor) -> str | None:
+    """Why a tensor's memory must not be touched behind torch's back, or None."""
+    kind = type(x)
+    if kind is not Tensor and kind is not Parameter:
+        return f"the input is a {kind.__name__}, whose memory is not a plain tensor's"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "a forward derivative is being computed"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a torch dispatch mode is active, which must see every operation"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    return None
+
+
+def _numba_refuses(x: Tensor) -> str | None:
+    if not x.is_cpu:
+        return f"the input is on {x.device}; these kernels run on a CPU"
+    if x.dtype not in _DTYPES:
+        return f"the input is {x.dtype}; these kernels take float16, bfloat16, float32 and float64"
+    if not _HAS_NUMBA:
+        return "numba is not installed; pip install numba"
+    if x.is_meta or x.numel() == 0:
+        return "the input holds no values"
+    from .threads import unavailable
+
+    return _is_transformed(x) or unavailable()
+
+
+def _triton_refuses(x: Tensor) -> str | None:
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if x.is_cpu and _REQUESTED.get() != "triton":
+        return "the input is on cpu; these kernels run on a GPU"
+    if x.numel() == 0:
+        return "the input holds no values"
+    from .triton_channels import unavailable
+
+    return _is_transformed(x) or unavailable(x)
+
+
+def refusals(x: Tensor) -> dict[str, str | None]:
+    """Return for every implementation why it cannot serve x, or None where it can."""
+    return {"numba": _numba_refuses(x), "triton": _triton_refuses(x), "plain": None}
+
+
+def choose(x: Tensor) -> str:
+    """Return the name of the implementation that serves a call on x.
+
+    Raises:
+        BackendError: the one that `use_backend` asked for cannot.
+    """
+    requested = _REQUESTED.get()
+    if requested is None:
+        if x.is_cpu:
+            return "plain" if _numba_refuses(x) else "numba"
+        return "triton" if x.is_cuda and not _triton_refuses(x) else "plain"
+    reason = refusals(x)[requested]
+    if reason is not None:
+        raise BackendError(
+            f"the {requested} backend cannot serve this call: {reason}; leave use_backend, or choose plain"
+        )
+    return requested
