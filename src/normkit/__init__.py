@@ -4,11 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import functional, layers
+from .kernels.dispatch import explain, use_backend
 from .layers import (
     AdaptiveInstanceNorm,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
@@ -53,6 +57,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
@@ -78,6 +85,7 @@ __all__ = [
     "WhiteningBatchNorm3d",
     "convert",
     "diagnose",
+    "explain",
     "fold",
     "freeze",
     "functional",
@@ -88,6 +96,7 @@ __all__ = [
     "recalibrate",
     "repair",
     "unfreeze",
+    "use_backend",
     "watch",
 ]
 

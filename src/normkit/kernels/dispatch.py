@@ -12,15 +12,16 @@ import contextlib
 import contextvars
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..errors import ArgumentError, BackendError
 
-__all__ = ["ACTIVATIONS", "BACKENDS", "choose", "refusals", "use_backend"]
+__all__ = ["ACTIVATIONS", "BACKENDS", "Explanation", "choose", "explain", "refusals", "use_backend"]
 
 BACKENDS = ("numba", "triton", "plain")
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
@@ -119,3 +120,64 @@ def choose(x: Tensor) -> str:
             f"the {requested} backend cannot serve this call: {reason}; leave use_backend, or choose plain"
         )
     return requested
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: printed, it is a line for every implementation.
+
+    Attributes:
+        backend: the implementation that would run.
+        kernel: which of its kernels.
+        refused: for every other implementation, why it would not run.
+    """
+
+    backend: str
+    kernel: str
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        """One line for the kernel that runs and one for each that does not."""
+        lines = [f"{self.backend}: {self.kernel}"]
+        lines += [f"not {name}: {reason}" for name, reason in self.refused.items()]
+        return "\n".join(lines)
+
+
+def explain(layer: nn.Module, input: Tensor) -> Explanation:
+    """Name the kernel that would run for this layer and input, and why the others would not.
+
+    Args:
+        layer: a batch norm of normkit, or a layer that holds one.
+        input: what the layer would be called with. It is not touched.
+
+    Returns:
+        The explanation; print it.
+
+    Raises:
+        BackendError: inside `use_backend`, where the named implementation cannot serve the call.
+
+    Example:
+        >>> import normkit, torch
+        >>> print(normkit.explain(normkit.BatchNorm2d(3), torch.randn(8, 3, 5, 5)).backend)
+        numba
+    """
+    chosen = choose(input)
+    training = layer.training
+    kernel = "torch operations in float64"
+    if chosen == "numba":
+        from . import cpu_channels
+
+        layout = cpu_channels.layout_of(input)
+        copied = "" if layout else ", after a copy into contiguous memory"
+        cut = cpu_channels.plan(tuple(input.shape), layout or "planes", input.element_size())
+        way = "statistics and output in one task" if cut.fused and training else "step by step over blocks"
+        kernel = f"{cut.layout}, {way}, {cut.tasks} tasks, {torch.get_num_threads()} threads{copied}"
+    elif chosen == "triton":
+        kernel = "per channel on the GPU"
+    requested = _REQUESTED.get()
+    refused = {}
+    for name, reason in refusals(input).items():
+        if name != chosen:
+            other = f"use_backend({requested!r}) asks for another" if requested else f"{chosen} comes first"
+            refused[name] = reason or other
+    return Explanation(chosen, kernel, refused)

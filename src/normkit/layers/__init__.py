@@ -2,6 +2,7 @@
 
 from .adaptive import AdaptiveInstanceNorm
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .batch_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -18,6 +19,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",

@@ -97,6 +97,10 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
+        return self.normalize(input)
+
+    def normalize(self, input: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """Return ``activation(forward(input) + residual)`` in one pass."""
         # torch.fx passes a stand-in that has no shape.
         given: object = input
         traced = isinstance(given, torch.fx.Proxy)
@@ -120,6 +124,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.eps,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked if tracked else None,
+            activation=activation,
+            residual=residual,
             caller=None if traced else self,
         )
 

@@ -1,0 +1,118 @@
+"""Batch normalization, a residual and an activation in one pass over memory.
+
+The layer *holds* a batch norm and is not one: a tool that swaps every batch norm it finds, such as torch's conversion
+to SyncBatchNorm, swaps the part and cannot lose the activation.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..kernels import dispatch, plain_channels
+from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+
+__all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
+
+_HELD = "norm."
+
+
+class _BatchNormAct(nn.Module):
+    """What the three layers share."""
+
+    # torch's version of a batch norm's state, whose keys these are.
+    _version = 2
+    _part: type[_BatchNorm]
+    norm: nn.Module
+
+    def __init__(self, num_features: int, *settings: Any, activation: str | None = "relu", **named: Any) -> None:
+        super().__init__()
+        if activation is not None and activation not in dispatch.ACTIVATIONS:
+            known = ", ".join(dispatch.ACTIVATIONS)
+            raise ArgumentError(f"unknown activation {activation!r}; known are: {known}, None")
+        self.activation = activation
+        self.norm = self._part(num_features, *settings, **named)
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return ``activation(norm(input) + residual)``."""
+        norm = self.norm
+        # A part that was swapped, frozen or hooked runs as it wants to; only our own untouched one is fused.
+        if type(norm).forward is _BatchNorm.forward and not _is_hooked(norm):
+            assert isinstance(norm, _BatchNorm)
+            return norm.normalize(input, self.activation, residual)
+        y: Tensor = norm(input)
+        return plain_channels.activate(y if residual is None else y + residual, self.activation)
+
+    def extra_repr(self) -> str:
+        """Return the activation."""
+        return f"activation={self.activation!r}"
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
+    """Name the state as a bare batch norm's."""
+    for key in [key for key in state if key.startswith(prefix + _HELD)]:
+        state[prefix + key[len(prefix + _HELD) :]] = state.pop(key)
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take the state of a bare batch norm for the part."""
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        if prefix + name in state:
+            state[prefix + _HELD + name] = state.pop(prefix + name)
+
+
+class BatchNormAct1d(_BatchNormAct):
+    """``activation(BatchNorm1d(x) + residual)`` in one pass over memory.
+
+    The activation and the residual cost no pass of their own, forward or backward, and no copy of what stands before
+    the activation is kept. ``state_dict`` has the keys of a bare batch norm: the checkpoint of ``Sequential(conv, bn,
+    relu)`` loads where the ReLU is gone.
+
+    Args:
+        num_features: C of an input ``(N, C)`` or ``(N, C, L)``.
+        *settings: those of :class:`normkit.BatchNorm1d`, in its order.
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", or None.
+        **named: those of :class:`normkit.BatchNorm1d`.
+
+    Raises:
+        ArgumentError: an unknown activation, or a setting that the batch norm refuses.
+
+    Example:
+        >>> import torch
+        >>> layer = BatchNormAct1d(2)
+        >>> layer(torch.tensor([[1.0, 30.0], [3.0, 10.0]])).detach().round()
+        tensor([[0., 1.],
+                [1., 0.]])
+        >>> sorted(layer.state_dict())
+        ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+    """
+
+    _part = BatchNorm1d
+
+
+class BatchNormAct2d(_BatchNormAct):
+    """``activation(BatchNorm2d(x) + residual)`` in one pass over memory; see :class:`BatchNormAct1d`.
+
+    Example:
+        >>> import torch
+        >>> layer = BatchNormAct2d(64, activation="relu")
+        >>> x, shortcut = torch.randn(2, 64, 7, 7), torch.randn(2, 64, 7, 7)
+        >>> bool((layer(x, shortcut) >= 0).all())
+        True
+    """
+
+    _part = BatchNorm2d
+
+
+class BatchNormAct3d(_BatchNormAct):
+    """``activation(BatchNorm3d(x) + residual)`` in one pass over memory; see :class:`BatchNormAct1d`."""
+
+    _part = BatchNorm3d
