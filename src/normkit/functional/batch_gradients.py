@@ -177,7 +177,8 @@ class Kernel(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, saved, other, running_mean, running_var = ctx.saved_tensors
         call: Call = ctx.call
-        if torch.is_grad_enabled():
+        # Under vmap dy stands for many gradients at once, and has no memory to hand to a kernel.
+        if torch.is_grad_enabled() or not torch._C._has_storage(dy):
             gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
         else:
             if not is_laid_out(dy, ctx.layout):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from . import compiled, slots, threads
+from .arguments import GROUP
 from .pages import ask_for_large_pages
-from .simd import GROUP
 
 __all__ = ["ELEMENTS", "backward", "forward", "inference", "layout_of"]
 

@@ -79,11 +79,15 @@ def _numba_refuses(x: Tensor) -> str | None:
         return f"the input is {x.dtype}; these kernels take float16, bfloat16, float32 and float64"
     if not _HAS_NUMBA:
         return "numba is not installed; pip install numba"
-    if x.is_meta or x.numel() == 0:
+    # Asked before any size: under torch.jit.trace a size is a tensor.
+    reason = _is_transformed(x)
+    if reason is not None:
+        return reason
+    if x.numel() == 0:
         return "the input holds no values"
     from .threads import unavailable
 
-    return _is_transformed(x) or unavailable()
+    return unavailable()
 
 
 def _triton_refuses(x: Tensor) -> str | None:
@@ -91,11 +95,15 @@ def _triton_refuses(x: Tensor) -> str | None:
         return "triton is not installed"
     if x.is_cpu and _REQUESTED.get() != "triton":
         return "the input is on cpu; these kernels run on a GPU"
+    reason = _is_transformed(x)
+    if reason is not None:
+        return reason
     if x.numel() == 0:
         return "the input holds no values"
     from .triton_channels import unavailable
 
-    return _is_transformed(x) or unavailable(x)
+    missing: str | None = unavailable(x)
+    return missing
 
 
 def refusals(x: Tensor) -> dict[str, str | None]:

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from . import slots
-from .simd import called, data, double, inlined, integer, is_null, load, parameter, real, store
+from .arguments import data, double, integer, is_null, parameter, real
+from .simd import called, inlined, load, store
 
 CHUNK = 4096  # values that float32 lanes gather before they are merged in float64
 

@@ -6,32 +6,20 @@ channels to share out, the steps run one after the other over blocks of a channe
 """
 
 from . import slots
-from .moments import CHUNK, finish_backward, finish_channel, merge
-from .simd import (
-    activate,
+from .activations import activate, gate
+from .arguments import (
     data,
     double,
-    fence,
-    fma,
-    gate,
     gates_by_output,
     has_activation,
     has_residual,
-    inlined,
     integer,
-    load,
     parameter,
     scratch,
     scratch_double,
-    splat,
-    store,
-    vload,
-    vload_first,
-    vstore,
-    vstore_first,
-    vstream,
-    vsum,
 )
+from .moments import CHUNK, finish_backward, finish_channel, merge
+from .simd import fence, fma, inlined, load, splat, store, vload, vload_first, vstore, vstore_first, vstream, vsum
 
 
 @inlined

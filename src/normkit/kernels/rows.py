@@ -10,22 +10,25 @@ type computed in).
 """
 
 from . import slots
-from .moments import finish_backward, finish_channel, merge_moments
-from .simd import (
-    activate,
+from .activations import activate, gate
+from .arguments import (
     data,
     double,
-    fence,
-    fma,
-    gate,
     gates_by_output,
     has_activation,
     has_residual,
-    inlined,
     integer,
+    parameter,
+    working_doubles,
+    working_lanes,
+)
+from .moments import finish_backward, finish_channel, merge_moments
+from .simd import (
+    fence,
+    fma,
+    inlined,
     load,
     not_below_zero,
-    parameter,
     splat,
     vload,
     vload_first,
@@ -33,12 +36,10 @@ from .simd import (
     vstore_first,
     vstream,
     widen,
-    working_doubles,
-    working_lanes,
     zeros,
 )
 
-ROWS = 256
+ROWS = 128
 REGION = 5  # float64 numbers of working memory per column of a block
 
 
@@ -81,13 +82,13 @@ def gather_column(x, lanes, width, column, low, high, stride, left):
 @inlined
 def merge_columns(moments, lanes, width, begin, end, count, n):
     """Merge what columns gathered over n rows into their mean and sum of squares, over ``count`` rows before."""
-    rows, share, weight = splat(n), splat(n / (count + n)), splat(count * (n / (count + n)))
+    part, share, weight = splat(1.0 / n), splat(n / (count + n)), splat(count * (n / (count + n)))
     for column in range(begin, end, 16):
         first, total = widen(vload(lanes, column)), widen(vload(lanes, width + column))
         square = widen(vload(lanes, 2 * width + column))
         mean, m2 = vload(moments, column), vload(moments, width + column)
-        delta = first + total / rows - mean
-        spread = not_below_zero(square - total * total / rows)
+        delta = first + total * part - mean
+        spread = not_below_zero(square - total * total * part)
         vstore(moments, column, mean + delta * share)
         vstore(moments, width + column, m2 + spread + delta * delta * weight)
 

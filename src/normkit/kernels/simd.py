@@ -10,7 +10,6 @@ LLVM lowers ``<16 x float>`` to one AVX-512 register, two of AVX2 or four of NEO
 """
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -23,11 +22,11 @@ LANES = 16
 # A kernel is compiled as one body: what it calls is inlined, and dividing by zero gives infinity as in NumPy.
 inlined = njit(inline="always", error_model="numpy")
 called = njit(error_model="numpy")
-_BOOL, _BYTE, _INT16, _INT32, _INT64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-_FLOAT, _DOUBLE, _HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
+BOOL, _BYTE, _INT16, _INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_FLOAT, DOUBLE, _HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
 # How an element lies in memory, and the type it is computed in.
-_STORED = {"float32": _FLOAT, "float64": _DOUBLE, "bfloat16": _INT16, "float16": _HALF}
-_COMPUTED = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
+STORED = {"float32": _FLOAT, "float64": DOUBLE, "bfloat16": _INT16, "float16": _HALF}
+COMPUTED = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
 _SCALAR = {"float32": types.float32, "float64": types.float64}
 
 
@@ -63,32 +62,33 @@ class Mask(types.Type):
         super().__init__(name="Mask")
 
 
-def _vector(element: str) -> ir.VectorType:
-    return ir.VectorType(_STORED[element], LANES)
+def vector(element: str) -> ir.VectorType:
+    """Return the LLVM type of sixteen elements as they are stored."""
+    return ir.VectorType(STORED[element], LANES)
 
 
 @register_model(Arguments)
 class _ArgumentsModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Arguments) -> None:
-        super().__init__(manager, kind, _INT64.as_pointer())
+        super().__init__(manager, kind, INT64.as_pointer())
 
 
 @register_model(Address)
 class _AddressModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Address) -> None:
-        super().__init__(manager, kind, _STORED[kind.element].as_pointer())
+        super().__init__(manager, kind, STORED[kind.element].as_pointer())
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Lanes) -> None:
-        super().__init__(manager, kind, _vector(kind.element))
+        super().__init__(manager, kind, vector(kind.element))
 
 
 @register_model(Mask)
 class _MaskModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Mask) -> None:
-        super().__init__(manager, kind, ir.VectorType(_BOOL, LANES))
+        super().__init__(manager, kind, ir.VectorType(BOOL, LANES))
 
 
 def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
@@ -97,135 +97,23 @@ def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
 
 
-def _constant(element: str, value: float) -> ir.Constant:
-    return ir.Constant(_vector(element), [value] * LANES)
+def constant(element: str, value: float) -> ir.Constant:
+    """Return sixteen copies of a constant."""
+    return ir.Constant(vector(element), [value] * LANES)
 
 
-def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+    """Call one of LLVM's own functions."""
     signature = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
 
-def _suffix(kind: ir.Type) -> str:
+def suffix(kind: ir.Type) -> str:
+    """Return how LLVM writes a type in the names of its functions."""
     if isinstance(kind, ir.VectorType):
-        return f"v{kind.count}{_suffix(kind.element)}"
-    names = {_FLOAT: "f32", _DOUBLE: "f64", _HALF: "f16", _INT16: "i16"}
+        return f"v{kind.count}{suffix(kind.element)}"
+    names = {_FLOAT: "f32", DOUBLE: "f64", _HALF: "f16", _INT16: "i16"}
     return names[kind]
-
-
-# ---------------------------------------------------------------------------------------------- arguments
-
-
-def _slot(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value) -> ir.Value:
-    return builder.load(builder.gep(pointer, [index]))
-
-
-@intrinsic
-def integer(_: Any, arguments: Arguments, index: Any) -> Any:
-    """Read slot ``index`` as an integer."""
-    return types.int64(arguments, types.int64), lambda c, b, s, a: _slot(b, a[0], a[1])
-
-
-@intrinsic
-def real(_: Any, arguments: Arguments, index: Any) -> Any:
-    """Read slot ``index`` as a float64."""
-    return types.float64(arguments, types.int64), lambda c, b, s, a: b.bitcast(_slot(b, a[0], a[1]), _DOUBLE)
-
-
-def _address_reader(element_of: Callable[[Arguments], str]) -> Any:
-    @intrinsic
-    def read(_: Any, arguments: Arguments, index: Any) -> Any:
-        kind = Address(element_of(arguments))
-
-        def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-            return b.inttoptr(_slot(b, a[0], a[1]), _STORED[kind.element].as_pointer())
-
-        return kind(arguments, types.int64), generate
-
-    return read
-
-
-data = _address_reader(lambda arguments: arguments.element)  # a tensor of the element type
-parameter = _address_reader(lambda arguments: _COMPUTED[arguments.element])  # of the type computed in
-double = _address_reader(lambda arguments: "float64")
-
-
-@intrinsic
-def working_lanes(_: Any, arguments: Arguments, index: Any, skipped: Any) -> Any:
-    """Read slot ``index`` as an address of numbers computed in, past ``skipped`` float64 numbers."""
-    kind = Address(_COMPUTED[arguments.element])
-
-    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        start = b.inttoptr(_slot(b, a[0], a[1]), _DOUBLE.as_pointer())
-        return b.bitcast(b.gep(start, [a[2]]), _STORED[kind.element].as_pointer())
-
-    return kind(arguments, types.int64, types.int64), generate
-
-
-@intrinsic
-def working_doubles(_: Any, arguments: Arguments, index: Any, skipped: Any) -> Any:
-    """Read slot ``index`` as an address of float64 numbers, past ``skipped`` of them."""
-
-    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        return b.gep(b.inttoptr(_slot(b, a[0], a[1]), _DOUBLE.as_pointer()), [a[2]])
-
-    return Address("float64")(arguments, types.int64, types.int64), generate
-
-
-@intrinsic
-def is_null(_: Any, address: Address) -> Any:
-    """Tell whether a pointer is null."""
-
-    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        return b.icmp_unsigned("==", b.ptrtoint(a[0], _INT64), ir.Constant(_INT64, 0))
-
-    return types.boolean(address), generate
-
-
-@intrinsic
-def has_residual(_: Any, arguments: Arguments) -> Any:
-    """Tell whether the kernel adds a residual."""
-    value = ir.Constant(_BOOL, int(arguments.residual))
-    return types.boolean(arguments), lambda c, b, s, a: value
-
-
-@intrinsic
-def has_activation(_: Any, arguments: Arguments) -> Any:
-    """Tell whether the kernel has an activation."""
-    value = ir.Constant(_BOOL, int(arguments.activation is not None))
-    return types.boolean(arguments), lambda c, b, s, a: value
-
-
-@intrinsic
-def gates_by_output(_: Any, arguments: Arguments) -> Any:
-    """Tell whether the sign of the output decides the gradient, so that a residual need not be read again."""
-    value = ir.Constant(_BOOL, int(arguments.residual and arguments.activation in ("relu", "relu6", "leaky_relu")))
-    return types.boolean(arguments), lambda c, b, s, a: value
-
-
-def _scratch(size: int, element_of: Callable[[Arguments], str]) -> Any:
-    @intrinsic
-    def allocate(_: Any, arguments: Arguments) -> Any:
-        kind = Address(element_of(arguments))
-
-        def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-            stored = _STORED[kind.element]
-            memory = cgutils.alloca_once(b, ir.ArrayType(stored, size))
-            memory.align = 64
-            return b.bitcast(memory, stored.as_pointer())
-
-        return kind(arguments), generate
-
-    return allocate
-
-
-GROUP = 32  # the most channels that one task of a planes kernel takes at a time
-scratch = _scratch(2 * LANES * GROUP, lambda arguments: _COMPUTED[arguments.element])  # on the stack
-scratch_scalars = _scratch(4 * GROUP, lambda arguments: _COMPUTED[arguments.element])
-scratch_double = _scratch(4 * GROUP, lambda arguments: "float64")
-
-
-# ---------------------------------------------------------------------------------------------- memory
 
 
 def _widen(builder: ir.IRBuilder, element: str, value: ir.Value) -> ir.Value:
@@ -265,7 +153,7 @@ def _narrow(builder: ir.IRBuilder, element: str, value: ir.Value) -> ir.Value:
 
 
 def _scalar_type(element: str) -> Any:
-    return _SCALAR[_COMPUTED[element]]
+    return _SCALAR[COMPUTED[element]]
 
 
 @intrinsic
@@ -290,7 +178,7 @@ def store(_: Any, address: Address, index: Any, value: Any) -> Any:
 
 
 def _vector_pointer(builder: ir.IRBuilder, element: str, address: ir.Value, index: ir.Value) -> ir.Value:
-    return builder.bitcast(builder.gep(address, [index]), _vector(element).as_pointer())
+    return builder.bitcast(builder.gep(address, [index]), vector(element).as_pointer())
 
 
 @intrinsic
@@ -300,10 +188,10 @@ def vload(_: Any, address: Address, index: Any) -> Any:
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         loaded = b.load(_vector_pointer(b, element, a[0], a[1]))
-        loaded.align = _STORED[element].get_abi_size(c.target_data)
+        loaded.align = STORED[element].get_abi_size(c.target_data)
         return _widen(b, element, loaded)
 
-    return Lanes(_COMPUTED[element])(address, types.int64), generate
+    return Lanes(COMPUTED[element])(address, types.int64), generate
 
 
 def _store(streaming: bool) -> Any:
@@ -313,14 +201,14 @@ def _store(streaming: bool) -> Any:
 
         def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
             stored = b.store(_narrow(b, element, a[2]), _vector_pointer(b, element, a[0], a[1]))
-            size = _STORED[element].get_abi_size(c.target_data)
+            size = STORED[element].get_abi_size(c.target_data)
             # A streaming store goes past the caches, and needs an address aligned to the whole vector.
             stored.align = LANES * size if streaming else size
             if streaming:
                 stored.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(_INT32, 1)]))
             return c.get_dummy_value()
 
-        return types.void(address, types.int64, Lanes(_COMPUTED[element])), generate
+        return types.void(address, types.int64, Lanes(COMPUTED[element])), generate
 
     return write
 
@@ -338,15 +226,15 @@ def _first(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
 def vload_first(_: Any, address: Address, index: Any, count: Any, rest: Any) -> Any:
     """Read the first ``count`` of sixteen elements; the other lanes, whose memory is not touched, hold ``rest``."""
     element = address.element
-    computed = Lanes(_COMPUTED[element])
+    computed = Lanes(COMPUTED[element])
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         pointer, mask = _vector_pointer(b, element, a[0], a[1]), _first(b, a[2])
-        kind = _vector(element)
-        align = ir.Constant(_INT32, _STORED[element].get_abi_size(c.target_data))
+        kind = vector(element)
+        align = ir.Constant(_INT32, STORED[element].get_abi_size(c.target_data))
         nothing = ir.Constant(kind, ir.Undefined)
-        name = f"llvm.masked.load.{_suffix(kind)}.p0"
-        loaded = _call(b, name, kind, [pointer, align, mask, nothing])
+        name = f"llvm.masked.load.{suffix(kind)}.p0"
+        loaded = call_llvm(b, name, kind, [pointer, align, mask, nothing])
         return b.select(mask, _widen(b, element, loaded), a[3])
 
     return computed(address, types.int64, types.int64, computed), generate
@@ -359,14 +247,14 @@ def vstore_first(_: Any, address: Address, index: Any, count: Any, value: Any) -
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         pointer, mask = _vector_pointer(b, element, a[0], a[1]), _first(b, a[2])
-        kind = _vector(element)
-        align = ir.Constant(_INT32, _STORED[element].get_abi_size(c.target_data))
-        _call(
-            b, f"llvm.masked.store.{_suffix(kind)}.p0", ir.VoidType(), [_narrow(b, element, a[3]), pointer, align, mask]
+        kind = vector(element)
+        align = ir.Constant(_INT32, STORED[element].get_abi_size(c.target_data))
+        call_llvm(
+            b, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), [_narrow(b, element, a[3]), pointer, align, mask]
         )
         return c.get_dummy_value()
 
-    return types.void(address, types.int64, types.int64, Lanes(_COMPUTED[element])), generate
+    return types.void(address, types.int64, types.int64, Lanes(COMPUTED[element])), generate
 
 
 @intrinsic
@@ -378,9 +266,6 @@ def fence(_: Any) -> Any:
         return c.get_dummy_value()
 
     return types.void(), generate
-
-
-# ---------------------------------------------------------------------------------------------- arithmetic
 
 
 @intrinsic
@@ -415,8 +300,8 @@ for _operation, _name in (
 @intrinsic
 def zeros(_: Any, arguments: Arguments) -> Any:
     """Sixteen zeros of the type computed in."""
-    element = _COMPUTED[arguments.element]
-    return Lanes(element)(arguments), lambda c, b, s, a: _constant(element, 0.0)
+    element = COMPUTED[arguments.element]
+    return Lanes(element)(arguments), lambda c, b, s, a: constant(element, 0.0)
 
 
 @intrinsic
@@ -425,7 +310,7 @@ def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         kind = a[0].type
-        return _call(b, f"llvm.fma.{_suffix(kind)}", kind, list(a))
+        return call_llvm(b, f"llvm.fma.{suffix(kind)}", kind, list(a))
 
     return x(x, x, x), generate
 
@@ -435,7 +320,7 @@ def not_below_zero(_: Any, x: Any) -> Any:
     """X where it is above zero or NaN, and zero elsewhere."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        zero = _constant(x.element, 0.0)
+        zero = constant(x.element, 0.0)
         return b.select(b.fcmp_ordered("<", a[0], zero), zero, a[0])
 
     return x(x), generate
@@ -446,7 +331,7 @@ def widen(_: Any, x: Any) -> Any:
     """The same sixteen numbers as float64."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        return a[0] if x.element == "float64" else b.fpext(a[0], _vector("float64"))
+        return a[0] if x.element == "float64" else b.fpext(a[0], vector("float64"))
 
     return Lanes("float64")(x), generate
 
@@ -456,7 +341,7 @@ def vsum(_: Any, x: Any) -> Any:
     """The sum of the lanes in float64: halves are added until one number is left, the same order on every machine."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        total = a[0] if x.element == "float64" else b.fpext(a[0], _vector("float64"))
+        total = a[0] if x.element == "float64" else b.fpext(a[0], vector("float64"))
         width = LANES
         while width > 1:
             width //= 2
@@ -466,93 +351,3 @@ def vsum(_: Any, x: Any) -> Any:
         return b.extract_element(total, ir.Constant(_INT32, 0))
 
     return types.float64(x), generate
-
-
-def _sigmoid(builder: ir.IRBuilder, element: str, z: ir.Value) -> ir.Value:
-    one = _constant(element, 1.0)
-    negative = builder.fsub(_constant(element, -0.0), z)
-    return builder.fdiv(one, builder.fadd(one, _exponential(builder, element, negative)))
-
-
-def _exponential(builder: ir.IRBuilder, element: str, x: ir.Value) -> ir.Value:
-    """Exp of sixteen lanes: 2^k times a polynomial in the rest, within 2 ulp; exact limits at both ends."""
-    kind = _vector(element)
-    double_precision = element == "float64"
-    bits, bias = (_INT64, 1023) if double_precision else (_INT32, 127)
-    mantissa = 52 if double_precision else 23
-    lowest, highest = (-708.0, 709.0) if double_precision else (-87.0, 88.0)
-    integers = ir.VectorType(bits, LANES)
-    low, high = _constant(element, lowest), _constant(element, highest)
-    # A NaN fails both comparisons and travels through the polynomial.
-    bounded = builder.select(builder.fcmp_ordered("<", x, low), low, x)
-    bounded = builder.select(builder.fcmp_ordered(">", bounded, high), high, bounded)
-    scaled = builder.fmul(bounded, _constant(element, 1.4426950408889634))
-    whole = _call(builder, f"llvm.rint.{_suffix(kind)}", kind, [scaled])
-    # log 2 in two parts, the first exact in few bits, so that the remainder keeps its digits.
-    parts = (0.693145751953125, 1.42860682030941723212e-6)
-    rest = bounded
-    for part in parts:
-        rest = _call(builder, f"llvm.fma.{_suffix(kind)}", kind, [whole, _constant(element, -part), rest])
-    terms = 13 if double_precision else 7
-    factorial = [1.0]
-    for n in range(1, terms + 1):
-        factorial.append(factorial[-1] * n)
-    result = _constant(element, 1.0 / factorial[terms])
-    for n in range(terms - 1, -1, -1):
-        coefficient = _constant(element, 1.0 / factorial[n])
-        result = _call(builder, f"llvm.fma.{_suffix(kind)}", kind, [result, rest, coefficient])
-    is_number = builder.fcmp_ordered("ord", x, x)
-    power = builder.fptosi(builder.select(is_number, whole, _constant(element, 0.0)), integers)
-    shifted = builder.shl(
-        builder.add(power, ir.Constant(integers, [bias] * LANES)), ir.Constant(integers, [mantissa] * LANES)
-    )
-    return builder.fmul(result, builder.bitcast(shifted, kind))
-
-
-SLOPE = 0.01  # of leaky_relu below zero: torch's default
-
-
-@intrinsic
-def activate(_: Any, arguments: Arguments, z: Any) -> Any:
-    """Apply the kernel's activation. A NaN stays one."""
-    element, name = z.element, arguments.activation
-
-    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        value, zero = a[1], _constant(element, 0.0)
-        if name in ("relu", "relu6"):
-            value = b.select(b.fcmp_ordered("<=", value, zero), zero, value)
-        if name == "relu6":
-            six = _constant(element, 6.0)
-            value = b.select(b.fcmp_ordered(">=", value, six), six, value)
-        if name == "leaky_relu":
-            value = b.select(b.fcmp_ordered("<", value, zero), b.fmul(value, _constant(element, SLOPE)), value)
-        if name == "silu":
-            value = b.fmul(value, _sigmoid(b, element, value))
-        return value
-
-    return z(arguments, z), generate
-
-
-@intrinsic
-def gate(_: Any, arguments: Arguments, dy: Any, z: Any) -> Any:
-    """Dy times the derivative of the activation at z; where the sign decides, z may be the output instead."""
-    element, name = z.element, arguments.activation
-
-    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        gradient, value = a[1], a[2]
-        zero = _constant(element, 0.0)
-        # As torch: where z is NaN the comparison fails and the gradient passes.
-        if name in ("relu", "relu6"):
-            gradient = b.select(b.fcmp_ordered("<=", value, zero), zero, gradient)
-        if name == "relu6":
-            gradient = b.select(b.fcmp_ordered(">=", value, _constant(element, 6.0)), zero, gradient)
-        if name == "leaky_relu":
-            below = b.fcmp_ordered("<=", value, zero)
-            gradient = b.select(below, b.fmul(gradient, _constant(element, SLOPE)), gradient)
-        if name == "silu":
-            one, sigmoid = _constant(element, 1.0), _sigmoid(b, element, value)
-            slope = b.fmul(sigmoid, b.fadd(one, b.fmul(value, b.fsub(one, sigmoid))))
-            gradient = b.fmul(gradient, slope)
-        return gradient
-
-    return z(arguments, z, z), generate

@@ -3,8 +3,9 @@
 import math
 
 from . import slots
+from .arguments import double, integer, parameter, real
 from .moments import finish_backward, finish_channel, merge_moments, set_coefficients
-from .simd import double, integer, load, parameter, real, store
+from .simd import load, store
 
 
 def finish(begin, end, a):
