@@ -1,0 +1,104 @@
+"""Hold any normalization layer, ours or not, to the catalog's contract."""
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from ..errors import ArgumentError
+from . import forward, learning, state
+from .report import Finding, Report
+from .subject import Subject
+
+__all__ = ["check_norm_layer"]
+
+_METHODS = ("batch", "group", "instance", "layer", "rms")
+
+Check = Callable[[Subject], Iterator[Finding]]
+
+_ALWAYS: dict[str, Check] = {
+    "shape and type": forward.check_shape_and_type,
+    "training output": forward.check_training_output,
+    "evaluation": forward.check_evaluation,
+    "gradients": learning.check_gradients,
+    "double gradients": learning.check_double_gradients,
+    "half precision": forward.check_half_precision,
+    "huge mean": forward.check_huge_mean,
+    "constant channel": forward.check_constant_channel,
+    "memory layout": forward.check_memory_layout,
+    "input kept": forward.check_input_kept,
+    "saving": state.check_saving,
+    "copies": state.check_copies,
+    "meta": state.check_meta,
+    "bad input": state.check_bad_input,
+    "empty batch": state.check_empty_batch,
+}
+_STORED: dict[str, Check] = {
+    "running update": learning.check_running_update,
+    "counter": learning.check_counter,
+}
+
+
+def check_norm_layer(
+    layer_or_factory: nn.Module | Callable[[int], nn.Module],
+    method: str = "batch",
+    *,
+    channels: int = 6,
+    dimensions: int = 2,
+) -> Report:
+    """Run a layer through the contract of its method, and say what deviates and which convention it seems to follow.
+
+    Args:
+        layer_or_factory: a layer of ``channels`` channels, which is copied and left alone; or a function of the number
+            of channels that builds one, for instance the class.
+        method: batch, group, instance, layer or rms. A group layer says its groups in ``num_groups``, a layer or RMS
+            layer its shape in ``normalized_shape`` (by default all of a sample).
+        channels: C of the inputs.
+        dimensions: how many spatial dimensions the inputs have; instance normalization needs one.
+
+    Returns:
+        The findings, the checks that passed, and those that do not apply.
+
+    Raises:
+        ArgumentError: the method has no contract here.
+
+    Example:
+        >>> from normkit import BatchNorm2d
+        >>> report = check_norm_layer(BatchNorm2d)
+        >>> report.conforms, len(report.passed)
+        (True, 18)
+    """
+    if method not in _METHODS:
+        raise ArgumentError(f"method is {method!r}; there is a contract for {', '.join(_METHODS)}")
+    subject = Subject(source=layer_or_factory, method=method, channels=channels, dimensions=dimensions)
+    checks = dict(_ALWAYS)
+    skipped: dict[str, str] = {}
+    if subject.keeps_statistics:
+        checks |= _STORED
+    else:
+        skipped = dict.fromkeys(_STORED, "the layer stores no statistics")
+    if method == "instance" and "counter" in checks:
+        del checks["counter"]
+        skipped["counter"] = "torch's instance normalization has a counter and leaves it at 0"
+    if method == "batch":
+        checks["single value"] = state.check_single_value
+    else:
+        checks["sample independence"] = forward.check_sample_independence
+    findings: list[Finding] = []
+    for name, check in checks.items():
+        findings += _run(name, check, subject)
+    failed = {finding.check for finding in findings}
+    return Report(
+        layer=repr(subject.build()).partition("\n")[0],
+        method=method,
+        findings=tuple(findings),
+        passed=tuple(name for name in checks if name not in failed),
+        skipped=skipped,
+    )
+
+
+def _run(name: str, check: Check, subject: Subject) -> list[Finding]:
+    """Run one check; a layer that fails on what it should take is a finding too."""
+    try:
+        return list(check(subject))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AttributeError, KeyError) as error:
+        return [Finding(check=name, problem=f"it raised {type(error).__name__}: {error}")]
