@@ -173,7 +173,7 @@ def test_waiver_without_a_known_check_or_a_reason_is_refused(waive, message):
 
 
 def test_batches_without_a_sample_are_refused():
-    with pytest.raises(ArgumentError, match="batches yielded no sample"):
+    with pytest.raises(ArgumentError, match="batches yielded nothing"):
         normkit.diagnose(nn.BatchNorm1d(3), [])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, run, sample_count
 from .measurements import Company
-from .probes import hooked_input
+from .probes import hooked_input, set_mode
 from .subjects import Subject
 
 __all__ = ["keep_company"]
@@ -18,7 +19,7 @@ _INPUT_AGREES = 1e-3  # beside an output that differs by far more
 
 
 def keep_company(model: nn.Module, subjects: Sequence[Subject], batch: Any, call: Call | None) -> Company | str:
-    """Run the first sample with itself, with the first half and with the second half of a batch.
+    """Run the first sample with copies of itself, of the first half and of the second half of a batch.
 
     Returns:
         The largest difference of its outputs, or why there is none to tell.
@@ -26,9 +27,11 @@ def keep_company(model: nn.Module, subjects: Sequence[Subject], batch: Any, call
     count = sample_count(batch)
     if count < 3:
         return f"batch-dependence: a batch of at least 3 samples is needed, the first one has {count}"
-    model.eval()
-    # Twice itself, because a layer left in training refuses a single value per channel.
-    companies = [[0, 0], [0, *range(1, (count + 1) // 2)], [0, *range((count + 1) // 2, count)]]
+    set_mode(model, training=False)
+    # All of the batch's own size: an exported graph takes no other, and kernels differ with it in the last bits.
+    half = (count + 1) // 2
+    first, second = cycle(range(1, half)), cycle(range(half, count))
+    companies = [[0] * count, [0, *islice(first, count - 1)], [0, *islice(second, count - 1)]]
     results = [_observe(model, subjects, _take(batch, rows, count), call, len(rows)) for rows in companies]
     again = _observe(model, subjects, _take(batch, companies[1], count), call, len(companies[1]))
     if not results[0].outputs:
@@ -44,8 +47,8 @@ def keep_company(model: nn.Module, subjects: Sequence[Subject], batch: Any, call
         layers[name] = max((_relative(made, other[1]) for other in others), default=0.0)
         if culprit is None and inward < _INPUT_AGREES and layers[name] > max(_INPUT_AGREES, 10 * inward):
             culprit = name
-    first = results[0].outputs[0]
-    low = first.device.type != "cpu" or first.dtype in (torch.float16, torch.bfloat16)
+    output = results[0].outputs[0]
+    low = output.device.type != "cpu" or output.dtype in (torch.float16, torch.bfloat16)
     return Company(difference=difference, layer=culprit, layer_differences=layers, low_precision=low)
 
 

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from .findings import Finding
 from .measurements import BatchPlan, Company, Measured
+from .ranks import RankState
 from .subjects import Subject
 
 __all__ = ["Check", "Examination", "Needs"]
 
-Needs = Literal["state", "model", "batches", "optimizer", "training", "ranks"]
+Needs = Literal["state", "model", "batches", "ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Examination:
         company: outputs of one sample alone and among others, in evaluation mode.
         awake: names of the layers that ``model.train()`` would set to training.
         asleep: names of the layers that ``model.eval()`` leaves in training.
-        example: a batch, where there is one.
-        call: how to call the model on it.
+        pairs: layers with the neighbour before them and what is against folding; None for a model without a trace.
+        ranks: what every process holds, where they were compared.
     """
 
     subjects: tuple[Subject, ...]
@@ -41,8 +42,8 @@ class Examination:
     company: Company | None = None
     awake: frozenset[str] = frozenset()
     asleep: frozenset[str] = frozenset()
-    example: Any = None
-    call: Callable[[nn.Module, Any], Any] | None = None
+    pairs: Mapping[str, tuple[str, str | None]] | None = None
+    ranks: tuple[RankState, ...] = ()
 
     def subject(self, name: str) -> Subject:
         """Return the layer of this name."""

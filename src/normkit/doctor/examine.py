@@ -1,6 +1,7 @@
 """``diagnose``: measure, ask every check, set waived findings aside. The model is bit for bit as before."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,11 +11,13 @@ from torch.optim import Optimizer
 from ..anatomy import Call, preserved
 from ..errors import ArgumentError
 from .checks import CHECK_NAMES, CHECKS
+from .checks.graph import pair_up
 from .company import keep_company
 from .examination import Check, Examination
 from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
 from .measurements import Measured
-from .probes import measure
+from .probes import measure, set_mode
+from .ranks import RankState, gather_ranks
 from .subjects import Subject, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
 
@@ -31,6 +34,7 @@ def diagnose(
     call: Call | None = None,
     waive: Waivers | None = None,
     samples: int | None = 2048,
+    group: Any = None,
 ) -> Diagnosis:
     """Find what is wrong with the normalization layers of a model.
 
@@ -45,6 +49,7 @@ def diagnose(
         call: ``lambda model, batch: ...``, where the model is not called with the first part of a batch.
         waive: findings that are known and meant, ``{"check:layer pattern": "the reason"}``.
         samples: measure on so many samples; None takes all batches.
+        group: a process group of ``torch.distributed``, to compare its ranks; then every rank must call this.
 
     Returns:
         The findings, worst first, and a table of the layers.
@@ -62,7 +67,8 @@ def diagnose(
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
     if isinstance(model, nn.Module):
-        examination, notes, seen = _examine(unwrap(model), batches, optimizer, call, samples)
+        examination, notes, seen = _examine(unwrap(model), batches, call, samples)
+        examination = replace(examination, optimizer=optimizer, ranks=_ranks(examination, batches, group))
     elif isinstance(model, Mapping):
         if batches is not None or optimizer is not None:
             raise ArgumentError("a state_dict alone cannot be run: give the model where you give batches or optimizer")
@@ -92,47 +98,41 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _examine(
-    model: nn.Module, batches: Any, optimizer: Optimizer | None, call: Call | None, samples: int | None
+    model: nn.Module, batches: Any, call: Call | None, samples: int | None
 ) -> tuple[Examination, list[str], int]:
     """Measure everything that the checks may look at, and put the model back."""
     subjects = subjects_of_model(model)
     with preserved(model):
         awake = _training_after(model, subjects, mode=True)
         asleep = _training_after(model, subjects, mode=False)
-    if batches is None or not subjects:
-        notes = ["batches were not given: checks of the data did not run"] if subjects else ["no layer to examine"]
-        return Examination(subjects=subjects, model=model, optimizer=optimizer, awake=awake, asleep=asleep), notes, 0
+        pairs = pair_up(model, subjects)
+    examination = Examination(subjects=subjects, model=model, awake=awake, asleep=asleep, pairs=pairs)
+    notes = [] if subjects else ["the model has no normalization layer"]
+    if batches is None:
+        return examination, [*notes, "batches were not given: checks of the data did not run"], 0
     live = _live(model, subjects, awake)
     with preserved(model):
         seen = measure(model, subjects, batches, call, samples, live)
-    if not seen.samples:
-        raise ArgumentError("batches yielded no sample: give at least one batch, or leave batches away")
     with preserved(model):
         company = keep_company(model, subjects, seen.example, call)
-    notes = _notes(subjects, seen.measured)
+    notes += _notes(subjects, seen.measured)
+    examination = replace(examination, measured=seen.measured, plan=seen.plan)
     if isinstance(company, str):
         notes.append(company)
-    examination = Examination(
-        subjects=subjects,
-        model=model,
-        optimizer=optimizer,
-        measured=seen.measured,
-        plan=seen.plan,
-        company=None if isinstance(company, str) else company,
-        awake=awake,
-        asleep=asleep,
-        example=seen.example,
-        call=call,
-    )
+    else:
+        examination = replace(examination, company=company)
     return examination, notes, seen.samples
+
+
+def _ranks(examination: Examination, batches: Any, group: Any) -> tuple[RankState, ...]:
+    if group is None:
+        return ()
+    return gather_ranks(examination.subjects, batches, examination.measured, group)
 
 
 def _training_after(model: nn.Module, subjects: tuple[Subject, ...], *, mode: bool) -> frozenset[str]:
     """Name the layers that are told to train after ``model.train(mode)``, the model's own version of it."""
-    if mode:
-        model.train()
-    else:
-        model.eval()
+    set_mode(model, training=mode)
     return frozenset(s.name for s in subjects if s.layer is not None and s.layer.module.training)
 
 
@@ -169,10 +169,8 @@ def _runs(check: Check, examination: Examination) -> bool:
     needs_met = {
         "state": True,
         "model": examination.model is not None,
-        "batches": bool(examination.measured),
-        "optimizer": examination.optimizer is not None,
-        "training": False,
-        "ranks": False,
+        "batches": bool(examination.measured) or examination.company is not None,
+        "ranks": bool(examination.ranks),
     }
     return needs_met[check.needs]
 
@@ -192,6 +190,9 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
     if drift is not None:
         numbers["z"] = percentile(drift.z)
         numbers["log2_ratio"] = percentile(drift.log_ratio.abs())
+    if examination.pairs is not None and subject.name in examination.pairs:
+        neighbour, reason = examination.pairs[subject.name]
+        numbers["folds"] = f"into {neighbour}" if reason is None else "no"
     channels = subject.running_mean.numel() if subject.running_mean is not None else None
     if channels is None and subject.layer is not None:
         channels = subject.layer.channels

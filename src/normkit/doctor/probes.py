@@ -10,10 +10,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ..anatomy import Call, iterate, run, sample_count
+from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
 
-__all__ = ["Pass", "hooked_input", "measure"]
+__all__ = ["Pass", "hooked_input", "measure", "set_mode"]
 
 
 class Pass:
@@ -58,7 +59,7 @@ def measure(
     dropouts = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
     sizes: list[int] = []
     exhausted = True
-    model.eval()
+    set_mode(model, training=False)
     with torch.no_grad():
         for batch in iterate(batches):
             if samples is not None and seen.samples >= samples:
@@ -70,10 +71,28 @@ def measure(
             if dropouts:
                 with _listening(model, subjects, live, seen.measured, dropout=True), _in_training(dropouts):
                     run(model, batch, call)
-            sizes.append(sample_count(batch))
+            sizes.append(sample_count(batch) or _first_size(seen.measured))
             seen.samples += sizes[-1]
+    if not sizes:
+        raise ArgumentError("batches yielded nothing: give at least one batch, or leave batches away")
     seen.plan = _plan(batches, sizes, exhausted)
     return seen
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Call the model's own ``train`` or ``eval``; an exported graph has its mode baked in and refuses both."""
+    try:
+        if training:
+            model.train()
+        else:
+            model.eval()
+    except NotImplementedError:
+        return
+
+
+def _first_size(measured: Mapping[str, Measured]) -> int:
+    """Return the samples that the first layer got last, for batches of a form that tells nothing."""
+    return next((entry.sizes[-1][0] for entry in measured.values() if entry.sizes), 0)
 
 
 def hooked_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

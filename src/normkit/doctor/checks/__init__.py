@@ -3,7 +3,9 @@
 from ..examination import Check
 from .averaging import AVERAGING_CHECKS
 from .batches import BATCH_CHECKS
+from .graph import GRAPH_CHECKS
 from .populations import POPULATION_CHECKS
+from .ranks import RANK_CHECKS
 from .state import STATE_CHECKS
 from .training import TRAINING_CHECKS
 
@@ -18,16 +20,26 @@ _ORDER = (
     "effective-n",
     "ema-window",
     "update-count",
+    "rank-agreement",
     "dead-channel",
     "precision",
     "padding",
     "mixed-populations",
+    "fold-ready",
     "optimizer",
 )
 
 CHECKS: tuple[Check, ...] = tuple(
     sorted(
-        (*STATE_CHECKS, *AVERAGING_CHECKS, *POPULATION_CHECKS, *BATCH_CHECKS, *TRAINING_CHECKS),
+        (
+            *STATE_CHECKS,
+            *AVERAGING_CHECKS,
+            *POPULATION_CHECKS,
+            *BATCH_CHECKS,
+            *GRAPH_CHECKS,
+            *RANK_CHECKS,
+            *TRAINING_CHECKS,
+        ),
         key=lambda check: _ORDER.index(check.name),
     )
 )

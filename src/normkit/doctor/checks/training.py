@@ -153,7 +153,7 @@ def _dropout(examination: Examination) -> Iterator[Finding]:
 def _stuck(examination: Examination) -> Iterator[Finding]:
     for name in sorted(examination.asleep):
         subject = examination.subject(name)
-        if subject.tracks and subject.moves:
+        if subject.tracks and subject.moves and subject.is_batch:
             yield _finding(
                 layer=name,
                 severity="warning",
