@@ -24,7 +24,7 @@ EXPECTED = {
     "low-precision": (["1", "4"], "error", "bfloat16", "normkit.repair"),
     "padded": (["0"], "error", "different lengths", 'to="layer"'),
     "mixed": (["1"], "warning", "real and generated", "torch.cat"),
-    "swapped": (["4"], "error", "swapped after the optimizer", "normkit.param_groups"),
+    "swapped": (["4"], "error", "swapped after the optimizer", "model.parameters()"),
 }
 
 

@@ -114,7 +114,8 @@ class _TensorState:
         _write(self.memory, self.values)
         if self.tensor.is_leaf:
             self.tensor.requires_grad_(self.requires_grad)
-            self.tensor.grad = self.grad
+            if self.tensor.grad is not self.grad:  # a tensor cast with a gradient of its old type refuses even its own
+                self.tensor.grad = self.grad
             if self.grad is not None and self.grad_values is not None:
                 _write(self.grad.detach(), self.grad_values)
         if self.tensor._backward_hooks is not None:

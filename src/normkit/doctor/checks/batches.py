@@ -76,7 +76,9 @@ def _dependence_remedy(examination: Examination, subject: Subject | None) -> str
     if subject.name in examination.asleep:
         return f"normkit.freeze(model, where={subject.name!r})"
     return (
-        f'model = normkit.convert(model, to="batch", where={subject.name!r}).model; normkit.recalibrate(model, batches)'
+        f"layer = {subject.accessor}; fresh = type(layer)(layer.num_features, layer.eps, affine=layer.affine); "
+        f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({subject.name!r}, fresh); "
+        "normkit.recalibrate(model.eval(), batches)"
     )
 
 

@@ -43,7 +43,9 @@ def pair_up(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, tuple[st
             continue
         neighbour = modules[str(before.target)]
         if subject.is_batch and isinstance(neighbour, _ConvNd | nn.Linear):
-            pairs[subject.name] = (str(before.target), _reason_against(subject, neighbour, before, calls))
+            reason = _reason_against(subject, neighbour, before, calls)
+            behind = _behind(node, modules, calls) if reason is not None and subject.tracks else None
+            pairs[subject.name] = (str(before.target), reason) if behind is None else (behind, None)
     return pairs
 
 
@@ -74,6 +76,16 @@ def _reason_against(subject: Subject, neighbour: nn.Module, before: fx.Node, cal
         (len(before.users) > 1, f"the output of {before.target} has another consumer"),
     )
     return next((reason for holds, reason in reasons if holds), None)
+
+
+def _behind(node: fx.Node, modules: Mapping[str, nn.Module], calls: Mapping[int, int]) -> str | None:
+    """Name the layer that alone takes the output and can absorb the normalization before it."""
+    if len(node.users) != 1 or (user := next(iter(node.users))).op != "call_module":
+        return None
+    neighbour = modules[str(user.target)]
+    unpadded = isinstance(neighbour, nn.Linear) or (isinstance(neighbour, _ConvNd) and not any(neighbour.padding))
+    alone = calls[id(neighbour)] == 1 and calls[id(modules[str(node.target)])] == 1
+    return str(user.target) if unpadded and alone else None
 
 
 def fold_ready(examination: Examination) -> Iterator[Finding]:

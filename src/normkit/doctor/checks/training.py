@@ -107,7 +107,7 @@ def _membership(model: nn.Module, optimizer: Optimizer) -> Iterator[Finding]:
             "the optimizer was made for another copy of the model",
             "parameters left out on purpose: call requires_grad_(False) on them",
         ),
-        remedy="optimizer = type(optimizer)(normkit.param_groups(model), **optimizer.defaults)",
+        remedy="optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)",
     )
 
 
@@ -126,7 +126,8 @@ def _decay(subjects: tuple[Subject, ...], optimizer: Optimizer) -> Iterator[Find
             summary=f"weight decay pulls at the affine parts of {len(names)} normalization layers",
             evidence={"layers": names[:16]},
             causes=("model.parameters() was given to the optimizer as one group",),
-            remedy="optimizer = type(optimizer)(normkit.param_groups(model, weight_decay=1e-4), **optimizer.defaults)",
+            remedy="groups = normkit.param_groups(model, optimizer.defaults['weight_decay']); "
+            "optimizer = type(optimizer)(groups, **optimizer.defaults)",
         )
 
 
