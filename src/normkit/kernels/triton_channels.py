@@ -1,0 +1,310 @@
+"""Normalization per channel on a GPU: Triton kernels for both memory layouts, with the signatures of `cpu_channels`.
+
+A channel that fits one tile is read once, by one program. A larger one is cut into shares, a number that depends on the
+shape alone: one launch gathers (count, mean, m2) of every share, a second merges them in float64 in a fixed order, and
+a third writes the output and visits the tiles in reverse, so that the cache serves what was read last.
+
+Statistics gather in float32, tile by tile, in two passes about a value of the tile.
+
+Triton is imported at the first call. Without a GPU its interpreter runs the kernels, slowly, where
+``TRITON_INTERPRET=1`` was set before Triton was imported: this is how they are tested on a CPU.
+"""
+
+import functools
+import importlib.util
+import math
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["backward", "forward", "inference", "plan", "unavailable"]
+
+ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)
+_TILE = 4096  # values that a program of many tiles holds at a time
+_WHOLE = 16384  # values that a program of one tile holds
+_PROGRAMS = 2048  # enough to keep every GPU busy
+_SPLITS = 256  # at most; one program merges those of a channel
+# The kernels say themselves where a product and a sum are rounded once: the backward must compute what the forward did,
+# bit for bit.
+_EXACT = {"enable_fp_fusion": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the work on one shape is cut. It depends on the shape alone.
+
+    A planes tensor has ``outer`` samples of ``channels`` planes of ``inner`` values, a channels-last one ``outer``
+    rows. ``run`` and ``depth`` are the sides of a tile; see `triton_tiles`.
+    """
+
+    rows: bool
+    outer: int
+    channels: int
+    inner: int
+    chunks: int
+    depth: int
+    run: int
+    tiles: int
+    splits: int
+    programs: int
+    warps: int
+
+    @property
+    def count(self) -> float:
+        """Values per channel."""
+        return float(self.outer * self.inner)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a channel is one tile."""
+        return self.tiles == 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """The first sizes that every kernel over elements takes."""
+        return self.outer, self.channels, self.inner, self.chunks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings under which those kernels are compiled."""
+        steps = (math.gcd(self.inner, 16), math.gcd(self.channels, 16))
+        return {
+            "ROWS": self.rows,
+            "DEPTH": self.depth,
+            "RUN": self.run,
+            "INNER_STEP": steps[0],
+            "CHANNEL_STEP": steps[1],
+            "num_warps": self.warps,
+            **_EXACT,
+        }
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(shape: tuple[int, ...], layout: str) -> Plan:
+    """Cut the work on a tensor of this shape and layout."""
+    samples, channels = shape[:2]
+    positions = math.prod(shape[2:])
+    rows = layout == "rows" or positions == 1
+    outer, inner = (samples * positions, 1) if rows else (samples, positions)
+    chunks = 1
+    if rows:
+        pieces, run = outer, min(_power(channels), 16)
+        if _power(pieces) * run > _WHOLE or pieces > 1024:
+            run = min(_power(channels), 64)
+        programs = -(-channels // run)
+    else:
+        run = _piece(inner)
+        chunks = -(-inner // run)
+        pieces, programs = outer * chunks, channels
+    depth = _power(pieces)
+    # Planes of odd length are read one value at a time, and each needs registers for an address of its own.
+    whole = _WHOLE if rows or inner % 4 == 0 else _WHOLE // 2
+    if depth * run > whole or (rows and depth > 1024):
+        depth = max(1, _TILE // run)
+    tiles = -(-pieces // depth)
+    splits = max(1, min(_SPLITS, tiles, -(-_PROGRAMS // programs)))
+    warps = max(1, min(16, depth * run // 512))
+    return Plan(rows, outer, channels, inner, chunks, depth, run, tiles, splits, programs, warps)
+
+
+def _power(size: int) -> int:
+    """The power of two that holds this many."""
+    return 1 << (size - 1).bit_length()
+
+
+def _piece(positions: int) -> int:
+    """The piece of a plane that pads it least, a power of two; of equals the longest."""
+    longest = min(1024, _power(positions))
+    runs = [1 << k for k in range(min(6, longest.bit_length() - 1), longest.bit_length())]
+    return min(runs, key=lambda run: (-(-positions // run) * run, -run))
+
+
+def unavailable(x: Tensor) -> str | None:
+    """Say why Triton cannot serve this tensor, or None where it can."""
+    if x.dtype not in ELEMENTS:
+        return f"Triton kernels take float32, bfloat16 and float16, got {x.dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; it comes with torch's CUDA builds for Linux"
+    if not x.is_cuda and not _is_interpreted():
+        return f"Triton kernels run on a CUDA GPU, got a tensor on {x.device}"
+    return None
+
+
+@functools.cache
+def _is_interpreted() -> bool:
+    import triton
+
+    return not isinstance(_steps().finish, triton.runtime.JITFunction)
+
+
+def _steps() -> ModuleType:
+    from . import triton_steps
+
+    return triton_steps
+
+
+def _forward() -> ModuleType:
+    from . import triton_forward
+
+    return triton_forward
+
+
+def _backward() -> ModuleType:
+    from . import triton_backward
+
+    return triton_backward
+
+
+def _computed(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach().float().contiguous()
+
+
+def _merging(cut: Plan) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and settings of the kernels that merge shares."""
+    width = min(_power(cut.channels), 8)
+    return (-(-cut.channels // width),), {"SPLITS": _power(cut.splits), "WIDTH": width, **_EXACT}
+
+
+def forward(
+    x: Tensor,
+    layout: str,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalize with the batch's statistics and move the running ones.
+
+    Args:
+        x: dense, laid out as ``layout`` says.
+        layout: "planes" for contiguous (N, C, *), "rows" for channels-last.
+        weight: (C,), or None for 1.
+        bias: (C,), or None for 0.
+        running_mean: (C,), float32 and contiguous, or None.
+        running_var: likewise.
+        momentum: the weight of the new batch.
+        eps: added to the variance.
+        unbiased: store the variance with divisor m - 1.
+        activation: relu, relu6, leaky_relu, silu or None, applied last.
+        residual: laid out as x, added before the activation.
+        out: where to write y, laid out as x; x itself for in place, None for fresh memory.
+
+    Returns:
+        y, and (2, C) float64 with mean and rstd.
+    """
+    cut = plan(tuple(x.shape), layout)
+    y = torch.empty_like(x) if out is None else out
+    saved = torch.empty((2, cut.channels), dtype=torch.float64, device=x.device)
+    weight, bias = _computed(weight), _computed(bias)
+    stored = (running_mean, running_var)
+    with torch.cuda.device_of(x):
+        if cut.whole:
+            _forward().forward[(cut.programs,)](
+                x, y, residual, weight, bias, *stored, saved, *cut.sizes, cut.count, float(momentum), float(eps),
+                UNBIASED=unbiased, ACTIVATION=activation, **cut.settings,
+            )  # fmt: skip
+            return y, saved
+        partials = torch.empty((3, cut.splits, cut.channels), dtype=torch.float64, device=x.device)
+        grid = (cut.programs, cut.splits)
+        _forward().partial[grid](x, partials, *cut.sizes, cut.tiles, cut.splits, **cut.settings)
+        merging, settings = _merging(cut)
+        _steps().finish[merging](
+            partials, saved, *stored, cut.channels, cut.splits, cut.count, float(momentum), float(eps),
+            UNBIASED=unbiased, **settings,
+        )  # fmt: skip
+        _forward().apply[grid](
+            x, y, residual, weight, bias, *stored, saved, *cut.sizes, cut.tiles, cut.splits, float(eps),
+            STORED=False, ACTIVATION=activation, **cut.settings,
+        )  # fmt: skip
+    return y, saved
+
+
+def inference(
+    x: Tensor,
+    layout: str,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalize with stored statistics. Arguments and result as `forward`."""
+    cut = plan(tuple(x.shape), layout)
+    y = torch.empty_like(x) if out is None else out
+    saved = torch.empty((2, cut.channels), dtype=torch.float64, device=x.device)
+    weight, bias, mean, var = map(_computed, (weight, bias, running_mean, running_var))
+    with torch.cuda.device_of(x):
+        _forward().apply[(cut.programs, cut.splits)](
+            x, y, residual, weight, bias, mean, var, saved, *cut.sizes, cut.tiles, cut.splits, float(eps),
+            STORED=True, ACTIVATION=activation, **cut.settings,
+        )  # fmt: skip
+    return y, saved
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    layout: str,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    activation: str | None = None,
+    other: Tensor | None = None,
+    residual: bool = False,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return dx, dweight, dbias and the gradient of the residual.
+
+    Args:
+        dy: laid out as x.
+        x: what the forward was given, as layout, weight, bias and activation.
+        layout: as above.
+        weight: as above.
+        bias: as above.
+        saved: what the forward returned.
+        activation: as above.
+        other: with residual and activation, what decides the slope: the output for a relu, relu6 or leaky_relu, the
+            residual for the others.
+        residual: a residual was added.
+        frozen: the statistics were constants.
+    """
+    cut = plan(tuple(x.shape), layout)
+    dx = torch.empty_like(x)
+    written = torch.empty_like(x) if residual and activation is not None else None
+    sums = torch.empty((2, cut.channels), dtype=torch.float32, device=x.device)
+    weight, bias = _computed(weight), _computed(bias)
+    tensors = (dy, x, other if residual else None, dx, written, weight, bias, saved)
+    with torch.cuda.device_of(x):
+        if cut.whole:
+            _backward().backward[(cut.programs,)](
+                *tensors, sums, *cut.sizes, cut.count, FROZEN=frozen, ACTIVATION=activation, **cut.settings
+            )
+        else:
+            _backward_in_shares(cut, tensors, sums, activation, frozen)
+    return dx, sums[0], sums[1], dy if residual and activation is None else written
+
+
+def _backward_in_shares(
+    cut: Plan, tensors: tuple[Tensor | None, ...], sums: Tensor, activation: str | None, frozen: bool
+) -> None:
+    """Gather the sums of every share, add them, and write the gradients."""
+    saved, grid, sizes = tensors[-1], (cut.programs, cut.splits), (*cut.sizes, cut.tiles, cut.splits)
+    partials = torch.empty((2, cut.splits, cut.channels), dtype=torch.float64, device=sums.device)
+    exact = torch.empty((2, cut.channels), dtype=torch.float64, device=sums.device)
+    _backward().backward_partial[grid](*tensors, partials, *sizes, FROZEN=frozen, ACTIVATION=activation, **cut.settings)
+    merging, settings = _merging(cut)
+    _steps().finish_sums[merging](partials, saved, exact, sums, cut.channels, cut.splits, **settings)
+    if not frozen:
+        _backward().apply_backward[grid](*tensors, exact, *sizes, cut.count, ACTIVATION=activation, **cut.settings)
