@@ -9,12 +9,13 @@ from .. import __version__
 from ..errors import ArgumentError
 from .doctor import doctor
 from .lab import lab
+from .surgery import add_commands
 
 __all__ = ["app", "call"]
 
 app = typer.Typer(
     name="normkit",
-    help="Batch normalization and its family: a doctor for models, and experiments with verdicts.",
+    help="Batch normalization and its family: a doctor and surgery for models, and experiments with verdicts.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(lab, name="lab")
 app.command("doctor")(doctor)
+add_commands(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -29,7 +31,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
-    """Batch normalization and its family: a doctor for models, and experiments with verdicts."""
+    """Batch normalization and its family: a doctor and surgery for models, and experiments with verdicts."""
     if version:
         typer.echo(f"normkit {__version__}")
     elif context.invoked_subcommand is None:

@@ -1,0 +1,177 @@
+"""``normkit recalibrate|fold|convert|repair``: change a model or a state file, and write the result."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..surgery import Record
+
+__all__ = ["add_commands"]
+
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="package.module:factory that builds the model.")]
+Weights = Annotated[Path | None, typer.Option(help="State file to load: .safetensors, .pt, .pth, .bin, .ckpt.")]
+Out = Annotated[Path, typer.Option(help="File to write; its ending says the form.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+Data = Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="What returns the batches, in any form.")]
+Where = Annotated[list[str] | None, typer.Option(help="Pattern of layer paths, such as 'backbone.*'; may be repeated.")]
+Shape = Annotated[str | None, typer.Option(help="Shape of a random example, such as 1,3,224,224.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put the commands under ``normkit``."""
+    for command in (recalibrate, fold, convert, repair):
+        app.command(command.__name__)(command)
+
+
+def recalibrate(
+    target: Target,
+    data: Data,
+    out: Out,
+    weights: Weights = None,
+    where: Where = None,
+    samples: Annotated[int | None, typer.Option(help="Stop after this many.")] = None,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="One layer after another; exact, slower.")] = False,
+    force: Force = False,
+) -> None:
+    """Measure running statistics anew on data, and write the state."""
+    from ..surgery import recalibrate as operate
+
+    _check_out(out, force)
+    model = _model(target, weights)
+    record = operate(model, _batches(data), where=where or None, samples=samples, layerwise=layerwise)
+    _write_state(record, model.state_dict(), out, force)
+
+
+def fold(
+    target: Target,
+    out: Out,
+    weights: Weights = None,
+    shape: Shape = None,
+    data: Data = None,
+    where: Where = None,
+    force: Force = False,
+) -> None:
+    """Fold batch norms into their neighbours; write a state, or a program as .pt2 or .onnx."""
+    from ..surgery import fold as operate
+
+    _check_out(out, force, programs=True)
+    example = _example(shape, data)
+    record = operate(_model(target, weights).eval(), example, where=where or None)
+    if out.suffix in (".pt2", ".onnx"):
+        _write_program(record, example, out, force)
+    else:
+        _write_state(record, record.model.state_dict(), out, force)
+
+
+def convert(
+    target: Target,
+    to: Annotated[
+        str, typer.Option(help="normkit, torch, batch, sync, frozen, ghost, renorm, group, layer or instance")
+    ],
+    out: Out,
+    weights: Weights = None,
+    shape: Shape = None,
+    data: Data = None,
+    where: Where = None,
+    groups: Annotated[int | None, typer.Option(help="Number of groups, with --to group.")] = None,
+    force: Force = False,
+) -> None:
+    """Give normalization layers another form, and write the state."""
+    from ..surgery import convert as operate
+
+    _check_out(out, force)
+    example = None if shape is None and data is None else _example(shape, data)
+    record = operate(_model(target, weights), to, example, where=where or None, groups=groups)
+    _write_state(record, record.model.state_dict(), out, force)
+
+
+def repair(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="package.module:factory, or a state file.")],
+    out: Out,
+    weights: Weights = None,
+    donor: Annotated[Path | None, typer.Option(help="A sound state file of the same architecture.")] = None,
+    data: Data = None,
+    force: Force = False,
+) -> None:
+    """Mend statistics that are not finite, negative, in a narrow type or without counter, and write the state."""
+    from ..anatomy.states import read_state
+    from ..anatomy.targets import load_target
+    from ..surgery import repair as operate
+
+    _check_out(out, force)
+    loaded = load_target(target, weights)
+    given = None if donor is None else read_state(donor)
+    subject = loaded.state if loaded.model is None else loaded.model
+    record = operate(subject, None if data is None else _batches(data), given)
+    _write_state(record, record.state, out, force)
+
+
+def _model(target: str, weights: Path | None) -> "nn.Module":
+    from ..anatomy.targets import load_target
+
+    model = load_target(target, weights).model
+    if model is None:
+        raise ArgumentError(f"{target} is a state file; give package.module:factory with --weights {target}")
+    return model
+
+
+def _batches(name: str | None) -> Any:
+    """Return what a function of the user's gives."""
+    from ..anatomy.targets import load_object
+
+    if name is None:
+        raise ArgumentError("--data is missing; give module:function, where the function returns the batches")
+    found = load_object(name)
+    return found() if callable(found) else found
+
+
+def _example(shape: str | None, data: str | None) -> Any:
+    """Return the first batch of the data, or a random tensor of the shape."""
+    import torch
+
+    from ..anatomy import iterate
+
+    if (shape is None) == (data is None):
+        raise ArgumentError("give either --shape, such as 1,3,224,224, or --data module:function")
+    if shape is None:
+        return next(iterate(_batches(data)))
+    sizes = shape.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise ArgumentError(f"--shape {shape}: whole numbers with commas between them, such as 1,3,224,224")
+    return torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))
+
+
+def _check_out(out: Path, force: bool, *, programs: bool = False) -> None:
+    """Refuse before the work what would be refused after it."""
+    from ..anatomy.states import SUFFIXES
+
+    allowed = (*SUFFIXES, ".pt2", ".onnx") if programs else SUFFIXES
+    if out.suffix not in allowed:
+        raise ArgumentError(f"--out {out}: the file's ending is one of {', '.join(allowed)}")
+    if out.exists() and not force:
+        raise ArgumentError(f"--out {out} is there already; give another name, or --force to replace it")
+    if not out.parent.is_dir():
+        raise ArgumentError(f"--out {out}: the folder {out.parent} does not exist")
+
+
+def _write_state(record: "Record", state: Any, out: Path, force: bool) -> None:
+    from ..anatomy.states import write_state
+
+    write_state(out, state, force=force)
+    typer.echo(f"{record}\nwrote {out}")
+
+
+def _write_program(record: "Record", example: Any, out: Path, force: bool) -> None:
+    """Write what runs without the model's code: torch.export's form, or ONNX."""
+    from ..anatomy.states import write_atomically
+    from ..surgery.program import write_onnx, write_pt2
+
+    write = write_onnx if out.suffix == ".onnx" else write_pt2
+    write_atomically(out, lambda path: write(record.model, example, path), force=force)
+    typer.echo(f"{record}\nwrote {out}")

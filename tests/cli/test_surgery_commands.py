@@ -1,0 +1,146 @@
+"""``normkit recalibrate|fold|convert|repair``: whole files or none, and every mistake in one line."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from normkit.anatomy.states import read_state, write_state
+from normkit.cli import main
+
+APP = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [(3 + torch.randn(size, 3, 8, 8, generator=generator), torch.zeros(size)) for size in (6, 5)]
+"""
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """Stand in a folder with a user's module, imported anew."""
+    (tmp_path / "user_app.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "user_app", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def normkit(monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["normkit", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
+def built():
+    import user_app
+
+    return user_app.build(), user_app.batches()
+
+
+def test_recalibrate_writes_the_statistics_of_the_data(app, normkit):
+    code, out, _ = normkit("recalibrate", "user_app:build", "--data", "user_app:batches", "--out", "a.safetensors")
+    model, batches = built()
+    hidden = model[0](torch.cat([image for image, _ in batches])).double()
+    state = read_state("a.safetensors")
+    assert code == 0
+    assert "1 layer touched" in out
+    assert torch.allclose(state["1.running_mean"].double(), hidden.mean((0, 2, 3)), rtol=1e-5)
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_fold_writes_a_state_without_norms(app, normkit, name):
+    model, _ = built()
+    assert normkit("fold", "user_app:build", "--shape", "1,3,8,8", "--out", name)[0] == 0
+    state = read_state(name)
+    assert state.keys() == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    folded = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    folded.load_state_dict({name.replace("3.", "2."): tensor for name, tensor in state.items()})
+    input = torch.randn(2, 3, 9, 9)
+    assert torch.allclose(folded(input), model.eval()(input), atol=1e-5)
+
+
+def test_fold_writes_a_program_that_runs_without_the_code(app, normkit):
+    code, _, error = normkit("fold", "user_app:build", "--shape", "1,3,8,8", "--out", "a.pt2")
+    assert (code, error) == (0, "")
+    input = torch.randn(5, 3, 8, 8)
+    program = torch.export.load("a.pt2").module()
+    assert torch.allclose(program(input), built()[0].eval()(input), atol=1e-5)
+
+
+def test_convert_writes_the_new_layers(app, normkit):
+    code, out, _ = normkit("convert", "user_app:build", "--to", "group", "--groups", "4", "--out", "a.pt")
+    assert code == 0
+    assert "retrain" in out
+    assert "1.running_mean" not in read_state("a.pt")
+
+
+def test_repair_mends_a_state_file_by_a_donor(app, normkit):
+    sick, donor = built()[0].state_dict(), built()[0].state_dict()
+    sick["1.running_var"] = torch.full((8,), float("nan"))
+    donor["1.running_var"] = torch.full((8,), 3.0)
+    write_state("sick.safetensors", sick)
+    write_state("donor.pt", donor)
+    code, _, error = normkit("repair", "sick.safetensors", "--out", "a.pt")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "1: channels [0, 1, 2, 3, 4] of 8" in error
+    assert normkit("repair", "sick.safetensors", "--donor", "donor.pt", "--out", "a.pt")[0] == 0
+    assert read_state("a.pt")["1.running_var"].tolist() == [3.0] * 8
+
+
+def test_file_that_is_there_is_not_replaced_without_force(app, normkit):
+    (app / "a.pt").write_bytes(b"precious")
+    words = ("fold", "user_app:build", "--shape", "1,3,8,8", "--out", "a.pt")
+    code, _, error = normkit(*words)
+    assert code == 2
+    assert "--force" in error
+    assert (app / "a.pt").read_bytes() == b"precious"
+    assert normkit(*words, "--force")[0] == 0
+    assert "0.weight" in read_state("a.pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (("fold", "user_app:biuld", "--shape", "1,3,8,8", "--out", "a.pt"), 2, "did you mean build"),
+        (("fold", "nowhere:build", "--shape", "1,3,8,8", "--out", "a.pt"), 2, "no module named 'nowhere'"),
+        (("fold", "user_app:build", "--out", "a.pt"), 2, "either --shape"),
+        (("fold", "user_app:build", "--shape", "1,x", "--out", "a.pt"), 2, "whole numbers"),
+        (("fold", "user_app:build", "--shape", "1,3,8,8", "--out", "a.txt"), 2, "ending is one of"),
+        (("fold", "user_app:build", "--shape", "1,3,8,8", "--out", "no/a.pt"), 2, "does not exist"),
+        (("fold", "broken.pt", "--shape", "1,3,8,8", "--out", "a.pt"), 1, "broken.pt"),
+        (("repair", "broken.pt", "--out", "a.pt"), 1, "broken.pt: not readable"),
+        (("repair", "broken.safetensors", "--out", "a.pt"), 1, "broken.safetensors: not a readable"),
+        (("convert", "user_app:build", "--to", "better", "--out", "a.pt"), 2, "allowed are normkit"),
+        (("recalibrate", "user_app:build", "--data", "user_app:batches", "--where", "x*", "--out", "a.pt"), 2, "'x*'"),
+    ],
+)
+def test_every_mistake_is_one_line_and_writes_nothing(app, normkit, words, code, why):
+    for name in ("broken.pt", "broken.safetensors"):
+        (app / name).write_bytes(b"\x80\x02garbage")
+    before = sorted(app.iterdir())
+    found, _, error = normkit(*words)
+    assert (found, error.count("\n")) == (code, 1)
+    assert why in error
+    assert [path for path in sorted(app.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_command_runs_as_a_process(app):
+    words = [sys.executable, "-m", "normkit", "fold", "user_app:build", "--shape", "1,3,8,8", "--out", "a.pt"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("wrote a.pt\n")
