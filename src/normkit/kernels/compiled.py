@@ -30,7 +30,6 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "rows.backward_partial": rows.backward_partial,
     "rows.finish_sums": rows.finish_sums,
     "rows.apply_backward": rows.apply_backward,
-    "coefficients": steps.coefficients,
     "stored": steps.stored,
 }
 
@@ -39,7 +38,7 @@ _KERNELS: dict[str, Callable[..., None]] = {
 def _revision() -> str:
     """A word for the source of every kernel: the disk cache looks only at the file a kernel stands in."""
     digest = hashlib.sha256()
-    for name in ("simd", "arguments", "activations", "slots", "moments", "planes", "rows", "steps"):
+    for name in ("simd", "arguments", "activations", "slots", "moments", "channel_vectors", "planes", "rows", "steps"):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 

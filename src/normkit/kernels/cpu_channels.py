@@ -5,7 +5,8 @@ results are the same in every bit for any number of threads, because the work is
 widened to float32 as it is read; float64 computes in float64.
 
 `forward`, `inference` and `backward` are the fused wholes. Tensors come checked, dense and in the layout that
-`layout_of` names.
+`layout_of` names. The code between call and kernel is short on purpose: on a small tensor it costs as much as the
+kernel.
 """
 
 import ctypes
@@ -17,11 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import compiled, slots, threads
+from . import compiled, slots
 from .arguments import GROUP
 from .pages import ask_for_large_pages
+from .threads import parallel_for
 
-__all__ = ["ELEMENTS", "backward", "forward", "inference", "layout_of"]
+__all__ = ["ELEMENTS", "backward", "forward", "inference", "layout_of", "plan"]
 
 ELEMENTS = {
     torch.float32: "float32",
@@ -29,7 +31,10 @@ ELEMENTS = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-_Context = ctypes.c_int64 * (slots.COUNT + 1)
+_Context = ctypes.c_int64 * slots.SIZE
+# Sixteen addresses, ten sizes, eps and momentum, two switches: the slots in their order.
+_SLOTS = struct.Struct("26q2d2q")
+assert _SLOTS.size == 8 * slots.SIZE
 _GRAIN = 32768  # elements that are worth a thread
 _L2 = 1 << 19  # bytes of one task's tensors that should stay in the cache nearest the core
 _STREAMED = 1 << 24  # bytes of output from which the caches are passed by
@@ -37,7 +42,7 @@ _FEW_CHANNELS = 16
 _FEW_ROWS = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """How the work on one shape is cut. It depends on the shape and type alone."""
 
@@ -53,7 +58,15 @@ class Plan:
     tasks: int
     grain: int
     partials: int  # float64 numbers of working memory
+    strip: int
     stream: bool
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The slots from OUTER to COUNT."""
+        shape = (self.outer, self.channels, self.inner)
+        cut = (self.group, self.blocks, self.fold, self.width, self.strip, self.stream)
+        return (*shape, *cut, self.outer * self.inner)
 
 
 def layout_of(x: Tensor) -> str | None:
@@ -101,6 +114,7 @@ def _plan_planes(samples: int, channels: int, positions: int, itemsize: int) -> 
         tasks=-(-channels // group) if fused else channels * blocks,
         grain=max(1, _GRAIN // (values * group if fused else max(1, values // blocks))),
         partials=0 if fused else 3 * channels * blocks,
+        strip=1,
         stream=stream,
     )
 
@@ -115,7 +129,8 @@ def _plan_rows(samples: int, channels: int, positions: int, itemsize: int) -> Pl
     width = -(-channels * fold // 16) * 16
     group = 16 * max(1, min(16, width // 256)) if fused else 1
     folded = rows // fold
-    blocks = 1 if fused else max(1, min(64, rows * channels // _GRAIN, folded // 32))
+    # Blocks of a few hundred rows: merging one costs about as much as reading four rows.
+    blocks = 1 if fused else max(1, min(64, rows * channels // _GRAIN, folded // 128))
     return Plan(
         layout="rows",
         fused=fused,
@@ -129,6 +144,7 @@ def _plan_rows(samples: int, channels: int, positions: int, itemsize: int) -> Pl
         tasks=-(-width // group) if fused else blocks,
         grain=max(1, _GRAIN // (rows * group)) if fused else 1,
         partials=5 * width * blocks,
+        strip=16 if width <= 256 else 8,
         stream=_is_streamed(rows * channels * itemsize, channels * fold * itemsize, itemsize),
     )
 
@@ -138,48 +154,9 @@ def _is_streamed(size: int, run: int, itemsize: int) -> bool:
     return size >= _STREAMED and itemsize <= 4 and run % (16 * itemsize) == 0
 
 
-def _bits(number: float) -> int:
-    found: int = struct.unpack("q", struct.pack("d", number))[0]
-    return found
-
-
-class _Call:
-    """One call of the kernels: the context of slots, and the memory that must outlive it."""
-
-    def __init__(self, x: Tensor, layout: str, activation: str | None, residual: bool) -> None:
-        self.plan = cut = plan(tuple(x.shape), layout, x.element_size())
-        self.kind = (ELEMENTS[x.dtype], activation, residual)
-        self.work = torch.empty(cut.partials + 5 * cut.width, dtype=torch.float64)
-        self.context = c = _Context()
-        c[slots.X] = x.data_ptr()
-        c[slots.PARTIALS] = self.work.data_ptr()
-        c[slots.COEFFICIENTS] = self.work.data_ptr() + 8 * cut.partials
-        c[slots.OUTER], c[slots.CHANNELS], c[slots.INNER] = cut.outer, cut.channels, cut.inner
-        c[slots.GROUP], c[slots.BLOCKS], c[slots.FOLD], c[slots.WIDTH] = cut.group, cut.blocks, cut.fold, cut.width
-        c[slots.COUNT] = cut.outer * cut.inner
-        c[slots.STREAM] = cut.stream
-
-    def run(self, name: str, tasks: int, grain: int) -> None:
-        """Run one kernel of this call's layout over its tasks."""
-        threads.parallel_for(tasks, grain, compiled.address(name, *self.kind), self.context)
-
-    def run_plain(self, name: str, tasks: int) -> None:
-        """Run one step over channels, which neither the activation nor the residual changes."""
-        address = compiled.address(name, self.kind[0], None, False)
-        threads.parallel_for(tasks, 4096, address, self.context)
-
-    def run_apply(self, name: str) -> None:
-        """Run a step that writes a tensor from the coefficients."""
-        cut = self.plan
-        if cut.layout == "planes":
-            self.run(f"planes.{name}", cut.outer * cut.channels, max(1, _GRAIN // cut.inner))
-        elif cut.fused:
-            # One block of all rows would be one task; few rows are cut by rows here.
-            self.context[slots.BLOCKS] = blocks = max(1, min(cut.outer, 16))
-            self.run(f"rows.{name}", blocks, max(1, _GRAIN * blocks // (cut.outer * cut.channels)))
-            self.context[slots.BLOCKS] = cut.blocks
-        else:
-            self.run(f"rows.{name}", cut.blocks, 1)
+@functools.cache
+def _kernel(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
+    return compiled.address(name, ELEMENTS[dtype], activation, residual)
 
 
 def _pointer(tensor: Tensor | None) -> int:
@@ -192,11 +169,38 @@ def _like(x: Tensor) -> Tensor:
     return output
 
 
-def _computed(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """The parameter in the type computed in, contiguous."""
-    if parameter is None:
-        return None
-    return parameter.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+def _computed(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return the parameter in the type computed in, contiguous."""
+    if parameter is None or (parameter.dtype is dtype and parameter.is_contiguous()):
+        return parameter
+    return parameter.detach().to(dtype).contiguous()
+
+
+def _working_memory(cut: Plan) -> Tensor | None:
+    return torch.empty(cut.partials, dtype=torch.float64) if cut.partials else None
+
+
+def _run_over_channels(name: str, x: Tensor, cut: Plan, context: ctypes.Array[ctypes.c_int64]) -> None:
+    """Run a step that is one number per channel; neither the activation nor the residual changes it."""
+    tasks, grain = cut.channels, 2048
+    if cut.layout == "rows" or name == "stored":
+        # Sixteen channels to a task; folded columns of one channel must stay in one.
+        tasks, grain = (-(-cut.channels // 16), 256) if cut.fold == 1 else (1, 1)
+    parallel_for(tasks, grain, _kernel(name, x.dtype, None, False), context)
+
+
+def _run_over_tensor(
+    name: str, x: Tensor, cut: Plan, activation: str | None, residual: bool, context: ctypes.Array[ctypes.c_int64]
+) -> None:
+    """Run a step that writes a tensor from the coefficients."""
+    kernel = _kernel(f"{cut.layout}.{name}", x.dtype, activation, residual)
+    if cut.layout == "planes":
+        parallel_for(cut.outer * cut.channels, max(1, _GRAIN // cut.inner), kernel, context)
+        return
+    # Nothing is gathered here, so that the blocks need not be those of the statistics.
+    blocks = max(cut.blocks, min(64, cut.outer // cut.fold))
+    context[slots.BLOCKS] = blocks
+    parallel_for(blocks, max(1, _GRAIN * blocks // (cut.outer * cut.channels)), kernel, context)
 
 
 def forward(
@@ -216,25 +220,25 @@ def forward(
     """Normalize with the batch's statistics, move the running ones, apply activation(y + residual).
 
     The running statistics are of the type computed in, and contiguous. With ``out`` y is written there: x itself for in
-    place. Returns y, and (2, C) float64 with mean and rstd.
+    place. Returns y, and what the backward needs: mean, rstd and the coefficients of every channel.
     """
-    call = _Call(x, layout, activation, residual is not None)
-    c, cut = call.context, call.plan
-    y = _like(x) if out is None else out
-    saved = torch.empty((2, cut.channels), dtype=torch.float64)
-    weight, bias = _computed(weight, x), _computed(bias, x)
-    c[slots.Y], c[slots.RESIDUAL] = y.data_ptr(), _pointer(residual)
-    c[slots.WEIGHT], c[slots.BIAS] = _pointer(weight), _pointer(bias)
-    c[slots.RUNNING_MEAN], c[slots.RUNNING_VAR] = _pointer(running_mean), _pointer(running_var)
-    c[slots.MEAN] = saved.data_ptr()
-    c[slots.RSTD] = saved.data_ptr() + 8 * cut.channels
-    c[slots.EPS], c[slots.MOMENTUM], c[slots.UNBIASED] = _bits(eps), _bits(momentum), unbiased
+    cut = plan(tuple(x.shape), layout, x.element_size())
+    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight, bias = _computed(weight, computed), _computed(bias, computed)
+    y, partials = _like(x) if out is None else out, _working_memory(cut)
+    saved = torch.empty(2 * cut.channels + 5 * cut.width, dtype=torch.float64)
+    mean, one = saved.data_ptr(), 8 * cut.channels
+    tensors = (x.data_ptr(), y.data_ptr(), _pointer(residual), 0, 0, 0, _pointer(weight), _pointer(bias))
+    state = (_pointer(running_mean), _pointer(running_var), 0, 0, mean, mean + one, _pointer(partials))
+    context = _Context()
+    _SLOTS.pack_into(context, 0, *tensors, *state, mean + 2 * one, *cut.sizes, eps, momentum, unbiased, False)
     if cut.fused:
-        call.run(f"{cut.layout}.forward", cut.tasks, cut.grain)
+        kernel = _kernel(f"{cut.layout}.forward", x.dtype, activation, residual is not None)
+        parallel_for(cut.tasks, cut.grain, kernel, context)
     else:
-        call.run(f"{cut.layout}.partial", cut.tasks, cut.grain)
-        call.run_plain(f"{cut.layout}.finish", cut.channels)
-        call.run_apply("apply")
+        parallel_for(cut.tasks, cut.grain, _kernel(f"{cut.layout}.partial", x.dtype, None, False), context)
+        _run_over_channels(f"{cut.layout}.finish", x, cut, context)
+        _run_over_tensor("apply", x, cut, activation, residual is not None, context)
     return y, saved
 
 
@@ -251,18 +255,19 @@ def inference(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalize with stored statistics. Arguments and result as `forward`."""
-    call = _Call(x, layout, activation, residual is not None)
-    c, cut = call.context, call.plan
+    cut = plan(tuple(x.shape), layout, x.element_size())
+    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
     y = _like(x) if out is None else out
-    saved = torch.empty((2, cut.channels), dtype=torch.float64)
-    held = [_computed(value, x) for value in (weight, bias, running_mean, running_var)]
-    c[slots.Y], c[slots.RESIDUAL] = y.data_ptr(), _pointer(residual)
-    c[slots.WEIGHT], c[slots.BIAS], c[slots.RUNNING_MEAN], c[slots.RUNNING_VAR] = map(_pointer, held)
-    c[slots.MEAN] = saved.data_ptr()
-    c[slots.RSTD] = saved.data_ptr() + 8 * cut.channels
-    c[slots.EPS] = _bits(eps)
-    call.run_plain("stored", cut.channels)
-    call.run_apply("apply")
+    held = [_computed(value, computed) for value in (weight, bias, running_mean, running_var)]
+    saved = torch.empty(2 * cut.channels + 5 * cut.width, dtype=torch.float64)
+    mean, one = saved.data_ptr(), 8 * cut.channels
+    pointers = (x.data_ptr(), y.data_ptr(), _pointer(residual), 0, 0, 0, *map(_pointer, held))
+    context = _Context()
+    _SLOTS.pack_into(
+        context, 0, *pointers, 0, 0, mean, mean + one, 0, mean + 2 * one, *cut.sizes, eps, 0.0, False, False
+    )
+    _run_over_channels("stored", x, cut, context)
+    _run_over_tensor("apply", x, cut, activation, residual is not None, context)
     return y, saved
 
 
@@ -283,28 +288,24 @@ def backward(
     ``saved`` is what the forward returned. With residual and activation ``other`` decides the slope: the output for
     relu, relu6 and leaky_relu, the residual for silu. ``frozen`` says that the statistics were constants.
     """
-    call = _Call(x, layout, activation, residual)
-    c, cut = call.context, call.plan
-    dx = _like(x)
+    cut = plan(tuple(x.shape), layout, x.element_size())
+    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight = _computed(weight, computed)
+    dx, partials = _like(x), _working_memory(cut)
     dresidual = None
     if residual:
         dresidual = dy if activation is None else _like(x)
-    computed = torch.float64 if x.dtype == torch.float64 else torch.float32
-    sums = torch.empty((2, cut.channels), dtype=computed)
-    weight, bias = _computed(weight, x), _computed(bias, x)
-    c[slots.DY], c[slots.DX], c[slots.DRESIDUAL] = dy.data_ptr(), dx.data_ptr(), _pointer(dresidual)
-    c[slots.RESIDUAL] = _pointer(other)
-    c[slots.WEIGHT], c[slots.BIAS] = _pointer(weight), _pointer(bias)
-    c[slots.DWEIGHT] = sums.data_ptr()
-    c[slots.DBIAS] = sums.data_ptr() + sums.element_size() * cut.channels
-    c[slots.MEAN] = saved.data_ptr()
-    c[slots.RSTD] = saved.data_ptr() + 8 * cut.channels
-    c[slots.FROZEN] = frozen
-    call.run_plain("coefficients", cut.channels)
+    dweight, dbias = torch.empty(cut.channels, dtype=computed), torch.empty(cut.channels, dtype=computed)
+    mean, one = saved.data_ptr(), 8 * cut.channels
+    tensors = (x.data_ptr(), 0, _pointer(other), dy.data_ptr(), dx.data_ptr(), _pointer(dresidual), _pointer(weight))
+    state = (0, 0, 0, dweight.data_ptr(), dbias.data_ptr(), mean, mean + one, _pointer(partials), mean + 2 * one)
+    context = _Context()
+    _SLOTS.pack_into(context, 0, *tensors, *state, *cut.sizes, 0.0, 0.0, False, frozen)
     if cut.fused:
-        call.run(f"{cut.layout}.backward", cut.tasks, cut.grain)
+        parallel_for(cut.tasks, cut.grain, _kernel(f"{cut.layout}.backward", x.dtype, activation, residual), context)
     else:
-        call.run(f"{cut.layout}.backward_partial", cut.tasks, cut.grain)
-        call.run_plain(f"{cut.layout}.finish_sums", cut.channels)
-        call.run_apply("apply_backward")
-    return dx, sums[0], sums[1], dresidual
+        kernel = _kernel(f"{cut.layout}.backward_partial", x.dtype, activation, residual)
+        parallel_for(cut.tasks, cut.grain, kernel, context)
+        _run_over_channels(f"{cut.layout}.finish_sums", x, cut, context)
+        _run_over_tensor("apply_backward", x, cut, activation, residual, context)
+    return dx, dweight, dbias, dresidual

@@ -60,7 +60,7 @@ def set_coefficients(a, channel, mean, rstd):
     centre = float(load(coefficients, channel))
     offset = (centre - mean) * scale
     if not is_null(bias):
-        offset = float(load(bias, channel)) - (mean - centre) * scale
+        offset = float(load(bias, channel)) + offset
     set_coefficient(a, 1, channel, scale)
     set_coefficient(a, 2, channel, offset)
 
@@ -95,12 +95,12 @@ def finish_channel(a, channel, mean, m2):
 def finish_backward(a, channel, total, along):
     """From the sums of dz and of dz * (x - centre): dweight, dbias, and ``dx = dz * scale + (x - centre) * b + d``.
 
-    ``b`` and ``d`` stand in the coefficients after centre, scale and offset; with stored statistics they are zero.
+    Centre, scale and offset stand in the coefficients since the forward; ``b`` and ``d`` follow them, and are zero
+    where the statistics are constants.
     """
     count = float(integer(a, slots.COUNT))
     coefficients = parameter(a, slots.COEFFICIENTS)
     mean, rstd = load(double(a, slots.MEAN), channel), load(double(a, slots.RSTD), channel)
-    set_coefficients(a, channel, mean, rstd)
     lost = mean - float(load(coefficients, channel))
     product = (along - lost * total) * rstd
     dweight, dbias = parameter(a, slots.DWEIGHT), parameter(a, slots.DBIAS)

@@ -1,8 +1,8 @@
 """Kernels for channels-last ``(R, C)``: a channel is a column of R rows, and memory runs along the rows.
 
-Rows are taken eight at a time, so that what a column gathers is fetched and put back once for eight values. Few
-channels are folded: k rows of C are read as one row of k * C columns, which fills whole vectors, and the k columns of a
-channel are merged at the end. A column is gathered over at most `ROWS` rows about its own first value before it is
+Rows are taken in strips, so that what a column gathers is fetched and put back once a strip. Few channels are folded: k
+rows of C are read as one row of k * C columns, which fills whole vectors, and the k columns of a channel are merged at
+the end. A column is gathered over at most `ROWS` rows about its own first value before it is
 merged in float64.
 
 Working memory of a block, in WIDTH columns each: mean and sum of squares (float64), then first, sum and square (of the
@@ -22,6 +22,7 @@ from .arguments import (
     working_doubles,
     working_lanes,
 )
+from .channel_vectors import finish_channels, finish_channels_backward
 from .moments import finish_backward, finish_channel, merge_moments
 from .simd import (
     fence,
@@ -57,26 +58,31 @@ def read(address, index, left, rest):
 
 @inlined
 def gather_column(x, lanes, width, column, low, high, stride, left):
-    """Add rows low to high, at most eight, of sixteen columns to their sums about ``first``."""
+    """Add rows low to high of sixteen columns to their sums about ``first``."""
     first = vload(lanes, column)
-    s, q = vload(lanes, width + column), vload(lanes, 2 * width + column)
-    at = low * stride + column
-    if high - low == 8 and left >= 16:
-        t = p = first - first
-        for _ in range(4):
+    s0, q0 = vload(lanes, width + column), vload(lanes, 2 * width + column)
+    at, rows = low * stride + column, high - low
+    if left >= 16:
+        s1 = s2 = s3 = q1 = q2 = q3 = first - first
+        while rows >= 4:
             v = vload(x, at) - first
-            s, q = s + v, fma(v, v, q)
+            s0, q0 = s0 + v, fma(v, v, q0)
             v = vload(x, at + stride) - first
-            t, p = t + v, fma(v, v, p)
-            at += 2 * stride
-        s, q = s + t, q + p
-    else:
-        for _ in range(low, high):
-            v = read(x, at, left, first) - first
-            s, q = s + v, fma(v, v, q)
-            at += stride
-    vstore(lanes, width + column, s)
-    vstore(lanes, 2 * width + column, q)
+            s1, q1 = s1 + v, fma(v, v, q1)
+            v = vload(x, at + 2 * stride) - first
+            s2, q2 = s2 + v, fma(v, v, q2)
+            v = vload(x, at + 3 * stride) - first
+            s3, q3 = s3 + v, fma(v, v, q3)
+            at += 4 * stride
+            rows -= 4
+        s0, q0 = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
+    while rows > 0:
+        v = read(x, at, left, first) - first
+        s0, q0 = s0 + v, fma(v, v, q0)
+        at += stride
+        rows -= 1
+    vstore(lanes, width + column, s0)
+    vstore(lanes, 2 * width + column, q0)
 
 
 @inlined
@@ -96,7 +102,7 @@ def merge_columns(moments, lanes, width, begin, end, count, n):
 @inlined
 def gather(a, moments, lanes, low, high, begin, end):
     """Moments of rows low to high of columns begin to end."""
-    x, width, stride = data(a, slots.X), integer(a, slots.WIDTH), columns(a)
+    x, width, stride, strip = data(a, slots.X), integer(a, slots.WIDTH), columns(a), integer(a, slots.STRIP)
     zero = splat(0.0)
     for column in range(begin, end, 16):
         vstore(moments, column, zero)
@@ -111,7 +117,7 @@ def gather(a, moments, lanes, low, high, begin, end):
             vstore(lanes, 2 * width + column, zeros(a))
         i = start
         while i < stop:
-            upto = min(i + 8, stop)
+            upto = min(i + strip, stop)
             for column in range(begin, end, 16):
                 gather_column(x, lanes, width, column, i, upto, stride, stride - column)
             i = upto
@@ -151,17 +157,25 @@ def write_rows(a, low, high, begin, end, valid):
     """Write y of rows low to high, last first, over columns begin to end; a row has ``valid`` columns."""
     x, y, residual = data(a, slots.X), data(a, slots.Y), data(a, slots.RESIDUAL)
     coefficients, width, stream = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), integer(a, slots.STREAM)
-    stride, i = columns(a), high
+    stride, strip, i = columns(a), integer(a, slots.STRIP), high
     while i > low:
-        start = max(low, i - 4)
+        start = max(low, i - strip)
         for column in range(begin, min(end, valid), 16):
             centre = vload(coefficients, column)
             scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
-            at = start * stride + column
-            for _ in range(start, i):
-                value = output(a, x, residual, at, valid - column, centre, scale, offset)
-                write(y, at, valid - column, value, stream)
+            at, left, rows = start * stride + column, valid - column, i - start
+            if left >= 16 and not stream:
+                while rows >= 2:
+                    first = output(a, x, residual, at, 16, centre, scale, offset)
+                    second = output(a, x, residual, at + stride, 16, centre, scale, offset)
+                    vstore(y, at, first)
+                    vstore(y, at + stride, second)
+                    at += 2 * stride
+                    rows -= 2
+            while rows > 0:
+                write(y, at, left, output(a, x, residual, at, left, centre, scale, offset), stream)
                 at += stride
+                rows -= 1
         i = start
 
 
@@ -172,8 +186,8 @@ def forward(begin, end, a):
     for task in range(begin, end):
         low, high = task * tile, min((task + 1) * tile, width)
         gather(a, moments, lanes, 0, rows, low, high)
-        for k in range(low, min(high, channels)):
-            finish_channel(a, k, load(moments, k), load(moments, width + k))
+        for column in range(low, high, 16):
+            finish_channels(a, column, moments, width)
         write_rows(a, 0, rows, low, high, channels)
     fence()
 
@@ -197,17 +211,40 @@ def partial(begin, end, a):
         gather(a, region(a, block), region_lanes(a, block), low, high, 0, integer(a, slots.WIDTH))
 
 
+@inlined
+def merge_blocks(a, column):
+    """Merge sixteen columns of every block, in the blocks' order, into those of the first."""
+    width, blocks, into = integer(a, slots.WIDTH), integer(a, slots.BLOCKS), region(a, 0)
+    mean, m2 = vload(into, column), vload(into, width + column)
+    count = float(first_row(a, 1))
+    for block in range(1, blocks):
+        n, other = float(first_row(a, block + 1) - first_row(a, block)), region(a, block)
+        share = n / (count + n)
+        delta = vload(other, column) - mean
+        mean = mean + delta * splat(share)
+        m2 = m2 + vload(other, width + column) + delta * delta * splat(count * share)
+        count += n
+    vstore(into, column, mean)
+    vstore(into, width + column, m2)
+
+
 def finish(begin, end, a):
-    """Merge the columns and blocks of each channel in their order, and finish the channel."""
+    """Merge blocks and columns in order, and finish the channels: a task is sixteen channels, or all if folded."""
     x, rows, channels = data(a, slots.X), integer(a, slots.OUTER), integer(a, slots.CHANNELS)
-    width, fold, blocks = integer(a, slots.WIDTH), integer(a, slots.FOLD), integer(a, slots.BLOCKS)
-    for k in range(begin, end):
+    width, fold, moments = integer(a, slots.WIDTH), integer(a, slots.FOLD), region(a, 0)
+    if fold == 1:
+        for task in range(begin, end):
+            merge_blocks(a, 16 * task)
+            finish_channels(a, 16 * task, moments, width)
+        return
+    for column in range(0, width, 16):
+        merge_blocks(a, column)
+    n = float(rows // fold)
+    for k in range(channels):
         count, mean, m2 = 0.0, 0.0, 0.0
-        for block in range(blocks):
-            n, moments = float(first_row(a, block + 1) - first_row(a, block)), region(a, block)
-            for column in range(k, fold * channels, channels):
-                mean, m2 = merge_moments(count, mean, m2, n, load(moments, column), load(moments, width + column))
-                count += n
+        for column in range(k, fold * channels, channels):
+            mean, m2 = merge_moments(count, mean, m2, n, load(moments, column), load(moments, width + column))
+            count += n
         for row in range(rows // fold * fold, rows):
             mean, m2 = merge_moments(count, mean, m2, 1.0, float(load(x, row * channels + k)), 0.0)
             count += 1.0
@@ -244,20 +281,32 @@ def gather_backward(a, sums, lanes, low, high, begin, end, valid):
     """Add rows low to high of columns begin to end to their sums of dz and of dz * (x - centre)."""
     x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
     coefficients, width, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
-    start = low
+    start, strip = low, integer(a, slots.STRIP)
     while start < high:
         stop = min(start + ROWS, high)
         i = start
         while i < stop:
-            upto = min(i + 8, stop)
+            upto = min(i + strip, stop)
             for column in range(begin, min(end, valid), 16):
                 centre = vload(coefficients, column)
                 scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
                 s = q = centre - centre
                 if i > start:
                     s, q = vload(lanes, column), vload(lanes, width + column)
-                at, left = i * stride + column, valid - column
-                for _ in range(i, upto):
+                at, left, rows = i * stride + column, valid - column, upto - i
+                if left >= 16:
+                    t = p = centre - centre
+                    while rows >= 2:
+                        distance = vload(x, at) - centre
+                        dz = gradient(a, dy, other, distance, at, 16, scale, offset)
+                        s, q = s + dz, fma(dz, distance, q)
+                        distance = vload(x, at + stride) - centre
+                        dz = gradient(a, dy, other, distance, at + stride, 16, scale, offset)
+                        t, p = t + dz, fma(dz, distance, p)
+                        at += 2 * stride
+                        rows -= 2
+                    s, q = s + t, q + p
+                for _ in range(rows):
                     distance = read(x, at, left, centre) - centre
                     dz = gradient(a, dy, other, distance, at, left, scale, offset)
                     s, q = s + dz, fma(dz, distance, q)
@@ -285,9 +334,9 @@ def write_backward(a, low, high, begin, end, valid):
     x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
     dx, dr, stream = data(a, slots.DX), data(a, slots.DRESIDUAL), integer(a, slots.STREAM)
     coefficients, width, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
-    i = high
+    strip, i = integer(a, slots.STRIP), high
     while i > low:
-        start = max(low, i - 4)
+        start = max(low, i - strip)
         for column in range(begin, min(end, valid), 16):
             centre = vload(coefficients, column)
             scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
@@ -311,8 +360,8 @@ def backward(begin, end, a):
         low, high = task * tile, min((task + 1) * tile, width)
         clear(sums, width, low, high)
         gather_backward(a, sums, lanes, 0, rows, low, high, channels)
-        for k in range(low, min(high, channels)):
-            finish_backward(a, k, load(sums, k), load(sums, width + k))
+        for column in range(low, high, 16):
+            finish_channels_backward(a, column, sums, width)
         write_backward(a, 0, rows, low, high, channels)
     fence()
 
@@ -329,17 +378,38 @@ def backward_partial(begin, end, a):
             gather_backward(a, sums, lanes, rows // fold, rows // fold + 1, 0, width, valid)
 
 
+@inlined
+def add_blocks(a, column):
+    """Add the sums of sixteen columns of every block, in the blocks' order, to those of the first."""
+    width, into = integer(a, slots.WIDTH), region(a, 0)
+    total, along = vload(into, column), vload(into, width + column)
+    for block in range(1, integer(a, slots.BLOCKS)):
+        total = total + vload(region(a, block), column)
+        along = along + vload(region(a, block), width + column)
+    vstore(into, column, total)
+    vstore(into, width + column, along)
+
+
 def finish_sums(begin, end, a):
-    """Add the columns and blocks of each channel in their order, and set what the backward writes from."""
-    channels, width = integer(a, slots.CHANNELS), integer(a, slots.WIDTH)
-    fold, blocks = integer(a, slots.FOLD), integer(a, slots.BLOCKS)
-    for k in range(begin, end):
+    """Add blocks and columns in their order, and set what the backward writes from: tasks as for `finish`."""
+    channels, width, fold, sums = (
+        integer(a, slots.CHANNELS),
+        integer(a, slots.WIDTH),
+        integer(a, slots.FOLD),
+        region(a, 0),
+    )
+    if fold == 1:
+        for task in range(begin, end):
+            add_blocks(a, 16 * task)
+            finish_channels_backward(a, 16 * task, sums, width)
+        return
+    for column in range(0, width, 16):
+        add_blocks(a, column)
+    for k in range(channels):
         total, along = 0.0, 0.0
-        for block in range(blocks):
-            sums = region(a, block)
-            for column in range(k, fold * channels, channels):
-                total += load(sums, column)
-                along += load(sums, width + column)
+        for column in range(k, fold * channels, channels):
+            total += load(sums, column)
+            along += load(sums, width + column)
         finish_backward(a, k, total, along)
 
 

@@ -305,6 +305,17 @@ def zeros(_: Any, arguments: Arguments) -> Any:
 
 
 @intrinsic
+def narrow(_: Any, arguments: Arguments, x: Any) -> Any:
+    """Sixteen float64 numbers rounded to the type computed in."""
+    element = COMPUTED[arguments.element]
+
+    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
+        return a[1] if element == "float64" else b.fptrunc(a[1], vector(element))
+
+    return Lanes(element)(arguments, x), generate
+
+
+@intrinsic
 def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
     """X * y + z, rounded once."""
 
@@ -334,6 +345,17 @@ def widen(_: Any, x: Any) -> Any:
         return a[0] if x.element == "float64" else b.fpext(a[0], vector("float64"))
 
     return Lanes("float64")(x), generate
+
+
+@intrinsic
+def square_root(_: Any, x: Any) -> Any:
+    """The square root of every lane."""
+
+    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
+        kind = a[0].type
+        return call_llvm(b, f"llvm.sqrt.{suffix(kind)}", kind, [a[0]])
+
+    return x(x), generate
 
 
 @intrinsic

@@ -4,8 +4,9 @@ import math
 
 from . import slots
 from .arguments import double, integer, parameter, real
+from .channel_vectors import set_vector_coefficients
 from .moments import finish_backward, finish_channel, merge_moments, set_coefficients
-from .simd import load, store
+from .simd import load, splat, square_root, store, vload, vstore, widen
 
 
 def finish(begin, end, a):
@@ -21,22 +22,26 @@ def finish(begin, end, a):
         finish_channel(a, k, mean, m2)
 
 
-def coefficients(begin, end, a):
-    """Set centre, scale and offset from mean and rstd."""
-    mean, rstd = double(a, slots.MEAN), double(a, slots.RSTD)
-    for k in range(begin, end):
-        set_coefficients(a, k, load(mean, k), load(rstd, k))
-
-
 def stored(begin, end, a):
-    """Set mean, rstd and the coefficients from the running statistics."""
+    """Set mean, rstd and the coefficients from the running statistics: a task is sixteen channels, or all if folded."""
     running_mean, running_var = parameter(a, slots.RUNNING_MEAN), parameter(a, slots.RUNNING_VAR)
-    for k in range(begin, end):
-        mean = float(load(running_mean, k))
-        rstd = 1.0 / math.sqrt(float(load(running_var, k)) + real(a, slots.EPS))
-        store(double(a, slots.MEAN), k, mean)
-        store(double(a, slots.RSTD), k, rstd)
-        set_coefficients(a, k, mean, rstd)
+    means, rstds, eps = double(a, slots.MEAN), double(a, slots.RSTD), real(a, slots.EPS)
+    channels, folded = integer(a, slots.CHANNELS), integer(a, slots.FOLD) > 1
+    for task in range(begin, end):
+        low = 16 * task
+        if not folded and low + 16 <= channels:
+            mean = widen(vload(running_mean, low))
+            rstd = splat(1.0) / square_root(widen(vload(running_var, low)) + splat(eps))
+            vstore(means, low, mean)
+            vstore(rstds, low, rstd)
+            set_vector_coefficients(a, low, mean, rstd)
+            continue
+        for k in range(low, channels if folded else min(low + 16, channels)):
+            mean_of_one = float(load(running_mean, k))
+            rstd_of_one = 1.0 / math.sqrt(float(load(running_var, k)) + eps)
+            store(means, k, mean_of_one)
+            store(rstds, k, rstd_of_one)
+            set_coefficients(a, k, mean_of_one, rstd_of_one)
 
 
 def finish_sums(begin, end, a):

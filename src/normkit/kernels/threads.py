@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ..errors import BackendError
+
 __all__ = ["parallel_for", "unavailable"]
 
 _forked = False
@@ -51,7 +53,8 @@ def unavailable() -> str | None:
 def parallel_for(tasks: int, grain: int, address: int, context: ctypes.Array[ctypes.c_int64]) -> None:
     """Run a kernel over tasks 0 to ``tasks``, at least ``grain`` to a thread, and return when all are done."""
     function = _function()
-    assert function is not None
+    if function is None:
+        raise BackendError(f"the numba backend needs torch's thread pool: {unavailable()}")
     failed = function(0, tasks, tasks if _forked else grain, address, ctypes.addressof(context))
     if failed:
         raise RuntimeError(f"torch_parallel_for failed with code {failed}")
