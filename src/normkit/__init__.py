@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .surgery.freeze import freeze, unfreeze
     from .surgery.merge import merge_states
     from .surgery.param_groups import param_groups
+    from .surgery.port import port_state
     from .surgery.recalibrate import recalibrate
     from .surgery.repair import repair
 
@@ -93,6 +94,7 @@ __all__ = [
     "layers",
     "merge_states",
     "param_groups",
+    "port_state",
     "recalibrate",
     "repair",
     "unfreeze",
@@ -109,6 +111,7 @@ _ROOMS = {
     "hold_statistics": "anatomy",
     "merge_states": "surgery",
     "param_groups": "surgery",
+    "port_state": "surgery",
     "recalibrate": "surgery",
     "repair": "surgery",
     "unfreeze": "surgery",

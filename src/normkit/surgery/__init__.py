@@ -5,12 +5,14 @@ from .fold import Folding, fold
 from .freeze import freeze, unfreeze
 from .merge import merge_states
 from .param_groups import param_groups
+from .port import Ported, port_state
 from .recalibrate import Recalibration, recalibrate
 from .record import Record
 from .repair import Repair, repair
 
 __all__ = [
     "Folding",
+    "Ported",
     "Recalibration",
     "Record",
     "Repair",
@@ -19,6 +21,7 @@ __all__ = [
     "freeze",
     "merge_states",
     "param_groups",
+    "port_state",
     "recalibrate",
     "repair",
     "unfreeze",

@@ -1,0 +1,190 @@
+"""What four frameworks call the parts of a normalization layer, and what they mean by them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError
+
+__all__ = ["CONVENTIONS", "Convention"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """One framework's words.
+
+    Attributes:
+        name: the framework.
+        names: for every method our word for an array to the framework's.
+        settings: our word for a setting to the framework's.
+        defaults: for every method the settings that hold where nothing is said, in our words.
+        weighs_new: momentum is the weight of the new value, not of the old.
+        unbiased: the unbiased variance is stored.
+        channels_last: inputs are ``(N, *, C)`` by default.
+        needs_affine: weight and bias must both be there.
+        takes_one: one of weight and bias may be there alone.
+    """
+
+    name: str
+    names: Mapping[str, Mapping[str, str]]
+    settings: Mapping[str, str]
+    defaults: Mapping[str, Mapping[str, Any]]
+    weighs_new: bool = False
+    unbiased: bool = False
+    channels_last: bool = False
+    needs_affine: bool = False
+    takes_one: bool = False
+    ignored: frozenset[str] = field(default_factory=frozenset)
+
+    def read_settings(self, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings in our words, defaults filled in.
+
+        Raises:
+            ArgumentError: a setting the framework does not have, or several axes.
+        """
+        ours = {theirs: word for word, theirs in self.settings.items()}
+        unknown = sorted(set(given) - set(ours) - self.ignored)
+        if unknown:
+            known = ", ".join(sorted((*ours, *self.ignored)))
+            raise ArgumentError(f"{self.name} has no setting {', '.join(unknown)}; known are {known}")
+        axis = given.get("axis")
+        if isinstance(axis, (tuple, list)) and len(axis) > 1 and method != "layer":
+            raise ArgumentError(f"axis is {axis}; only one channel axis can be ported")
+        said = {ours[name]: value for name, value in given.items() if name in ours}
+        return {**self.defaults[method], **said}
+
+    def read_state(self, method: str, state: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the arrays in our words.
+
+        Raises:
+            ArgumentError: an array the framework does not have, or one of mean and variance alone.
+        """
+        flat: dict[str, Any] = {}
+        for name, value in state.items():
+            flat |= value if isinstance(value, Mapping) else {name: value}
+        ours = {theirs: word for word, theirs in self.names[method].items()}
+        unknown = sorted(set(flat) - set(ours))
+        if unknown:
+            raise ArgumentError(
+                f"{', '.join(unknown)} is no array of {self.name}'s {method} layer; known are {', '.join(ours)}"
+            )
+        arrays = {ours[name]: _as_array(value) for name, value in flat.items() if value is not None}
+        if ("mean" in arrays) != ("var" in arrays):
+            missing = "var" if "mean" in arrays else "mean"
+            raise ArgumentError(f"{self.names[method][missing]} is missing; pass both stored statistics or neither")
+        return arrays
+
+    def write_state(self, method: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the arrays by the framework's names."""
+        names = self.names[method]
+        written = {names[word]: value for word, value in arrays.items() if word in names}
+        if "counter" in names and "mean" in arrays:
+            written.setdefault(names["counter"], np.array(0))
+        return written
+
+    def write_settings(
+        self, method: str, settings: Mapping[str, Any], arrays: Mapping[str, Array], *, biased: bool
+    ) -> dict[str, Any]:
+        """Return the settings by the framework's names; what it has no word for is left out."""
+        shape = np.shape(next(iter(arrays.values()))) if arrays else ()
+        said: dict[str, Any] = {}
+        if self.name == "torch":
+            key = {"layer": "normalized_shape", "group": "num_channels"}.get(method, "num_features")
+            said[key] = tuple(shape) if method == "layer" else (shape[0] if shape else None)
+        said |= {theirs: settings[word] for word, theirs in self.settings.items() if settings.get(word) is not None}
+        has = {word: word in arrays for word in ("weight", "bias")}
+        if self.name == "torch":
+            said["elementwise_affine" if method == "layer" else "affine"] = has["weight"]
+        elif self.name == "keras":
+            said |= {"scale": has["weight"], "center": has["bias"]}
+        elif self.name == "flax":
+            said |= {"use_scale": has["weight"], "use_bias": has["bias"]}
+        if method != "batch":
+            said.pop(self.settings["momentum"], None)
+        elif self.name == "torch":
+            said["momentum"] = said.pop("momentum", None)
+            if biased:
+                said["unbiased"] = False
+        return said
+
+
+def _as_array(value: Any) -> Array:
+    detach = getattr(value, "detach", None)
+    return np.asarray(detach().cpu().numpy() if detach is not None else value)
+
+
+def _methods(batch: Mapping[str, str], other: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    return {"batch": batch, "layer": other, "group": other, "instance": other}
+
+
+def _defaults(batch: float, momentum: float, sample: float, groups: int | None) -> dict[str, dict[str, Any]]:
+    """Return the defaults by method: eps of batch normalization, its momentum, eps of the others, and groups."""
+    return {
+        "batch": {"eps": batch, "momentum": momentum},
+        "layer": {"eps": sample},
+        "group": {"eps": sample, "groups": groups},
+        "instance": {"eps": sample},
+    }
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    "torch": Convention(
+        name="torch",
+        names=_methods(
+            {
+                "weight": "weight",
+                "bias": "bias",
+                "mean": "running_mean",
+                "var": "running_var",
+                "counter": "num_batches_tracked",
+            },
+            {"weight": "weight", "bias": "bias"},
+        ),
+        settings={"eps": "eps", "momentum": "momentum", "groups": "num_groups"},
+        defaults=_defaults(1e-5, 0.1, 1e-5, None),
+        weighs_new=True,
+        unbiased=True,
+        ignored=frozenset({"num_features", "num_channels", "affine", "normalized_shape", "elementwise_affine"}),
+    ),
+    "keras": Convention(
+        name="keras",
+        names=_methods(
+            {"weight": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"},
+            {"weight": "gamma", "bias": "beta"},
+        ),
+        settings={"eps": "epsilon", "momentum": "momentum", "groups": "groups"},
+        defaults=_defaults(1e-3, 0.99, 1e-3, 32),
+        channels_last=True,
+        takes_one=True,
+        ignored=frozenset({"axis", "center", "scale"}),
+    ),
+    "flax": Convention(
+        name="flax",
+        names=_methods(
+            {"weight": "scale", "bias": "bias", "mean": "mean", "var": "var"}, {"weight": "scale", "bias": "bias"}
+        ),
+        settings={"eps": "epsilon", "momentum": "momentum", "groups": "num_groups"},
+        defaults=_defaults(1e-5, 0.99, 1e-6, 32),
+        channels_last=True,
+        takes_one=True,
+        ignored=frozenset({"axis", "use_bias", "use_scale"}),
+    ),
+    "onnx": Convention(
+        name="onnx",
+        names={
+            "batch": {"weight": "scale", "bias": "B", "mean": "input_mean", "var": "input_var"},
+            "layer": {"weight": "Scale", "bias": "B"},
+            "group": {"weight": "scale", "bias": "bias"},
+            "instance": {"weight": "scale", "bias": "B"},
+        },
+        settings={"eps": "epsilon", "momentum": "momentum", "groups": "num_groups"},
+        defaults=_defaults(1e-5, 0.9, 1e-5, None),
+        needs_affine=True,
+        ignored=frozenset({"axis", "training_mode"}),
+    ),
+}

@@ -1,0 +1,149 @@
+"""Carry a normalization layer's state between frameworks that use the same words for different things."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ArgumentError, ShapeError
+from .conventions import CONVENTIONS, Convention
+
+__all__ = ["Ported", "port_state"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ported:
+    """A layer's state in the target's words.
+
+    Attributes:
+        state: the arrays, by the target's names.
+        settings: what the target's layer must be built with, by the target's names.
+        changes: what is different now, in words.
+    """
+
+    state: dict[str, Array]
+    settings: dict[str, Any]
+    changes: tuple[str, ...]
+
+
+def port_state(
+    state: Mapping[str, Any],
+    *,
+    source: str,
+    target: str,
+    method: str = "batch",
+    settings: Mapping[str, Any] | None = None,
+    convert_variance: bool = False,
+    count: int | None = None,
+) -> Ported:
+    """Translate one layer's arrays and settings; predictions stay the same.
+
+    Conventions:
+        Momentum: torch weighs the new value, Keras, Flax and ONNX the old one; the number is turned round.
+        eps: the defaults differ (Keras 1e-3, Flax 1e-6 for layers and groups), so it is always in the new settings.
+        Variance: torch stores the unbiased one, the others the biased one. Predictions use what is stored, so it is
+        carried as it is, and the new settings say ``unbiased=False`` where that keeps later training alike. With
+        ``convert_variance=True`` it is multiplied by m / (m - 1) or its inverse, and predictions change by that.
+        Missing weight or bias are filled with 1 and 0 where the target has only both or must have them.
+
+    Args:
+        state: the arrays by the source's names: Keras gamma, beta, moving_mean, moving_variance; Flax scale, bias,
+            mean, var, flat or under ``params`` and ``batch_stats``; ONNX scale, B, input_mean, input_var; torch weight,
+            bias, running_mean, running_var, num_batches_tracked.
+        source: "torch", "keras", "flax" or "onnx".
+        target: likewise.
+        method: "batch", "layer", "group" or "instance".
+        settings: the source layer's, by its own names; what is left out has the source's default.
+        convert_variance: translate the stored variance too. Needs ``count``.
+        count: values per channel in a training batch: samples times positions.
+
+    Raises:
+        ArgumentError: an unknown framework, method, name or setting; several axes; or a variance to convert without
+            the count.
+        ShapeError: arrays that do not fit each other.
+
+    Example:
+        >>> keras = {"gamma": [2.0], "beta": [1.0], "moving_mean": [0.5], "moving_variance": [4.0]}
+        >>> ported = port_state(keras, source="keras", target="torch")
+        >>> sorted(ported.state)
+        ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+        >>> ported.settings
+        {'num_features': 1, 'eps': 0.001, 'affine': True, 'momentum': 0.01, 'unbiased': False}
+    """
+    giving, taking = _convention("source", source), _convention("target", target)
+    if method not in giving.names:
+        raise ArgumentError(f"method is {method!r}; ported are {', '.join(giving.names)}")
+    given = giving.read_settings(method, settings or {})
+    arrays = giving.read_state(method, state)
+    _check_shapes(arrays)
+    changes: list[str] = []
+    if "var" in arrays:
+        arrays["var"] = _variance(arrays["var"], giving, taking, convert_variance, count, changes)
+    if given.get("momentum") is not None and giving.weighs_new != taking.weighs_new:
+        before = given["momentum"]
+        # In decimal, so that 0.9 becomes 0.1 and not 0.09999999999999998.
+        given["momentum"] = float(1 - Decimal(repr(float(before))))
+        side = "new" if taking.weighs_new else "old"
+        changes.append(f"momentum {before} becomes {given['momentum']}: it weighs the {side} value")
+    _fill(arrays, taking, method, changes)
+    if giving.channels_last != taking.channels_last and method != "layer":
+        order = ("(N, *, C)", "(N, C, *)")
+        changes.append(f"input {order[not giving.channels_last]} becomes {order[not taking.channels_last]}")
+    kept_biased = "var" in arrays and not giving.unbiased and not convert_variance
+    return Ported(
+        state=taking.write_state(method, arrays),
+        settings=taking.write_settings(method, given, arrays, biased=kept_biased),
+        changes=tuple(changes),
+    )
+
+
+def _convention(role: str, name: str) -> Convention:
+    if name not in CONVENTIONS:
+        raise ArgumentError(f"{role} is {name!r}; known are {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[name]
+
+
+def _check_shapes(arrays: Mapping[str, ArrayLike]) -> None:
+    shapes = {name: np.shape(value) for name, value in arrays.items() if name != "counter"}
+    if len(set(shapes.values())) > 1:
+        said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ShapeError(f"the arrays have different shapes: {said}; pass the state of one layer")
+
+
+def _variance(
+    var: Array, giving: Convention, taking: Convention, convert: bool, count: int | None, changes: list[str]
+) -> Array:
+    if giving.unbiased == taking.unbiased:
+        return var
+    words = ("biased", "unbiased")
+    if not convert:
+        changes.append(f"the stored variance is the {words[giving.unbiased]} one, carried as it is")
+        return var
+    if count is None or count < 2:
+        raise ArgumentError(
+            f"the {words[giving.unbiased]} variance becomes the {words[taking.unbiased]} one by the number of values "
+            f"per channel, and count is {count}; pass count=batch size times positions, at least 2, or leave "
+            "convert_variance=False"
+        )
+    factor = count / (count - 1) if taking.unbiased else (count - 1) / count
+    changes.append(f"the stored variance was multiplied by {factor:.6g}: it is now the {words[taking.unbiased]} one")
+    converted: Array = var * factor
+    return converted
+
+
+def _fill(arrays: dict[str, Array], taking: Convention, method: str, changes: list[str]) -> None:
+    """Add a weight or bias that the target cannot do without."""
+    missing = [name for name in ("weight", "bias") if name not in arrays]
+    if not missing or (len(missing) == 2 and not taking.needs_affine) or (taking.takes_one and not taking.needs_affine):
+        return
+    like = next(iter(arrays.values()), None)
+    if like is None:
+        raise ArgumentError("the state is empty, so the number of channels is unknown; pass at least one array")
+    for name in missing:
+        arrays[name] = np.ones_like(like) if name == "weight" else np.zeros_like(like)
+        changes.append(f"{name} was missing and is filled with {1 if name == 'weight' else 0}")

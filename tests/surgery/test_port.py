@@ -1,0 +1,249 @@
+"""Ported layers predict the same: against Keras, against ONNX's reference evaluator, and there and back."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("KERAS_BACKEND", "numpy")
+import onnx
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+import normkit
+from normkit.errors import ArgumentError, ShapeError
+from normkit.surgery.port import port_state
+from tolerances import assert_close
+
+FRAMEWORKS = ("torch", "keras", "flax", "onnx")
+STATES = {
+    "torch": {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+    "keras": {"weight": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"},
+    "flax": {"weight": "scale", "bias": "bias", "mean": "mean", "var": "var"},
+    "onnx": {"weight": "scale", "bias": "B", "mean": "input_mean", "var": "input_var"},
+}
+
+
+@pytest.fixture(scope="module")
+def keras():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "numpy")
+        import keras
+
+        assert keras.backend.backend() == "numpy"
+        yield keras
+
+
+def arrays(channels: int = 3) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    made = {
+        name: generator.uniform(0.5, 1.5, channels).astype(np.float32) for name in ("weight", "bias", "mean", "var")
+    }
+    return made
+
+
+def named(framework: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {STATES[framework][name]: value for name, value in values.items()}
+
+
+def load(layer: torch.nn.Module, ported) -> torch.nn.Module:
+    layer.load_state_dict({name: torch.as_tensor(value) for name, value in ported.state.items()})
+    return layer.eval()
+
+
+def batch_layer(ported) -> torch.nn.Module:
+    return load(normkit.BatchNorm2d(**ported.settings), ported)
+
+
+PROBE = np.random.default_rng(1).standard_normal((4, 5, 6, 3)).astype(np.float32) * 3 + 1  # (N, H, W, C)
+FIRST = np.ascontiguousarray(PROBE.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("scale", "center"), list(itertools.product([True, False], repeat=2)))
+def test_keras_batch_norm_predicts_and_trains_the_same_here(keras, scale, center):
+    theirs = keras.layers.BatchNormalization(momentum=0.8, epsilon=2e-3, scale=scale, center=center)
+    theirs.build(PROBE.shape)
+    for variable in theirs.variables:
+        variable.assign(np.random.default_rng(2).uniform(0.5, 1.5, variable.shape).astype(np.float32))
+    state = {variable.name: np.asarray(variable) for variable in theirs.variables}
+    ours = batch_layer(
+        port_state(state, source="keras", target="torch", settings={"momentum": 0.8, "epsilon": 2e-3, "axis": -1})
+    )
+    expected = np.asarray(theirs(PROBE, training=False)).transpose(0, 3, 1, 2)
+    assert_close(ours(torch.tensor(FIRST)).detach(), torch.tensor(expected), dtype=torch.float32)
+    ours.train()(torch.tensor(FIRST))
+    theirs(PROBE, training=True)
+    assert_close(ours.running_mean, torch.tensor(np.asarray(theirs.moving_mean)), dtype=torch.float32)
+    assert_close(ours.running_var, torch.tensor(np.asarray(theirs.moving_variance)), dtype=torch.float32)
+
+
+def test_our_batch_norm_predicts_the_same_in_keras(keras):
+    layer = normkit.BatchNorm2d(3, momentum=0.3)
+    for value in layer.state_dict().values():
+        value.copy_(torch.rand(value.shape) + 0.5 if value.dim() else value)
+    ported = port_state(layer.state_dict(), source="torch", target="keras", settings={"momentum": 0.3})
+    theirs = keras.layers.BatchNormalization(**ported.settings)
+    theirs.build(PROBE.shape)
+    for variable in theirs.variables:
+        variable.assign(ported.state[variable.name])
+    assert theirs.momentum == 0.7
+    expected = np.asarray(theirs(PROBE, training=False)).transpose(0, 3, 1, 2)
+    assert_close(layer.eval()(torch.tensor(FIRST)).detach(), torch.tensor(expected), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("method", ["layer", "group", "instance"])
+def test_keras_sample_norms_predict_the_same_here(keras, method):
+    if method == "layer":
+        theirs = keras.layers.LayerNormalization(epsilon=1e-3)
+    else:
+        theirs = keras.layers.GroupNormalization(groups=3 if method == "group" else -1)
+    theirs.build(PROBE.shape)
+    for variable in theirs.variables:
+        variable.assign(np.random.default_rng(2).uniform(0.5, 1.5, variable.shape).astype(np.float32))
+    state = {variable.name: np.asarray(variable) for variable in theirs.variables}
+    settings = {"groups": 3} if method == "group" else {}
+    ported = port_state(state, source="keras", target="torch", method=method, settings=settings)
+    kind = {"layer": normkit.LayerNorm, "group": normkit.GroupNorm, "instance": normkit.InstanceNorm2d}[method]
+    ours = load(kind(**ported.settings), ported)
+    expected = np.asarray(theirs(PROBE))
+    last = method == "layer"
+    found = ours(torch.tensor(PROBE)) if last else ours(torch.tensor(FIRST)).permute(0, 2, 3, 1)
+    assert_close(found.detach(), torch.tensor(expected), dtype=torch.float32)
+
+
+NODES = {
+    "batch": ("BatchNormalization", ("scale", "B", "input_mean", "input_var"), 15),
+    "layer": ("LayerNormalization", ("Scale", "B"), 17),
+    "group": ("GroupNormalization", ("scale", "bias"), 21),
+    "instance": ("InstanceNormalization", ("scale", "B"), 22),
+}
+
+
+def run_onnx(method: str, ported, x: np.ndarray) -> np.ndarray:
+    operator, inputs, opset = NODES[method]
+    settings = {name: value for name, value in ported.settings.items() if value is not None}
+    node = helper.make_node(operator, ["x", *inputs], ["y"], **settings)
+    values = [onnx.numpy_helper.from_array(ported.state[name].astype(np.float32), name) for name in inputs]
+    graph = helper.make_graph(
+        [node],
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, x.shape)],
+        values,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    onnx.checker.check_model(model)
+    return ReferenceEvaluator(model).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("method", NODES)
+@pytest.mark.parametrize("affine", [True, False])
+def test_our_layers_predict_the_same_in_onnx(method, affine):
+    build = {
+        "batch": lambda: normkit.BatchNorm2d(4, eps=1e-4, affine=affine),
+        "layer": lambda: normkit.LayerNorm(6, eps=1e-4, elementwise_affine=affine),
+        "group": lambda: normkit.GroupNorm(2, 4, eps=1e-4, affine=affine),
+        "instance": lambda: normkit.InstanceNorm2d(4, eps=1e-4, affine=affine),
+    }
+    layer = build[method]()
+    for value in layer.state_dict().values():
+        value.copy_(torch.rand(value.shape) + 0.5 if value.dim() else value)
+    x = torch.randn(3, 4, 5, 6)
+    settings = {"eps": 1e-4} | ({"num_groups": 2} if method == "group" else {})
+    state = layer.state_dict()
+    if not affine and method != "batch":
+        with pytest.raises(ArgumentError, match="the state is empty"):
+            port_state(state, source="torch", target="onnx", method=method, settings=settings)
+        return
+    ported = port_state(state, source="torch", target="onnx", method=method, settings=settings)
+    expected = run_onnx(method, ported, x.numpy())
+    assert_close(layer.eval()(x).detach(), torch.tensor(expected), dtype=torch.float32)
+
+
+def test_onnx_batch_norm_predicts_the_same_here():
+    state = named("onnx", arrays())
+    there = port_state(state, source="onnx", target="onnx", settings={"epsilon": 1e-3})
+    ours = batch_layer(port_state(state, source="onnx", target="torch", settings={"epsilon": 1e-3}))
+    assert_close(ours(torch.tensor(FIRST)).detach(), torch.tensor(run_onnx("batch", there, FIRST)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(FRAMEWORKS, 2)))
+def test_there_and_back_is_the_identity(source, target):
+    values = named(source, arrays())
+    settings = {"momentum": 0.3}
+    there = port_state(values, source=source, target=target, settings=settings, convert_variance=True, count=50)
+    words = {"eps", "epsilon", "momentum"}
+    kept = {name: value for name, value in there.settings.items() if name in words}
+    back = port_state(there.state, source=target, target=source, settings=kept, convert_variance=True, count=50)
+    for name, value in values.items():
+        np.testing.assert_allclose(back.state[name], value, rtol=1e-6)
+    assert back.settings["momentum"] == 0.3
+
+
+def test_conversion_of_the_variance_is_the_known_factor():
+    state = named("keras", arrays())
+    ported = port_state(state, source="keras", target="torch", convert_variance=True, count=5)
+    np.testing.assert_allclose(ported.state["running_var"], state["moving_variance"] * 5 / 4, rtol=1e-6)
+    assert "unbiased" not in ported.settings
+    assert any("multiplied by 1.25" in change for change in ported.changes)
+
+
+def test_flax_trees_are_read():
+    values = named("flax", arrays())
+    tree = {
+        "params": {"scale": values["scale"], "bias": values["bias"]},
+        "batch_stats": {"mean": values["mean"], "var": values["var"]},
+    }
+    ported = port_state(tree, source="flax", target="torch")
+    assert ported.settings["momentum"] == 0.01
+    np.testing.assert_array_equal(ported.state["weight"], values["scale"])
+
+
+def test_what_changed_is_said():
+    ported = port_state({"gamma": np.ones(2)}, source="keras", target="torch", settings={"epsilon": 1e-3})
+    assert ported.changes == (
+        "momentum 0.99 becomes 0.01: it weighs the new value",
+        "bias was missing and is filled with 0",
+        "input (N, *, C) becomes (N, C, *)",
+    )
+
+
+REFUSED = [
+    (lambda s: port_state(s, source="caffe", target="torch"), ArgumentError, "known are torch, keras, flax, onnx"),
+    (lambda s: port_state(s, source="keras", target="tf"), ArgumentError, "target is 'tf'"),
+    (lambda s: port_state(s, source="keras", target="torch", method="rms"), ArgumentError, "ported are batch, layer"),
+    (lambda s: port_state(s, source="torch", target="keras"), ArgumentError, "is no array of torch's batch layer"),
+    (
+        lambda s: port_state(s, source="keras", target="torch", settings={"eps": 1e-3}),
+        ArgumentError,
+        "keras has no setting eps",
+    ),
+    (
+        lambda s: port_state(s, source="keras", target="torch", convert_variance=True),
+        ArgumentError,
+        "count is None; pass count=batch size times positions",
+    ),
+    (
+        lambda s: port_state(s, source="keras", target="torch", settings={"axis": [1, 2]}),
+        ArgumentError,
+        "only one channel axis",
+    ),
+    (
+        lambda s: port_state({**s, "gamma": np.ones(5)}, source="keras", target="torch"),
+        ShapeError,
+        "have different shapes",
+    ),
+    (
+        lambda s: port_state({"moving_mean": np.ones(3)}, source="keras", target="torch"),
+        ArgumentError,
+        "moving_variance is missing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED)
+def test_what_cannot_be_ported_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call(named("keras", arrays()))
