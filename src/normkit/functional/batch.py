@@ -1,5 +1,6 @@
 """Batch normalization as a function: check the arguments, call the kernel, update the running statistics."""
 
+import functools
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..errors import ArgumentError, ShapeError, StatisticsError
 from ..kernels import dispatch
 from ..kernels import plain_channels as plain
 from . import checks
-from .batch_gradients import Call, Inference, Kernel, Training
+from .batch_gradients import Call, Inference, Training, run_kernel
 
 __all__ = ["batch_norm"]
 
@@ -110,6 +111,12 @@ def batch_norm(
             caller=caller,
         )
         return output
+    running = (running_mean, running_var, num_batches_tracked)
+    unusual = residual is not None or inplace or (activation is not None and activation not in dispatch.ACTIVATIONS)
+    everyday = (input, (weight, bias), (running_mean, running_var), num_batches_tracked, training, momentum, eps)
+    if not unusual and checks.is_ordinary(*everyday) and dispatch.is_undisturbed():
+        call = _call("numba", training, momentum or 0.0, eps, unbiased, activation, False)
+        return _run_kernel(call, input, weight, bias, None, *running)
     given = (input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller)
     if checks.is_tracing():
         with checks.constant_while_tracing():
@@ -130,27 +137,28 @@ def batch_norm(
         cudnn, rate = torch.backends.cudnn.enabled, momentum or 0.0
         y = torch.batch_norm(input, weight, bias, running_mean, running_var, training, rate, eps, cudnn)
         return _finish(y, activation, residual)
-    running = (running_mean, running_var, num_batches_tracked)
     if not torch.compiler.is_compiling():
         backend = dispatch.choose(input)
         if backend != "plain":
             rate = _rate(momentum, num_batches_tracked)
-            call = Call(_kernels(backend), training, rate, eps, unbiased, activation, inplace)
+            call = _call(backend, training, rate, eps, unbiased, activation, inplace)
             return _run_kernel(call, input, weight, bias, residual, *running)
     y = _run_plain(input, weight, bias, training, momentum, eps, unbiased, *running)
     y = _finish(y, activation, residual)
     return input.copy_(y) if inplace else y
 
 
-def _kernels(backend: str) -> Any:
+@functools.lru_cache(maxsize=1024)
+def _call(
+    backend: str, training: bool, momentum: float, eps: float, unbiased: bool, activation: str | None, inplace: bool
+) -> Call:
     # Imported at the first call: Numba and Triton cost more to import than torch's own layers to run.
+    kernels: Any
     if backend == "numba":
-        from ..kernels import cpu_channels
-
-        return cpu_channels
-    from ..kernels import triton_channels
-
-    return triton_channels
+        from ..kernels import cpu_channels as kernels
+    else:
+        from ..kernels import triton_channels as kernels
+    return Call(kernels, training, momentum, eps, unbiased, activation, inplace)
 
 
 def _rate(momentum: float | None, num_batches_tracked: Tensor | None) -> float:
@@ -176,18 +184,18 @@ def _run_kernel(
     computed = torch.float64 if x.dtype == torch.float64 else torch.float32
     moved = call.training and running_mean is not None and running_var is not None
     if not moved:
-        y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
+        y: Tensor = run_kernel(x, weight, bias, residual, running_mean, running_var, call)
         return y
     assert running_mean is not None
     assert running_var is not None
     if running_mean.dtype == running_var.dtype == computed and running_mean.is_contiguous():
-        y = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
+        y = run_kernel(x, weight, bias, residual, running_mean, running_var, call)
         # The kernel wrote through the address: what autograd keeps of these buffers must still be noticed as stale.
         increment_version(running_mean)
         increment_version(running_var)
     else:
         wide_mean, wide_var = running_mean.to(computed).contiguous(), running_var.to(computed).contiguous()
-        y = Kernel.apply(x, weight, bias, residual, wide_mean, wide_var, call)
+        y = run_kernel(x, weight, bias, residual, wide_mean, wide_var, call)
         running_mean.copy_(wide_mean)
         running_var.copy_(wide_var)
     if num_batches_tracked is not None:

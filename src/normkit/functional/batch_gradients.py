@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..axes import values_per_channel
 from ..kernels import plain_channels as plain
@@ -16,7 +17,7 @@ from ..kernels import plain_channels as plain
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
 # ruff: noqa: D102
 
-__all__ = ["Call", "Inference", "Kernel", "Training", "is_laid_out", "lay_out"]
+__all__ = ["Call", "Inference", "Training", "is_laid_out", "lay_out", "run_kernel"]
 
 # Activations whose slope the sign of their output decides.
 GATED_BY_OUTPUT = ("relu", "relu6", "leaky_relu")
@@ -147,20 +148,7 @@ class Kernel(torch.autograd.Function):
         running_var: Tensor | None,
         call: Call,
     ) -> Tensor:
-        kernels = call.kernels
-        layout = kernels.layout_of(x)
-        if layout is None:
-            x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
-        if residual is not None and not is_laid_out(residual, layout):
-            residual = lay_out(residual, layout)
-        out = x if call.inplace else None
-        settings = (call.activation, residual, out)
-        if call.training:
-            y, saved = kernels.forward(
-                x, layout, weight, bias, running_mean, running_var, call.momentum, call.eps, call.unbiased, *settings
-            )
-        else:
-            y, saved = kernels.inference(x, layout, weight, bias, running_mean, running_var, call.eps, *settings)
+        x, layout, residual, y, saved = compute(x, weight, bias, residual, running_mean, running_var, call)
         if call.inplace:
             ctx.mark_dirty(x)
         other = None
@@ -188,6 +176,53 @@ class Kernel(torch.autograd.Function):
             )
         dx, dweight, dbias, dresidual = gradients
         return dx, _as(weight, dweight), _as(bias, dbias), dresidual if ctx.has_residual else None, None, None, None
+
+
+def compute(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    call: Call,
+) -> tuple[Tensor, str, Tensor | None, Tensor, Tensor]:
+    """Lay the tensors out and run the kernel; return x and residual as laid out, the layout, y and what was saved."""
+    kernels = call.kernels
+    layout = kernels.layout_of(x)
+    if layout is None:
+        x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
+    if residual is not None and not is_laid_out(residual, layout):
+        residual = lay_out(residual, layout)
+    settings = (call.activation, residual, x if call.inplace else None)
+    if call.training:
+        running = (running_mean, running_var, call.momentum)
+        y, saved = kernels.forward(x, layout, weight, bias, *running, call.eps, call.unbiased, *settings)
+    else:
+        y, saved = kernels.inference(x, layout, weight, bias, running_mean, running_var, call.eps, *settings)
+    return x, layout, residual, y, saved
+
+
+def run_kernel(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    call: Call,
+) -> Tensor:
+    """Run the kernel, under autograd only where a gradient is recorded: on a small tensor autograd costs the most."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
+        return y
+    given = x
+    _, _, _, y, _ = compute(x, weight, bias, residual, running_mean, running_var, call)
+    if call.inplace:
+        if y is not given:
+            return given.copy_(y)
+        increment_version(given)
+    return y
 
 
 def differentiable_backward(
@@ -232,4 +267,6 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
 
 
 def _as(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:
-    return None if parameter is None else gradient.to(parameter.dtype)
+    if parameter is None or gradient.dtype is parameter.dtype:
+        return None if parameter is None else gradient
+    return gradient.to(parameter.dtype)

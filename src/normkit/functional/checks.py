@@ -30,6 +30,7 @@ __all__ = [
     "check_statistics",
     "check_values_per_channel",
     "constant_while_tracing",
+    "is_ordinary",
     "is_tracing",
     "refuse",
 ]
@@ -56,6 +57,54 @@ def constant_while_tracing() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)
         yield
+
+
+def is_ordinary(
+    x: Tensor,
+    parameters: tuple[Tensor | None, Tensor | None],
+    running: tuple[Tensor | None, Tensor | None],
+    counter: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> bool:
+    """Tell quickly whether a call is the everyday one, which every check below would pass; False decides nothing.
+
+    On a small tensor the checks cost as much as the arithmetic. Everyday is: plain float32 or float64 tensors on a
+    CPU, all of one type, with both running statistics or none, and settings in range.
+    """
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    dtype, shape = x.dtype, x.shape
+    if not (dtype is torch.float32 or dtype is torch.float64) or not x.is_cpu or x.layout is not torch.strided:
+        return False
+    if len(shape) < 2 or x.numel() <= shape[1] or type(eps) is not float or not 0.0 < eps < math.inf:
+        return False
+    channels = shape[1]
+    for value in parameters:
+        if value is not None and not _is_one_per_channel(value, channels, dtype):
+            return False
+    if counter is not None and not (type(counter) is Tensor and counter.is_cpu and not counter.is_inference()):
+        return False
+    mean, var = running
+    if mean is None or var is None:
+        return training and mean is var
+    if type(momentum) is not float or not 0.0 <= momentum <= 1.0:
+        return False
+    for value in (mean, var):
+        if not _is_one_per_channel(value, channels, dtype) or value.requires_grad or value.is_inference():
+            return False
+    return True
+
+
+def _is_one_per_channel(value: Tensor, channels: int, dtype: torch.dtype) -> bool:
+    return (
+        (type(value) is nn.Parameter or type(value) is Tensor)
+        and value.dtype is dtype
+        and value.shape == (channels,)
+        and value.is_cpu
+        and value.is_contiguous()
+    )
 
 
 def check_input(x: object, caller: nn.Module | None = None) -> None:

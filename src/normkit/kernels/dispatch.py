@@ -20,8 +20,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..errors import ArgumentError, BackendError
+from .threads import unavailable
 
-__all__ = ["ACTIVATIONS", "BACKENDS", "Explanation", "choose", "explain", "refusals", "use_backend"]
+__all__ = ["ACTIVATIONS", "BACKENDS", "Explanation", "choose", "explain", "is_undisturbed", "refusals", "use_backend"]
 
 BACKENDS = ("numba", "triton", "plain")
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
@@ -72,6 +73,18 @@ def _is_transformed(x: Tensor) -> str | None:
     return None
 
 
+def is_undisturbed() -> bool:
+    """Tell quickly whether only the tensors decide: no request, no transform, no mode. False decides nothing."""
+    return (
+        _HAS_NUMBA
+        and _REQUESTED.get() is None
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and unavailable() is None
+    )
+
+
 def _numba_refuses(x: Tensor) -> str | None:
     if not x.is_cpu:
         return f"the input is on {x.device}; these kernels run on a CPU"
@@ -85,8 +98,6 @@ def _numba_refuses(x: Tensor) -> str | None:
         return reason
     if x.numel() == 0:
         return "the input holds no values"
-    from .threads import unavailable
-
     return unavailable()
 
 
@@ -100,9 +111,9 @@ def _triton_refuses(x: Tensor) -> str | None:
         return reason
     if x.numel() == 0:
         return "the input holds no values"
-    from .triton_channels import unavailable
+    from . import triton_channels
 
-    missing: str | None = unavailable(x)
+    missing: str | None = triton_channels.unavailable(x)
     return missing
 
 

@@ -103,13 +103,16 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Return ``activation(forward(input) + residual)`` in one pass."""
         # torch.fx passes a stand-in that has no shape.
         given: object = input
-        traced = isinstance(given, torch.fx.Proxy)
-        if isinstance(given, torch.fx.Proxy) and isinstance(given.tracer, torch.fx.Tracer):
+        ordinary = type(given) is Tensor and torch._C._get_tracing_state() is None
+        traced = not ordinary and isinstance(given, torch.fx.Proxy)
+        if not ordinary and isinstance(given, torch.fx.Proxy) and isinstance(given.tracer, torch.fx.Tracer):
             tracer = given.tracer
             if tracer.root is not self:
                 # A node that is this layer, as for torch's own: the graph still follows train() and eval().
                 return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
-        if not traced:
+        # What the checks find, at a fraction of their cost.
+        fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
+        if not fits and not traced:
             self._check_input_dim(input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
