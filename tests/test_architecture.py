@@ -28,6 +28,7 @@ PUBLIC_MODULES = (
     "normkit.lab.idx",
     "normkit.lab.ledger",
     "normkit.lab.networks",
+    "normkit.lab.probes",
     "normkit.lab.record",
     "normkit.lab.results",
     "normkit.lab.rows",

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,11 +6,12 @@ import torch
 
 from normkit.errors import ArgumentError, ResultsError
 from normkit.lab import grid
-from normkit.lab.claim import Request, plan
+from normkit.lab.claim import Request, concerning, plan
 from normkit.lab.claims import get_claim
 from normkit.lab.ledger import read_ledger
 from normkit.lab.record import commit, read_record, versions
 from normkit.lab.results import read_cells
+from normkit.lab.training import UNTRAINED
 from small_fashion_mnist import write_small_fashion_mnist
 
 
@@ -126,3 +128,16 @@ def test_fingerprint_changes_with_every_choice():
     requests = [Request(), Request(seeds=6), Request(epochs=6), Request(norms=("none",)), Request(device="cuda")]
     assert len({plan(claim, request).fingerprint for request in requests}) == len(requests)
     assert plan(claim, Request()).fingerprint == plan(claim, Request(seeds=5)).fingerprint
+
+
+def test_norms_and_epochs_are_refused_where_they_mean_nothing():
+    fixed = dataclasses.replace(
+        get_claim("convergence"), any_norm=False, settings={"digits": UNTRAINED}, data=("digits",)
+    )
+    with pytest.raises(ArgumentError, match=r"--norms group: claim convergence is about none,batch alone"):
+        plan(fixed, Request(norms=("group",)))
+    with pytest.raises(ArgumentError, match=r"--epochs 3: claim convergence trains nothing"):
+        plan(fixed, Request(epochs=3))
+    everything = Request(norms=("group",), epochs=3, seeds=2)
+    assert plan(fixed, concerning(fixed, everything)).norms == ("none", "batch")
+    assert concerning(get_claim("convergence"), everything) == everything

@@ -11,6 +11,7 @@ import pytest
 from normkit.lab.charts import Bars, Chart, Line, Panel, Table
 from normkit.lab.claims import get_claim
 from normkit.lab.ledger import Entry, write_verdicts
+from normkit.lab.verdicts import Rule, judge_values
 from normkit.report.figures import draw, inline_panels
 from normkit.report.page import effect_in_words, render
 
@@ -51,6 +52,32 @@ def test_page_opens_with_verdict_then_figure_then_table():
     assert places == sorted(places)
     assert "+0.0510" in page
     assert "0.8859" in page
+
+
+def test_page_of_several_claims_opens_with_the_table_of_verdicts():
+    first = entry_of(rows_of())
+    second = dataclasses.replace(
+        first, claim=dataclasses.replace(first.claim, id="other", number="E9", title="<Other>")
+    )
+    page = render([first, second])
+    ledger = page[: page.index("<main")]
+    assert [ledger.count(words) for words in ("E1<", "E9<", "&lt;Other&gt;", 'href="#other"', "+0.0510")] == [
+        1,
+        1,
+        1,
+        1,
+        2,
+    ]
+    assert 'id="other"' in page
+    assert 'class="stack ledger"' not in render([first])
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"), [(2e-5, "+2.0e-05"), (-2e-5, "-2.0e-05"), (0.0, "+0.0000"), (1.5, "+1.5")]
+)
+def test_small_effects_keep_their_digits(effect, words):
+    rule = Rule(effect="deviation", unit="", direction="below", threshold=1.0)
+    assert effect_in_words(judge_values(rule, {0: effect, 1: effect})).startswith(words)
 
 
 def test_page_fetches_nothing_and_says_so_to_the_browser():

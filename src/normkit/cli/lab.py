@@ -52,7 +52,7 @@ def run_claims(
     ] = None,
 ) -> None:
     """Run claims, or go on with a run that was broken off, and write the report."""
-    from ..lab.claim import Request, plan
+    from ..lab.claim import Request, concerning, plan
     from ..lab.grid import available_jobs
 
     if jobs is not None and jobs < 1:
@@ -60,8 +60,10 @@ def run_claims(
     chosen = _chosen(claims)
     names = None if norms is None else tuple(name.strip() for name in norms.split(","))
     request = Request(data=data, data_dir=data_dir, norms=names, seeds=seeds, epochs=epochs, device=device)
-    plans = [plan(claim, request) for claim in chosen]
-    folder = out or Path("runs") / f"{'all' if claims == ['all'] else '+'.join(claims)}-{plans[0].data}"
+    # With `all`, an option goes to the claims that it concerns; a claim that is named refuses what it has no use for.
+    everything = claims == ["all"]
+    plans = [plan(claim, concerning(claim, request) if everything else request) for claim in chosen]
+    folder = out or Path("runs") / f"{'all' if everything else '+'.join(claims)}-{plans[0].data}"
     # A GPU is shared by processes only at the price of its memory; one is the sound default there.
     jobs = jobs or (1 if device == "cuda" else available_jobs())
     raise typer.Exit(_run_and_report(plans, folder, jobs, request))

@@ -19,7 +19,7 @@ from .networks import known_norms
 from .training import TrainingSettings
 from .verdicts import Outcome, Rule, Verdict
 
-__all__ = ["Cell", "Claim", "Plan", "Request", "Row", "Value", "plan"]
+__all__ = ["Cell", "Claim", "Plan", "Request", "Row", "Value", "concerning", "plan"]
 
 # One line of results.jsonl.
 Row = Mapping[str, Any]
@@ -136,6 +136,7 @@ class Claim:
         seeds: how many by default.
         settings: how the networks are trained by default, by data set.
         variants: what else is varied.
+        any_norm: whether other norms can be put in the place of these.
         measure: runs one cell and yields its rows' measurements.
         judge: applies the rule, written in the claim's file, to the rows.
         show: describes figures and tables.
@@ -158,13 +159,29 @@ class Claim:
     judge: Callable[[Sequence[Row]], Verdict]
     show: Callable[[Sequence[Row]], tuple[Chart | Table, ...]]
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
+    any_norm: bool = True
+
+    @property
+    def trains(self) -> bool:
+        """Whether networks are trained, so that a number of epochs means something."""
+        return all(settings.optimizer != "none" for settings in self.settings.values())
+
+
+def concerning(claim: Claim, request: Request) -> Request:
+    """Return the part of a request for many claims that concerns this one."""
+    return replace(
+        request,
+        norms=request.norms if claim.any_norm else None,
+        epochs=request.epochs if claim.trains else None,
+    )
 
 
 def plan(claim: Claim, request: Request) -> Plan:
     """Fill a request with the claim's own choices.
 
     Raises:
-        ArgumentError: an unknown data set or norm, a data set the claim does not run on, or a number below 1.
+        ArgumentError: an unknown data set or norm, a data set the claim does not run on, a number below 1, or norms or
+            epochs for a claim in which they are fixed.
     """
     data = request.data or claim.data[0]
     if data not in DATASETS:
@@ -179,6 +196,7 @@ def plan(claim: Claim, request: Request) -> Plan:
     for option, number in (("seeds", seeds), ("epochs", epochs)):
         if number < 1:
             raise ArgumentError(f"--{option} {number}: expected 1 or more")
+    _check_fixed(claim, norms, epochs)
     return Plan(
         claim=claim.id,
         data=data,
@@ -196,3 +214,13 @@ def _check_norms(norms: tuple[str, ...]) -> None:
             raise ArgumentError(f"unknown normalization {norm!r}; known are: {', '.join(known_norms())}")
     if not norms or len(set(norms)) < len(norms):
         raise ArgumentError(f"--norms {','.join(norms)}: expected at least one name, and each only once")
+
+
+def _check_fixed(claim: Claim, norms: tuple[str, ...], epochs: int) -> None:
+    """Refuse what would change a comparison that has no such choice."""
+    if not claim.any_norm and norms != claim.norms:
+        raise ArgumentError(
+            f"--norms {','.join(norms)}: claim {claim.id} is about {','.join(claim.norms)} alone; leave --norms out"
+        )
+    if not claim.trains and epochs != 1:
+        raise ArgumentError(f"--epochs {epochs}: claim {claim.id} trains nothing; leave --epochs out")

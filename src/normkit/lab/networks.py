@@ -1,12 +1,16 @@
 """The networks of the sources. The norm is passed in by its name in the catalog, so that any can take BN's place."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ArgumentError
 from ..layers.catalog import METHODS, create
 
-__all__ = ["LeNet5", "known_norms", "norm_layer"]
+__all__ = ["DenseNetwork", "FourConvolutions", "LeNet5", "known_norms", "norm_layer"]
+
+ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 
 def known_norms() -> tuple[str, ...]:
@@ -74,4 +78,97 @@ class LeNet5(nn.Module):
         x = functional.relu(self.norm3(self.fc1(x.flatten(1))))
         x = functional.relu(self.norm4(self.fc2(x)))
         logits: Tensor = self.fc3(x)
+        return logits
+
+
+class FourConvolutions(nn.Module):
+    """LeNet-5 grown to four convolutions, for looking at each one's output (SPEC C3; the source prints no sizes).
+
+    ``conv(1,6,5,pad 2) norm ReLU pool2  conv(6,16,5) norm ReLU pool2  conv(16,32,3,pad 1) norm ReLU
+    conv(32,32,3,pad 1) norm ReLU  flatten fc(800,10)``
+
+    The first two convolutions are LeNet-5's. ``norms[i]`` puts out what the i-th activation takes in, with and without
+    a norm.
+
+    Args:
+        norm: ``"none"`` or a name of the catalog.
+
+    Shape:
+        Input ``(N, 1, 28, 28)``, output ``(N, 10)``.
+
+    >>> import torch
+    >>> FourConvolutions("batch")(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, norm: str = "none") -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv2d(1, 6, kernel_size=5, padding=2),
+                nn.Conv2d(6, 16, kernel_size=5),
+                nn.Conv2d(16, 32, kernel_size=3, padding=1),
+                nn.Conv2d(32, 32, kernel_size=3, padding=1),
+            ]
+        )
+        self.norms = nn.ModuleList(norm_layer(norm, channels, dimensions=2) for channels in (6, 16, 32, 32))
+        self.head = nn.Linear(32 * 5 * 5, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the ten logits of each image."""
+        x = images
+        for place, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = functional.relu(norm(convolution(x)))
+            x = functional.max_pool2d(x, 2) if place < 2 else x
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+class DenseNetwork(nn.Module):
+    """Dense layers of any number, each followed by a norm and an activation, and a dense head of ten logits.
+
+    ``norms[i]`` puts out what the i-th activation takes in, with and without a norm.
+
+    Args:
+        widths: the hidden layers' widths, from first to last.
+        norm: ``"none"`` or a name of the catalog.
+        activation: ``"relu"`` or ``"sigmoid"``.
+        dropout: rate of the one dropout, which follows the activation of a hidden layer.
+        dropout_after: the number of that hidden layer, from 0; ``None`` for no dropout.
+        inputs: numbers per image.
+
+    Shape:
+        Input ``(N, ...)`` with ``inputs`` numbers per sample, output ``(N, 10)``.
+
+    >>> import torch
+    >>> DenseNetwork([100] * 3, "batch", activation="sigmoid")(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        norm: str = "none",
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        dropout_after: int | None = None,
+        inputs: int = 28 * 28,
+    ) -> None:
+        super().__init__()
+        ins = [inputs, *widths]
+        self.linears = nn.ModuleList(nn.Linear(*sizes) for sizes in zip(ins, widths, strict=False))
+        self.norms = nn.ModuleList(norm_layer(norm, width, dimensions=0) for width in widths)
+        self.head = nn.Linear(ins[-1], 10)
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+        self.dropout_after = dropout_after
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the ten logits of each image."""
+        x = images.flatten(1)
+        for place, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
+            x = self.activation(norm(linear(x)))
+            x = self.dropout(x) if place == self.dropout_after else x
+        logits: Tensor = self.head(x)
         return logits

@@ -4,14 +4,32 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-from .claim import Row
+from .claim import Row, Value
 
-__all__ = ["as_number", "compared_norms", "curve_per_seed", "mean_and_spread", "mean_curve", "of_norm", "per_seed"]
+__all__ = [
+    "as_number",
+    "compared_norms",
+    "curve_per_seed",
+    "mean_and_spread",
+    "mean_curve",
+    "of_norm",
+    "per_seed",
+    "where",
+]
 
 
 def of_norm(rows: Sequence[Row], norm: str) -> list[Row]:
     """Return the rows of one norm."""
     return [row for row in rows if row["norm"] == norm]
+
+
+def where(rows: Sequence[Row], **values: Value) -> list[Row]:
+    """Return the rows that hold these values.
+
+    >>> where([{"seed": 0, "depth": 5}, {"seed": 0, "depth": 10}], depth=10)
+    [{'seed': 0, 'depth': 10}]
+    """
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
 def compared_norms(rows: Sequence[Row]) -> tuple[str, str]:

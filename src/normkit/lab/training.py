@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from .data import Dataset
 
-__all__ = ["Epoch", "TrainingSettings", "deterministic", "evaluate", "train", "with_seed"]
+__all__ = ["UNTRAINED", "Epoch", "TrainingSettings", "deterministic", "evaluate", "train", "with_seed"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,7 +25,7 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the training data.
         batch_size: images per step; the images that do not fill a last batch sit out the epoch.
-        optimizer: ``"adam"`` or ``"sgd"``.
+        optimizer: ``"adam"`` or ``"sgd"``; ``"none"`` for a claim that trains nothing.
         learning_rate: its rate, the same in every step.
         momentum: of ``"sgd"``.
         weight_decay: the L2 penalty's factor.
@@ -37,6 +37,10 @@ class TrainingSettings:
     learning_rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+
+# For claims that measure without training: one measurement per cell.
+UNTRAINED = TrainingSettings(epochs=1, batch_size=256, optimizer="none", learning_rate=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

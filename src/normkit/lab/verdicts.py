@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from ..errors import ArgumentError
 
-__all__ = ["Outcome", "Part", "Rule", "Verdict", "combine", "judge"]
+__all__ = ["Outcome", "Part", "Rule", "Verdict", "combine", "judge", "judge_values"]
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 
@@ -119,6 +119,16 @@ def judge(rule: Rule, candidate: Mapping[int, float], baseline: Mapping[int, flo
         )
     low, high = _interval(finite, mean)
     return Part(rule=rule, verdict=_side(rule, low, high), effect=mean, low=low, high=high, seeds=len(finite))
+
+
+def judge_values(rule: Rule, values: Mapping[int, float]) -> Part:
+    """Apply a rule to the values themselves, one per seed, where the rule speaks of no difference.
+
+    >>> rule = Rule(effect="deviation", unit="", direction="below", threshold=0.1)
+    >>> judge_values(rule, {0: 0.2, 1: 0.3, 2: 0.4}).verdict
+    'inconclusive'
+    """
+    return judge(rule, values, dict.fromkeys(values, 0.0))
 
 
 def combine(parts: Sequence[Part], compared: str) -> Verdict:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..lab.charts import Chart, Table
+from ..lab.charts import Chart, Line, Table
 from ..lab.ledger import Entry, read_ledger, write_verdicts
 from ..lab.results import atomic_write
 from ..lab.verdicts import Part
@@ -52,6 +52,7 @@ def render(entries: Sequence[Entry]) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["effect"] = effect_in_words
+    environment.tests["banded"] = _has_bands
     return environment.get_template("report.html.j2").render(sections=[_section(entry) for entry in entries])
 
 
@@ -68,8 +69,18 @@ def effect_in_words(part: Part) -> str:
     unit = f" {part.rule.unit}" if part.rule.unit else ""
     seeds = f"{part.seeds} seed{'' if part.seeds == 1 else 's'}"
     if part.low is None or part.high is None:
-        return f"{part.effect:+.4f}{unit} ({seeds}; no interval: {part.note})"
-    return f"{part.effect:+.4f}{unit} (95 % interval {part.low:+.4f} to {part.high:+.4f}, {seeds})"
+        return f"{_signed(part.effect)}{unit} ({seeds}; no interval: {part.note})"
+    return f"{_signed(part.effect)}{unit} (95 % interval {_signed(part.low)} to {_signed(part.high)}, {seeds})"
+
+
+def _signed(number: float) -> str:
+    """Return the number with its sign and four digits, also where it is so small that four decimals show none."""
+    return f"{number:+.4f}" if number == 0 or abs(number) >= 0.001 else f"{number:+.1e}"
+
+
+def _has_bands(chart: Chart) -> bool:
+    """Return whether the caption must say what a band is."""
+    return any(isinstance(mark, Line) and mark.low for panel in chart.panels for mark in panel.marks)
 
 
 def _section(entry: Entry) -> Section:

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from normkit.lab.data import load
+from normkit.lab.networks import DenseNetwork, FourConvolutions
+from normkit.lab.probes import probe, recorded
+from normkit.lab.training import TrainingSettings, deterministic, train, with_seed
+from small_fashion_mnist import write_small_fashion_mnist
+
+SETTINGS = TrainingSettings(epochs=3, batch_size=32, optimizer="sgd", learning_rate=0.1, momentum=0.9)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return load("fashion-mnist", write_small_fashion_mnist(tmp_path / "data"))
+
+
+def trained(dataset, probed):
+    """Train a net whose dropout draws random numbers; between the epochs, do everything a claim may do to a copy."""
+    torch.manual_seed(3)
+    model = with_seed(lambda: DenseNetwork([20, 20], "batch", dropout=0.5, dropout_after=0), 1)
+    with deterministic("cpu"):
+        for _ in train(model, dataset, SETTINGS, seed=1):
+            if probed:
+                look(model, dataset)
+    return model
+
+
+def look(model, dataset):
+    with probe(model) as copied, recorded(copied, ["norms.0"]) as seen:
+        copied.train()
+        functional.cross_entropy(copied(dataset.train_images), dataset.train_labels).backward()
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.add_(1.0)
+        torch.rand(7)
+    assert seen["norms.0"][1].shape == (130, 20)
+
+
+def test_probes_change_no_bit_of_the_training(small):
+    plain, probed = trained(small, probed=False), trained(small, probed=True)
+    assert all(torch.equal(value, probed.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert int(plain.norms[0].num_batches_tracked) == 12
+
+
+def test_recorded_are_the_input_and_output_of_the_module_and_the_hooks_end():
+    model = FourConvolutions("batch")
+    images = torch.randn(3, 1, 28, 28)
+    with recorded(model, ["convolutions.0", "norms.0"]) as seen:
+        model(images)
+    assert torch.equal(seen["convolutions.0"][0], images)
+    assert seen["norms.0"][0] is seen["convolutions.0"][1]
+    kept = seen["norms.0"][1]
+    model(images)
+    assert seen["norms.0"][1] is kept
