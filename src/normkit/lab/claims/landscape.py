@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...layers import BatchNorm1d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
 from ..curves import norm_label, over_epochs
 from ..data import Dataset
-from ..networks import LeNet5, norm_layer
+from ..networks import LeNet5
 from ..probes import probe
 from ..rows import as_number, compared_norms, mean_and_spread, of_norm, per_seed
 from ..training import TrainingSettings, train, with_seed
@@ -103,8 +104,7 @@ def theorem_deviation(dataset: Dataset, seed: int) -> float:
     batch = torch.randperm(len(dataset.train_labels), generator=generator)[:64]
     weight, head = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((50, 784), (10, 50)))
     x = (dataset.train_images[batch].double().flatten(1) @ weight.T).requires_grad_()
-    layer = norm_layer("batch", 50, dimensions=0).double()
-    layer.eps = 1e-30
+    layer = BatchNorm1d(50, eps=1e-30).double()
     gamma = layer.get_parameter("weight")
     with torch.no_grad():
         gamma.copy_(torch.rand(50, generator=generator, dtype=torch.float64) + 0.5)

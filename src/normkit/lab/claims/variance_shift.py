@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layers import BatchNorm1d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
 from ..curves import over_epochs
 from ..data import Dataset
-from ..networks import DenseNetwork, norm_layer
+from ..networks import DenseNetwork
 from ..probes import probe, recorded
 from ..rows import as_number, mean_and_spread, per_seed, where
 from ..training import TrainingSettings, train, with_seed
@@ -76,8 +77,7 @@ def _measured_over_formula(seed: int) -> list[float]:
     generator = torch.Generator().manual_seed(seed)
     quotients = []
     for keep in KEEP:
-        layer = norm_layer("batch", len(MEANS), dimensions=0)
-        layer.momentum = None
+        layer = BatchNorm1d(len(MEANS), momentum=None)
         plain = torch.zeros(len(MEANS), dtype=torch.float64)
         for _ in range(BATCHES):
             x = torch.randn(SAMPLES, len(MEANS), generator=generator) + torch.tensor(MEANS)
