@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..anatomy import NormLayer
 from ..errors import SurgeryError
+from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .fold_arithmetic import FOLDABLE, Affine, Linear, affine_of, channels_in, channels_out
 from .observe import Observed
 
@@ -29,6 +30,10 @@ _UNTRACEABLE = (
     NotImplementedError,
     AssertionError,
 )
+
+
+# They hold a batch norm and add a residual and an activation: the call that counts is theirs.
+_HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class _Tracer(fx.Tracer):
         self._norms = norms
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if id(m) in self._norms or isinstance(m, Linear) or super().is_leaf_module(m, module_qualified_name):
+        known = id(m) in self._norms or isinstance(m, (Linear, *_HOLDERS))
+        if known or super().is_leaf_module(m, module_qualified_name):
             return True
         return not any(id(part) in self._norms or isinstance(part, FOLDABLE) for part in m.modules())
 
@@ -84,6 +90,10 @@ class _Finder:
         self.calls = Counter(id(self.modules[node.target]) for node in graph.nodes if node.op == "call_module")
         self.nodes = {id(self.modules[node.target]): node for node in graph.nodes if node.op == "call_module"}
         owners = {id(module): module for module in self.modules.values()}.values()
+        for holder in owners:
+            if isinstance(holder, _HOLDERS) and id(holder) in self.nodes:
+                self.nodes[id(holder.norm)] = self.nodes[id(holder)]
+                self.calls[id(holder.norm)] = self.calls[id(holder)]
         self.parameters = Counter(id(value) for owner in owners for value in owner._parameters.values())
         self.parameters.update(_read_directly(model, graph))
 
@@ -98,6 +108,8 @@ class _Finder:
         if reason_before is None:
             assert before is not None
             return Pair(layer.path, str(before.target), norm_is_after=True)
+        if isinstance(self.modules[str(node.target)], _HOLDERS):
+            return f"not into what stands before it: {reason_before}; after it comes its own activation"
         after = self._after(node)
         reason_after = self._against_after(after, layer, affine)
         if reason_after is None:
@@ -203,9 +215,11 @@ class _Finder:
                 return None
         return None
 
-    @staticmethod
-    def _input(node: fx.Node) -> fx.Node | None:
+    def _input(self, node: fx.Node) -> fx.Node | None:
+        """Return the only node that a node reads; a residual does not count, it is added after the norm."""
         sources = node.all_input_nodes
+        if node.op == "call_module" and isinstance(self.modules[str(node.target)], _HOLDERS):
+            sources = [source for source in (*node.args[:1], node.kwargs.get("input")) if isinstance(source, fx.Node)]
         return sources[0] if len(sources) == 1 else None
 
     def _is_foldable(self, node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,9 +79,10 @@ def repair(
 
 def _repair_model(model: nn.Module, batches: Any, donor: Mapping[str, Tensor] | None, call: Call | None) -> Repair:
     """Lift, take from the donor, then measure what is still bad; all or nothing."""
-    state = model.state_dict()
+    # By the modules' own names: a BatchNormAct leaves its part's name out of its state.
+    state = {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     _refuse_bad_weights(state)
-    plan = _Plan(state, donor)
+    plan = _Plan(state, None if donor is None else _with_part_names(donor, state))
     if plan.bad and batches is None:
         raise SurgeryError(plan.complaint())
     layers = {layer.path: layer for layer in norm_layers(model)}
@@ -164,6 +166,12 @@ class _Plan:
             notes=(*words, *notes),
             state=state,
         )
+
+
+def _with_part_names(donor: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the names that a donor's layers have in this model, where ``x.norm.weight`` is ``x.weight`` in the donor."""
+    inside = {name: ".".join(name.split(".")[:-2] + name.split(".")[-1:]) for name in state if ".norm." in f".{name}"}
+    return dict(donor) | {name: donor[short] for name, short in inside.items() if name not in donor and short in donor}
 
 
 def _bad_channels(mean: Tensor, variance: Tensor) -> Tensor:
