@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from normkit.lab.claims.distributions import CLAIM, distance_to_normal
+
+
+def rows_of(none=1.5, batch=0.1, factor=8.0, batch_factor=1.1, seeds=5, norms=("none", "batch")):
+    return [
+        {
+            "norm": norm, "seed": seed, "epoch": epoch, "means": [0.0] * 4, "densities": [[0.1] * 60] * 4,
+            "distances": [(none if norm == "none" else batch) + 0.002 * seed * (norm != "none") + 9 * (epoch == 1)] * 4,
+            "deviations": [1.0, 1.0, (factor if norm == "none" else batch_factor) * (1 + 0.01 * seed), 1.0],
+        }
+        for norm in norms for seed in range(seeds) for epoch in (1, 2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "supported"),
+        ({"none": 0.05}, "refuted"),
+        ({"none": 0.104}, "inconclusive"),
+        ({"batch": 0.3}, "refuted"),
+        ({"batch": 0.246}, "inconclusive"),
+        ({"factor": 1.0, "batch_factor": 2.0}, "refuted"),
+    ],
+)
+def test_rule_decides_synthetic_rows(changes, expected):
+    assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+def test_too_little_to_judge_is_inconclusive():
+    assert CLAIM.judge([]).verdict == "inconclusive"
+    assert CLAIM.judge(rows_of(seeds=1)).verdict == "inconclusive"
+
+
+def test_shown_is_one_figure_per_norm_with_the_normal_curve_in_each_panel():
+    without, within, table = CLAIM.show(rows_of())
+    assert [chart.name for chart in (without, within)] == ["distributions-none", "distributions-batch"]
+    assert [len(chart.panels) for chart in (without, within)] == [4, 4]
+    normal = within.panels[0].marks[1]
+    assert sum(normal.y) / 5 == pytest.approx(1.0, abs=1e-3)
+    assert len(table.rows) == 2
+
+
+@pytest.mark.parametrize(("shift", "scale", "expected"), [(0.0, 1.0, 0.0), (2.0, 1.0, 2.0), (0.0, 3.0, 1.5958)])
+def test_distance_of_a_normal_has_its_closed_form(shift, scale, expected):
+    # A wider normal is off by (scale - 1) times the mean of |z|, which is sqrt(2 / pi).
+    values = torch.randn(200_000, dtype=torch.float64) * scale + shift
+    assert distance_to_normal(values) == pytest.approx(expected, abs=0.02)
