@@ -165,3 +165,14 @@ def test_verdicts_file_maps_the_claim_to_its_verdict(tmp_path):
     assert verdict["verdict"] == "supported"
     assert verdict["low"] < verdict["effect"] < verdict["high"]
     assert verdict["seeds"] == 3
+
+
+@pytest.mark.parametrize("low", [1e-15, 0.5])
+def test_logarithmic_axes_have_labels_over_one_decade_and_over_many(low):
+    bars = Bars(label="", categories=["a", "b"], heights=[low, 2.0])
+    chart = Chart(
+        name="c", title="t", panels=[Panel(title="", x_label="", y_label="", marks=[bars], log_y=True)], text="d"
+    )
+    (panel,) = inline_panels(chart)
+    labels = [word for word in ElementTree.fromstring(panel).itertext() if re.fullmatch(r"[\d.e+-]+", word.strip())]
+    assert len(labels) >= 2

@@ -106,10 +106,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     if panel.log_x:
         axes.set_xscale("log")
-        _label_plainly(axes.xaxis)
     if panel.log_y:
         axes.set_yscale("log")
-        _label_plainly(axes.yaxis)
     groups = [mark for mark in panel.marks if isinstance(mark, Bars)]
     for mark in panel.marks:
         if isinstance(mark, Line):
@@ -118,6 +116,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             _draw_points(axes, mark)
     for place, bars in enumerate(groups):
         _draw_bars(axes, bars, place, len(groups))
+    for axis, logarithmic in ((axes.xaxis, panel.log_x), (axes.yaxis, panel.log_y)):
+        if logarithmic:
+            _label_plainly(axis)
     if panel.x_ticks:
         axes.set_xticks(list(panel.x_ticks))
     if any(mark.label for mark in panel.marks):
@@ -126,7 +127,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 def _label_plainly(axis: Axis) -> None:
     """Label a logarithmic axis with numbers: powers of ten would be formulas, which the style leaves unread."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    low, high = axis.get_view_interval()
+    # Over many decades whole powers are enough; with the steps between them the locator would find no room for any.
+    subs = (1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
