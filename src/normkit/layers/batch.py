@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
+from ..kernels import plain_channels
 
 __all__ = [
     "BatchNorm1d",
@@ -109,7 +110,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             tracer = given.tracer
             if tracer.root is not self:
                 # A node that is this layer, as for torch's own: the graph still follows train() and eval().
-                return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
+                y = cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
+                return plain_channels.activate(y if residual is None else y + residual, activation)
         # What the checks find, at a fraction of their cost.
         fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
         if not fits and not traced:
