@@ -1,5 +1,6 @@
 """Run forwards that leave the running statistics alone."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from .select import Where
 
 __all__ = ["hold_statistics", "is_held"]
 
-_MARK = "normkit_held"
+_held: Counter[int] = Counter()  # modules that write to copies just now, by identity
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -47,15 +48,16 @@ def hold_statistics(model: nn.Module, where: Where = None) -> Iterator[None]:
     # Copies and not a flag: the same tensors are saved for backward, which checkpointing insists on, and a layer of
     # any class is held.
     for module, name, buffer in kept:
-        copy = module._buffers[name] = buffer.clone()
-        setattr(copy, _MARK, True)
+        module._buffers[name] = buffer.clone()
+        _held[id(module)] += 1
     try:
         yield
     finally:
-        for module, name, buffer in kept:
+        for module, name, buffer in reversed(kept):
             module._buffers[name] = buffer
+            _held[id(module)] -= 1
 
 
 def is_held(module: nn.Module) -> bool:
     """Say whether a layer writes to copies just now."""
-    return any(hasattr(buffer, _MARK) for buffer in module._buffers.values())
+    return _held[id(module)] > 0

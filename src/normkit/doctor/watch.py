@@ -90,9 +90,7 @@ class _Watcher:
         if self._witness is not None:
             self._handles.append(self._witness.register_post_accumulate_grad_hook(self._backward))
         for name, module in self._modules.items():
-            before, after = self._hooks(name)
-            self._handles.append(module.register_forward_pre_hook(before))
-            self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._hook(name), with_kwargs=True))
 
     def close(self) -> None:
         """Take all hooks away and read what is left to read."""
@@ -103,12 +101,8 @@ class _Watcher:
         self._check_finite()
         self._read_flags()
 
-    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        """Return the hooks of one layer. They run in every forward, so they do as little as they can."""
-
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if _version(module) != self._seen[name] and not is_held(module):
-                self._notice_outside(name, module)
+    def _hook(self, name: str) -> Callable[..., None]:
+        """Return the hook of one layer. It runs in every forward, so it does as little as it can."""
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             version = _version(module)
@@ -119,7 +113,7 @@ class _Watcher:
             samples, values = (0, 0) if given is None else (given.shape[0], given.numel() // max(given.shape[1], 1))
             self._write(name, self._writer(), samples, values)
 
-        return before, after
+        return after
 
     def _writer(self) -> Writer:
         if torch._C._current_graph_task_id() != -1:  # a forward inside a backward, as torch's checkpoint asks it
@@ -138,12 +132,15 @@ class _Watcher:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._place = self._caller()
+        for name, layer in self._modules.items():
+            if _version(layer) != self._seen[name] and not is_held(layer):
+                self._notice_outside(name, layer)
         # Gradients came and are gone, and no step was taken: a scaler dropped it.
         if self._backward_since_step and self._witness is not None and self._witness.grad is None:
             self.ledger.skipped += 1
             self._backward_since_step = False
-            for layer in self.ledger.layers.values():
-                layer.this_step = 0
+            for entry in self.ledger.layers.values():
+                entry.this_step = 0
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._place = None
@@ -168,8 +165,8 @@ class _Watcher:
         """Ask whether all statistics are finite; the answer is read a step later, when an accelerator has it."""
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for module in self._modules.values():
-            for tensor in (module.running_mean, module.running_var):
-                if isinstance(tensor, Tensor):
+            for tensor in (module._buffers.get("running_mean"), module._buffers.get("running_var")):
+                if tensor is not None:
                     kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach())
         for tensors in kinds.values():
             self._pending.append((self.ledger.steps, torch.cat(tensors).isfinite().all()))
@@ -212,5 +209,5 @@ def _version(module: nn.Module) -> tuple[int, ...]:
 
     The counter is asked too, because torch's own kernels write into the statistics without being counted.
     """
-    tensors = [module._buffers.get(name) for name in ("running_mean", "num_batches_tracked")]
-    return tuple(part for tensor in tensors if tensor is not None for part in (id(tensor), tensor._version))
+    mean, count = module._buffers.get("running_mean"), module._buffers.get("num_batches_tracked")
+    return (id(mean), -1 if mean is None else mean._version, id(count), -1 if count is None else count._version)
