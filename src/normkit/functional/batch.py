@@ -13,6 +13,7 @@ from ..errors import ArgumentError, ShapeError, StatisticsError
 from ..kernels import dispatch
 from ..kernels import plain_channels as plain
 from . import checks
+from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 
 __all__ = ["batch_norm"]
@@ -143,6 +144,9 @@ def batch_norm(
             rate = _rate(momentum, num_batches_tracked)
             call = _call(backend, training, rate, eps, unbiased, activation, inplace)
             return _run_kernel(call, input, weight, bias, residual, *running)
+    elif dispatch.is_served_compiled(input):
+        y = run_compiled(input, weight, bias, residual, training, momentum, eps, unbiased, activation, *running)
+        return input.copy_(y) if inplace else y
     y = _run_plain(input, weight, bias, training, momentum, eps, unbiased, *running)
     y = _finish(y, activation, residual)
     return input.copy_(y) if inplace else y

@@ -13,14 +13,12 @@ from torch.autograd.graph import increment_version
 
 from ..axes import values_per_channel
 from ..kernels import plain_channels as plain
+from ..kernels.layouts import lay_out
 
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
 # ruff: noqa: D102
 
-__all__ = ["Call", "Inference", "Training", "is_laid_out", "lay_out", "run_kernel"]
-
-# Activations whose slope the sign of their output decides.
-GATED_BY_OUTPUT = ("relu", "relu6", "leaky_relu")
+__all__ = ["Call", "Inference", "Training", "run_kernel"]
 
 
 class Training(torch.autograd.Function):
@@ -153,7 +151,7 @@ class Kernel(torch.autograd.Function):
             ctx.mark_dirty(x)
         other = None
         if residual is not None and call.activation is not None:
-            other = y if call.activation in GATED_BY_OUTPUT else residual
+            other = y if call.activation in plain.GATED_BY_OUTPUT else residual
         # Stored statistics are saved as tensors, so that autograd notices a change before the backward.
         held = (None, None) if call.training else (running_mean, running_var)
         ctx.save_for_backward(x, weight, bias, saved, other, *held)
@@ -169,8 +167,7 @@ class Kernel(torch.autograd.Function):
         if torch.is_grad_enabled() or not torch._C._has_storage(dy):
             gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
         else:
-            if not is_laid_out(dy, ctx.layout):
-                dy = lay_out(dy, ctx.layout)
+            dy = lay_out(dy, ctx.layout)
             gradients = call.kernels.backward(
                 dy, x, ctx.layout, weight, bias, saved, call.activation, other, ctx.has_residual, not call.training
             )
@@ -192,7 +189,7 @@ def compute(
     layout = kernels.layout_of(x)
     if layout is None:
         x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
-    if residual is not None and not is_laid_out(residual, layout):
+    if residual is not None:
         residual = lay_out(residual, layout)
     settings = (call.activation, residual, x if call.inplace else None)
     if call.training:
@@ -243,27 +240,10 @@ def differentiable_backward(
         assert running_var is not None
         mean, var = running_mean, running_var.double()
     rstd = (var + call.eps).rsqrt()
-    dz = dy
-    if call.activation in GATED_BY_OUTPUT and other is not None:
-        dz = plain.gate(dy, other.detach(), call.activation)
-    elif call.activation is not None:
-        z = plain.apply(x, mean, rstd, weight, bias)
-        dz = plain.gate(dy, z if other is None else z + other, call.activation)
+    dz = plain.gradient_before(dy, x, mean, rstd, weight, bias, call.activation, other)
     if call.training:
         return *plain.backward(dz, x, weight, call.eps), dz
     return *plain.inference_backward(dz, x, mean, rstd, weight), dz
-
-
-def is_laid_out(x: Tensor, layout: str) -> bool:
-    """Tell whether a tensor lies in memory as a layout says."""
-    return x.is_contiguous() if layout == "planes" or x.dim() == 2 else x.movedim(1, -1).is_contiguous()
-
-
-def lay_out(x: Tensor, layout: str) -> Tensor:
-    """Copy a tensor into a layout."""
-    if layout == "planes" or x.dim() == 2:
-        return x.contiguous()
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _as(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:

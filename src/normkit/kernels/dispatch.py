@@ -22,7 +22,17 @@ from torch.nn import Parameter
 from ..errors import ArgumentError, BackendError
 from .threads import unavailable
 
-__all__ = ["ACTIVATIONS", "BACKENDS", "Explanation", "choose", "explain", "is_undisturbed", "refusals", "use_backend"]
+__all__ = [
+    "ACTIVATIONS",
+    "BACKENDS",
+    "Explanation",
+    "choose",
+    "explain",
+    "is_served_compiled",
+    "is_undisturbed",
+    "refusals",
+    "use_backend",
+]
 
 BACKENDS = ("numba", "triton", "plain")
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
@@ -120,6 +130,19 @@ def _triton_refuses(x: Tensor) -> str | None:
 def refusals(x: Tensor) -> dict[str, str | None]:
     """Return for every implementation why it cannot serve x, or None where it can."""
     return {"numba": _numba_refuses(x), "triton": _triton_refuses(x), "plain": None}
+
+
+def is_served_compiled(x: Tensor) -> bool:
+    """Tell whether a graph being compiled should hold `operators` for x, rather than torch operations.
+
+    Which implementation serves the operator is decided when it runs.
+    """
+    kind = type(x)
+    if (kind is not Tensor and kind is not Parameter) or x.dtype not in _DTYPES:
+        return False
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return _HAS_NUMBA and x.device.type == "cpu"
 
 
 def choose(x: Tensor) -> str:

@@ -20,17 +20,22 @@ from torch.nn import functional as F
 from ..axes import batch_axes, channel_shape, values_per_channel
 
 __all__ = [
+    "GATED_BY_OUTPUT",
     "activate",
     "apply",
     "apply_backward",
     "backward",
     "forward",
     "gate",
+    "gradient_before",
     "inference_backward",
     "reduce",
     "statistics",
     "tangent",
 ]
+
+# Activations whose slope the sign of their output decides.
+GATED_BY_OUTPUT = ("relu", "relu6", "leaky_relu")
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -102,6 +107,28 @@ def gate(dy: Tensor, z: Tensor, activation: str) -> Tensor:
     open_at = (z > 0) if activation != "relu6" else (z > 0) & (z < 6)
     closed = 0.01 if activation == "leaky_relu" else 0.0
     return torch.where(open_at | z.isnan(), dy, dy * closed)
+
+
+def gradient_before(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    other: Tensor | None,
+) -> Tensor:
+    """Return the gradient before the activation.
+
+    With a residual ``other`` is what else decides the slope: the output where its sign is enough, or the residual.
+    """
+    if activation is None:
+        return dy
+    if activation in GATED_BY_OUTPUT and other is not None:
+        return gate(dy, other.detach(), activation)
+    z = apply(x, mean, rstd, weight, bias)
+    return gate(dy, z if other is None else z + other, activation)
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

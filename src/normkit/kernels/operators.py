@@ -1,0 +1,315 @@
+"""Batch normalization as operators of torch.library, so that torch.compile sees one call of the fast kernel.
+
+``normkit::batch_norm_forward``, ``normkit::batch_norm_inference`` and ``normkit::batch_norm_backward`` are functional:
+autograd formulas are for operators that write nothing, so the forward returns the moved running statistics and the
+compiled function copies them back. Which implementation runs is decided at run time, and `use_backend` holds there too.
+
+Eager calls take the same kernels on a shorter way, past the dispatcher: functional/batch_gradients.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..axes import values_per_channel
+from ..errors import BackendError
+from . import dispatch
+from . import plain_channels as plain
+from .layouts import lay_out
+
+__all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
+
+
+def _served_by_numba(x: Tensor) -> bool:
+    """Tell whether the fast kernels run this call, or plain operations.
+
+    Raises:
+        BackendError: `use_backend` asks for what cannot serve it.
+    """
+    chosen = dispatch.choose(x)
+    if chosen == "triton":
+        raise BackendError("a graph compiled for a CPU runs the numba kernels, not triton's; leave use_backend")
+    return chosen == "numba"
+
+
+def _saved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
+    """Take mean, rstd, centre, scale and offset, (5, C) float64, out of what the kernels keep for their backward."""
+    from . import cpu_channels
+
+    channels, width = x.shape[1], cpu_channels.plan(tuple(x.shape), layout, x.element_size()).width
+    coefficients = saved[2 * channels :].view(_computed(x))[: 3 * width].view(3, width)
+    return torch.cat([saved[: 2 * channels].view(2, channels), coefficients[:, :channels].double()])
+
+
+def _unsaved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
+    """Lay mean, rstd and the coefficients out as the kernels keep them, for they write there too."""
+    from . import cpu_channels
+
+    channels, cut = x.shape[1], cpu_channels.plan(tuple(x.shape), layout, x.element_size())
+    kept = torch.zeros(2 * channels + 5 * cut.width, dtype=torch.float64)
+    kept[: 2 * channels] = saved[:2].reshape(-1)
+    coefficients = kept[2 * channels :].view(_computed(x))[: 3 * cut.width].view(3, cut.width)
+    coefficients[:, : channels * cut.fold] = saved[2:].repeat(1, cut.fold)
+    return kept
+
+
+def _layout(x: Tensor) -> str:
+    """The layout that the kernels read x in, which is also that of the output."""
+    if x.is_contiguous():
+        return "planes" if x.dim() > 2 else "rows"
+    return "rows" if x.movedim(1, -1).is_contiguous() else ("planes" if x.dim() > 2 else "rows")
+
+
+def _computed(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _copied(running: Tensor | None, x: Tensor) -> Tensor | None:
+    """A copy of a running statistic for the kernel to write, in the type computed in."""
+    if running is None:
+        return None
+    return running.to(_computed(x), copy=True, memory_format=torch.contiguous_format)
+
+
+def _empty(x: Tensor) -> Tensor:
+    return x.new_empty((0,), dtype=_computed(x))
+
+
+@torch.library.custom_op("normkit::batch_norm_forward", mutates_args=())
+def batch_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    factor: Tensor | None,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return y, (5, C) float64 with mean, rstd and coefficients, and the moved running
+    statistics, empty where there are none.
+
+    ``factor`` is the momentum where it is known at run time only.
+    """
+    layout, rate = _layout(x), momentum if factor is None else float(factor)
+    x = lay_out(x, layout)
+    residual = None if residual is None else lay_out(residual, layout)
+    mean, var = _copied(running_mean, x), _copied(running_var, x)
+    if _served_by_numba(x):
+        from . import cpu_channels
+
+        settings = (rate, eps, unbiased, activation, residual)
+        y, saved = cpu_channels.forward(x, layout, weight, bias, mean, var, *settings)
+        saved = _saved(saved, x, layout)
+    else:
+        y, saved, mean, var = _plain_forward(x, weight, bias, residual, mean, var, rate, eps, unbiased, activation)
+        y = lay_out(y, layout)
+    if running_mean is None or running_var is None or mean is None or var is None:
+        return y, saved, _empty(x), _empty(x)
+    return y, saved, mean.to(running_mean.dtype), var.to(running_var.dtype)
+
+
+@batch_norm_forward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    factor: Tensor | None,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, saved = _fake(x)
+    if running_mean is None or running_var is None:
+        return y, saved, _empty(x), _empty(x)
+    return y, saved, running_mean.new_empty(running_mean.shape), running_var.new_empty(running_var.shape)
+
+
+def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(lay_out(x, _layout(x))), x.new_empty((5, x.shape[1]), dtype=torch.float64)
+
+
+def _plainly_saved(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Return the same as `_saved`, so that either implementation can run the backward of the other's forward."""
+    mean, rstd = mean.double(), rstd.double()
+    centre = mean.to(_computed(x)).double()
+    scale = rstd if weight is None else rstd * weight.double()
+    offset = (centre - mean) * scale + (0.0 if bias is None else bias.double())
+    return torch.stack([mean, rstd, *(value.to(_computed(x)).double() for value in (centre, scale, offset))])
+
+
+def _plain_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    y, mean, var = plain.forward(x, weight, bias, eps)
+    saved = _plainly_saved(mean, (var + eps).rsqrt(), weight, bias, x)
+    if running_mean is not None and running_var is not None:
+        count = values_per_channel(tuple(x.shape))
+        stored = var * (count / (count - 1)) if unbiased else var
+        running_mean = (running_mean + (mean - running_mean) * momentum).to(running_mean.dtype)
+        running_var = (running_var + (stored - running_var) * momentum).to(running_var.dtype)
+    return plain.activate(y if residual is None else y + residual, activation), saved, running_mean, running_var
+
+
+@torch.library.custom_op("normkit::batch_norm_inference", mutates_args=())
+def batch_norm_inference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Return y with stored statistics, and (5, C) float64 with mean, rstd and coefficients."""
+    layout = _layout(x)
+    x = lay_out(x, layout)
+    residual = None if residual is None else lay_out(residual, layout)
+    if _served_by_numba(x):
+        from . import cpu_channels
+
+        settings = (eps, activation, residual)
+        y, saved = cpu_channels.inference(x, layout, weight, bias, running_mean, running_var, *settings)
+        return y, _saved(saved, x, layout)
+    rstd = (running_var.double() + eps).rsqrt()
+    y = plain.apply(x, running_mean, rstd, weight, bias)
+    y = plain.activate(y if residual is None else y + residual, activation)
+    return lay_out(y, layout), _plainly_saved(running_mean, rstd, weight, bias, x)
+
+
+@batch_norm_inference.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    return _fake(x)
+
+
+@torch.library.custom_op("normkit::batch_norm_backward", mutates_args=())
+def batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    other: Tensor | None,
+    activation: str | None,
+    residual: bool,
+    frozen: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dx, (2, C) with dweight and dbias, and the residual's gradient where it is not dy itself, else empty."""
+    layout = _layout(x)
+    dy, x = lay_out(dy, layout), lay_out(x, layout)
+    other = None if other is None else lay_out(other, layout)
+    if _served_by_numba(x):
+        from . import cpu_channels
+
+        kept = _unsaved(saved, x, layout)
+        gradients = cpu_channels.backward(dy, x, layout, weight, bias, kept, activation, other, residual, frozen)
+    else:
+        gradients = _plain_backward(dy, x, weight, bias, saved, other, activation, frozen)
+    dx, dweight, dbias, dresidual = gradients
+    sums = torch.stack([dweight, dbias]).to(_computed(x))
+    if not residual or activation is None or dresidual is None:
+        return lay_out(dx, layout), sums, _empty(x)
+    return lay_out(dx, layout), sums, lay_out(dresidual, layout)
+
+
+@batch_norm_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    other: Tensor | None,
+    activation: str | None,
+    residual: bool,
+    frozen: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, _ = _fake(x)
+    sums = x.new_empty((2, x.shape[1]), dtype=_computed(x))
+    return dx, sums, torch.empty_like(dx) if residual and activation is not None else _empty(x)
+
+
+def _plain_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    other: Tensor | None,
+    activation: str | None,
+    frozen: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, rstd = saved[:2]
+    dz = plain.gradient_before(dy, x, mean, rstd, weight, bias, activation, other)
+    if frozen:
+        return *plain.inference_backward(dz, x, mean, rstd, weight), dz
+    dbias, dweight = sums = plain.reduce(dz, x, mean, rstd)
+    dx = plain.apply_backward(dz, x, mean, rstd, weight, sums, values_per_channel(tuple(x.shape)))
+    return dx, dweight, dbias, dz
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], frozen: bool, activation: str | None) -> None:
+    x, weight, bias, residual = inputs[:4]
+    y, saved = output[:2]
+    other = None
+    if residual is not None and activation is not None:
+        other = y if activation in plain.GATED_BY_OUTPUT else residual
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, saved, other)
+    ctx.activation, ctx.has_residual, ctx.frozen, ctx.arguments = activation, residual is not None, frozen, len(inputs)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output, frozen=False, activation=inputs[10])
+
+
+def _save_inference(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output, frozen=True, activation=inputs[7])
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    count: int = ctx.arguments
+    if dy is None:
+        return (None,) * count
+    x, weight, bias, saved, other = ctx.saved_tensors
+    found: tuple[Tensor, Tensor, Tensor] = batch_norm_backward(
+        dy, x, weight, bias, saved, other, ctx.activation, ctx.has_residual, ctx.frozen
+    )
+    dx, sums, dresidual = found
+    dweight = None if weight is None else sums[0].to(weight.dtype)
+    dbias = None if bias is None else sums[1].to(bias.dtype)
+    if ctx.has_residual and ctx.activation is None:
+        dresidual = dy
+    return dx, dweight, dbias, dresidual if ctx.has_residual else None, *(None,) * (count - 4)
+
+
+batch_norm_forward.register_autograd(_backward, setup_context=_save_forward)
+batch_norm_inference.register_autograd(_backward, setup_context=_save_inference)
