@@ -78,7 +78,7 @@ def _along_gradient(model: nn.Module, images: Tensor, labels: Tensor, rate: floa
 
         def look() -> tuple[float, list[Tensor]]:
             loss = functional.cross_entropy(copied(images), labels)
-            return float(loss), list(torch.autograd.grad(loss, parameters))
+            return float(loss.detach()), list(torch.autograd.grad(loss, parameters))
 
         loss, gradient = look()
         losses, changes = [loss], []
