@@ -115,4 +115,5 @@ def _scratch(size: int, element_of: Callable[[Arguments], str]) -> Any:
 
 GROUP = 32  # the most channels that one task of a planes kernel takes at a time
 scratch = _scratch(2 * LANES * GROUP, lambda arguments: COMPUTED[arguments.element])  # on the stack
+scratch_centres = _scratch(GROUP, lambda arguments: COMPUTED[arguments.element])
 scratch_double = _scratch(4 * GROUP, lambda arguments: "float64")

@@ -16,9 +16,10 @@ from .arguments import (
     integer,
     parameter,
     scratch,
+    scratch_centres,
     scratch_double,
 )
-from .moments import CHUNK, finish_backward, finish_channel, merge
+from .moments import CHUNK, finish_backward, finish_channel, merge, store_as
 from .simd import fence, fma, inlined, load, splat, store, vload, vload_first, vstore, vstore_first, vstream, vsum
 
 
@@ -85,7 +86,22 @@ def apply_span(a, x, residual, y, start, size, centre, scale, offset, stream):
 
 
 @inlined
-def gather(a, x, lanes, moments, first_channel, group, chunk, count):
+def pivot(x, start, size, planes, stride):
+    """A value near a channel's mean: the average of a few, as many as a power of two, so that equal ones stay exact.
+
+    Sums are gathered about it. About a single value they would lose digits where that is an outlier.
+    """
+    if size >= 16:
+        return vsum(vload(x, start)) / 16.0
+    few = 8 if planes >= 8 else 4 if planes >= 4 else 1
+    total = 0.0
+    for i in range(few):
+        total += float(load(x, start + i * stride))
+    return total / float(few)
+
+
+@inlined
+def gather(a, x, lanes, centres, moments, first_channel, group, chunk, count):
     """Merge one chunk of each channel of a group into its moments in the scratch; return how many values it had.
 
     A chunk is several small planes, or a part of a large one.
@@ -100,18 +116,20 @@ def gather(a, x, lanes, moments, first_channel, group, chunk, count):
         low = chunk // parts
         high, begin = low + 1, (chunk % parts) * CHUNK
         size = min(inner - begin, CHUNK)
+    for g in range(group):
+        start = (low * channels + first_channel + g) * inner + begin
+        store_as(centres, g, pivot(x, start, size, high - low, channels * inner))
     for i in range(low, high):
         for g in range(group):
             k = first_channel + g
-            centre = splat(load(x, (low * channels + k) * inner + begin))
-            s, q = span_moments(x, (i * channels + k) * inner + begin, size, centre)
+            s, q = span_moments(x, (i * channels + k) * inner + begin, size, splat(load(centres, g)))
             if i > low:
                 s, q = s + vload(lanes, 32 * g), q + vload(lanes, 32 * g + 16)
             vstore(lanes, 32 * g, s)
             vstore(lanes, 32 * g + 16, q)
     n = float((high - low) * size)
     for g in range(group):
-        first = float(load(x, (low * channels + first_channel + g) * inner + begin))
+        first = float(load(centres, g))
         total, square = vsum(vload(lanes, 32 * g)), vsum(vload(lanes, 32 * g + 16))
         mean, m2 = merge(count, load(moments, 2 * g), load(moments, 2 * g + 1), n, first, total, square)
         store(moments, 2 * g, mean)
@@ -133,7 +151,8 @@ def forward(begin, end, a):
     """Training forward of groups of channels."""
     outer, channels, inner = integer(a, slots.OUTER), integer(a, slots.CHANNELS), integer(a, slots.INNER)
     x, y, residual = data(a, slots.X), data(a, slots.Y), data(a, slots.RESIDUAL)
-    coefficients, lanes, moments = parameter(a, slots.COEFFICIENTS), scratch(a), scratch_double(a)
+    coefficients = parameter(a, slots.COEFFICIENTS)
+    lanes, centres, moments = scratch(a), scratch_centres(a), scratch_double(a)
     width, stream, chunks = integer(a, slots.GROUP), integer(a, slots.STREAM), chunks_of(a)
     for task in range(begin, end):
         first_channel = task * width
@@ -142,7 +161,7 @@ def forward(begin, end, a):
             store(moments, g, 0.0)
         count = 0.0
         for chunk in range(chunks):
-            count += gather(a, x, lanes, moments, first_channel, group, chunk, count)
+            count += gather(a, x, lanes, centres, moments, first_channel, group, chunk, count)
         for g in range(group):
             finish_channel(a, first_channel + g, load(moments, 2 * g), load(moments, 2 * g + 1))
         # The planes read last are the ones still in the cache.
@@ -162,7 +181,7 @@ def partial(begin, end, a):
     """Moments of blocks of a channel: task = channel * BLOCKS + block."""
     channels = integer(a, slots.CHANNELS)
     x, partials = data(a, slots.X), double(a, slots.PARTIALS)
-    lanes, moments = scratch(a), scratch_double(a)
+    lanes, centres, moments = scratch(a), scratch_centres(a), scratch_double(a)
     blocks, chunks = integer(a, slots.BLOCKS), chunks_of(a)
     for task in range(begin, end):
         k, block = task // blocks, task % blocks
@@ -171,7 +190,7 @@ def partial(begin, end, a):
         count = 0.0
         low, high = chunks * block // blocks, chunks * (block + 1) // blocks
         for chunk in range(low, high):
-            count += gather(a, x, lanes, moments, k, 1, chunk, count)
+            count += gather(a, x, lanes, centres, moments, k, 1, chunk, count)
         where = (block * channels + k) * 3
         store(partials, where, count)
         store(partials, where + 1, load(moments, 0))

@@ -29,6 +29,7 @@ from .simd import (
     fma,
     inlined,
     load,
+    narrow,
     not_below_zero,
     splat,
     vload,
@@ -40,7 +41,7 @@ from .simd import (
     zeros,
 )
 
-ROWS = 128
+ROWS = 64
 REGION = 5  # float64 numbers of working memory per column of a block
 
 
@@ -100,6 +101,16 @@ def merge_columns(moments, lanes, width, begin, end, count, n):
 
 
 @inlined
+def pivot(x, start, left, rows, stride, a):
+    """Sixteen values near the columns' means: averages of a few rows, as `planes.pivot`."""
+    few = 16 if rows >= 16 else 4 if rows >= 4 else 1
+    total = zeros(a)
+    for i in range(few):
+        total = total + read(x, start + i * stride, left, zeros(a))
+    return total * narrow(a, splat(1.0 / float(few)))
+
+
+@inlined
 def gather(a, moments, lanes, low, high, begin, end):
     """Moments of rows low to high of columns begin to end."""
     x, width, stride, strip = data(a, slots.X), integer(a, slots.WIDTH), columns(a), integer(a, slots.STRIP)
@@ -111,7 +122,7 @@ def gather(a, moments, lanes, low, high, begin, end):
     while start < high:
         stop = min(start + ROWS, high)
         for column in range(begin, end, 16):
-            first = read(x, start * stride + column, stride - column, zeros(a))
+            first = pivot(x, start * stride + column, stride - column, stop - start, stride, a)
             vstore(lanes, column, first)
             vstore(lanes, width + column, zeros(a))
             vstore(lanes, 2 * width + column, zeros(a))
