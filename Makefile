@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A plain request for torch may fetch gigabytes of CUDA packages. Set TORCH to what your machine needs, for example
 # `make demo TORCH=torch` on a machine with a GPU.
 TORCH ?= torch==2.13.0
+# Processes that share the tests.
+WORKERS ?= 2
 
 .PHONY: demo test check clean
 
@@ -14,7 +16,7 @@ demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
 
 test: .venv/test.done
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 check: .venv/check.done
 	$(BIN)/ruff check .

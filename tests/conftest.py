@@ -1,6 +1,7 @@
 """What every test stands on: fixed seeds, and fresh memory full of NaN so that nothing unwritten passes as a result."""
 
 import random
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,3 +31,11 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(algorithms)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Forget what ``torch.compile`` compiled: it keeps at most eight versions of one function, over all tests."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
