@@ -12,8 +12,8 @@ __all__ = ["main"]
 
 # What the command line and the laboratory need beyond the library itself.
 EXTRA_MODULES = frozenset(
-    {"filelock", "jinja2", "joblib", "markupsafe", "matplotlib", "pooch", "rich", "safetensors", "scipy", "sklearn",
-     "typer"}
+    {"filelock", "jinja2", "joblib", "markupsafe", "matplotlib", "pooch", "psutil", "rich", "safetensors", "scipy",
+     "sklearn", "typer"}
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..errors import ArgumentError
+from .bench import bench
 from .doctor import doctor
 from .lab import lab
 from .surgery import add_commands
@@ -15,7 +16,7 @@ __all__ = ["app", "call"]
 
 app = typer.Typer(
     name="normkit",
-    help="Batch normalization and its family: a doctor and surgery for models, and experiments with verdicts.",
+    help="Batch normalization and its family: a doctor and surgery for models, experiments with verdicts, benchmarks.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(lab, name="lab")
 app.command("doctor")(doctor)
+app.command("bench")(bench)
 add_commands(app)
 
 
@@ -31,7 +33,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
-    """Batch normalization and its family: a doctor and surgery for models, and experiments with verdicts."""
+    """Batch normalization and its family: a doctor and surgery for models, experiments with verdicts, benchmarks."""
     if version:
         typer.echo(f"normkit {__version__}")
     elif context.invoked_subcommand is None:

@@ -1,0 +1,151 @@
+"""What ``normkit bench`` shows in the terminal: progress to standard error, tables to standard output."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..bench.summary import Group, groups, of_copy, ratio
+
+__all__ = ["BenchProgress", "print_document"]
+
+# A file or a pipe has no width of its own, and rich would cut the columns to 80 characters.
+_WIDTH = 220
+
+
+class BenchProgress:
+    """A bar with the time left; nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("measured,"),
+            TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("left"), console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        """Start the bar of one section."""
+        self.task = self.progress.add_task(what, total=total)
+        if not self.console.is_terminal:
+            self.console.print(f"measuring {total} {what}")
+
+    def advance(self) -> None:
+        """Count one more as measured."""
+        assert self.task is not None
+        self.progress.advance(self.task)
+
+
+def print_document(document: dict[str, Any]) -> None:
+    """Print the tables of what was measured."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    if document["rows"]:
+        console.print(_rows_table(document["rows"]))
+        found = groups(document["rows"])
+        console.print(_groups_table(found))
+        worst = min(found, key=lambda group: group.worst)
+        console.print(f"worst: {worst.worst:.2f} times torch, {worst.worst_shape}, {', '.join(worst.key)}")
+    for row in document["skipped"]:
+        console.print(f"left out: {row['row']}: {row['reason']}", soft_wrap=True, highlight=False)
+    if document["training"]:
+        console.print(_training_table(document["training"]))
+    for found_imports in document["imports"]:
+        seconds = found_imports["modules"]
+        console.print(
+            f"import torch {_range(seconds['torch'])}, import normkit {_range(seconds['normkit'])}: "
+            f"{found_imports['overhead']:+.1%}"
+        )
+
+
+def _range(timing: dict[str, Any]) -> str:
+    """Return a median with its quantiles at 20 % and 80 %, in the unit that suits it.
+
+    >>> _range({"median": 0.00125, "low": 0.0012, "high": 0.0021})
+    '1.25 ms (1.2-2.1)'
+    """
+    unit, scale = next(
+        ((unit, scale) for unit, scale in (("s", 1.0), ("ms", 1e3)) if timing["median"] * scale >= 1), ("us", 1e6)
+    )
+    median, low, high = (f"{float(f'{timing[name] * scale:.3g}'):g}" for name in ("median", "low", "high"))
+    return f"{median} {unit} ({low}-{high})"
+
+
+def _rows_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = _table(
+        "Time of one call: median (20 % to 80 %); error relative to the float64 reference",
+        ["set", "shape", "type", "layout", "work", "layers"],
+        ["torch", "normkit", "ns/element", "GB/s", "of copy", "error: torch", "normkit", "over torch"],
+    )
+    for row in rows:
+        torch, ours = row["peers"]["torch"], row["peers"]["normkit"]
+        table.add_row(
+            row["set"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"], row["work"], row["chain"],
+            _range(torch), _range(ours), f"{ours['ns_per_element']:.3f}",
+            f"{ours['gb_per_second']:.1f}", f"{of_copy(row):.2f}", _errors(torch), _errors(ours), f"{ratio(row):.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _errors(peer: dict[str, Any]) -> str:
+    """Return the error of the output, and that of the gradients where there are any."""
+    gradients = peer["gradient_error"]
+    return f"{peer['error']:.0e}" + ("" if gradients is None else f" {gradients:.0e}")
+
+
+def _groups_table(found: Sequence[Group]) -> Table:
+    rivals = list(dict.fromkeys(name for group in found for name in group.faster))
+    table = _table(
+        "Geometric means over the shapes: how many times faster normkit is",
+        ["work", "layers", "type", "layout"],
+        ["shapes", *(f"over {name}" for name in rivals), "of copy", "worst", "worst shape"],
+    )
+    for group in found:
+        over = [f"{group.faster[name]:.2f}" if name in group.faster else "" for name in rivals]
+        table.add_row(
+            *group.key, str(group.rows), *over, f"{group.of_copy:.2f}", f"{group.worst:.2f}", group.worst_shape
+        )
+    return table
+
+
+def _training_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = _table(
+        "One training step: median (20 % to 80 %)",
+        ["network", "batch", "layout"],
+        ["torch", "normkit", "over torch"],
+    )
+    for row in rows:
+        times = [_range(row["peers"][name]) for name in ("torch", "normkit")]
+        table.add_row(row["network"], "x".join(map(str, row["batch"])), row["layout"], *times, f"{row['ratio']:.2f}")
+    return table
+
+
+def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in words:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
