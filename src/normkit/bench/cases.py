@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import layers
+from ..axes import batch_axes, channel_shape, values_per_channel
 from .shapes import DTYPES, Row
 
 __all__ = ["EPS", "MOMENTUM", "OURS", "TORCH", "Case", "Peer", "make_case", "make_peers"]
@@ -18,6 +19,9 @@ EPS, MOMENTUM = 1e-5, 0.1
 # How far the input of an activation must be from its kinks for a gradient to pass. Within it, rounding alone decides
 # the slope, so that two right answers differ by a whole gradient.
 _KINK = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+# Values at a time where a tensor is gone through in parts.
+_VALUES = 1 << 20
 
 _TORCH_LAYERS: dict[int, type[nn.Module]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
@@ -117,22 +121,29 @@ def _cotangent(case: Case, generator: torch.Generator) -> Tensor:
     dy = _draw(row, generator)
     if row.activation is None:
         return dy
-    # In a loop over samples and float32, so that the largest shapes do not need another three tensors.
-    mean = torch.stack([sample.float().flatten(1).mean(1) for sample in x]).mean(0)
-    square = torch.stack([_square(sample, mean) for sample in x]).mean(0)
-    rstd, spread = (square + EPS).rsqrt(), (-1, *(1 for _ in x.shape[2:]))
-    for number, sample in enumerate(x):
-        z = (sample.float() - mean.view(spread)) * (rstd * state["weight"]).view(spread) + state["bias"].view(spread)
+    # Some samples at a time, so that the largest shapes do not need three tensors more.
+    step = max(1, _VALUES // (x.numel() // len(x)))
+    mean, var = _statistics(x, step)
+    shape = channel_shape(x.dim(), x.shape[1])
+    scale = (state["weight"] / (var + EPS).sqrt()).float().view(shape)
+    kinks = (0.0, 6.0) if row.activation == "relu6" else (0.0,)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        z = (x[part].float() - mean.float().view(shape)) * scale + state["bias"].view(shape)
         if case.residual is not None:
-            z += case.residual[number].detach()
-        kinks = (0.0, 6.0) if row.activation == "relu6" else (0.0,)
+            z += case.residual[part].detach()
         for kink in kinks:
-            dy[number].masked_fill_((z - kink).abs() < _KINK[x.dtype], 0)
+            dy[part].masked_fill_((z - kink).abs() < _KINK[x.dtype], 0)
     return dy
 
 
-def _square(sample: Tensor, mean: Tensor) -> Tensor:
-    return (sample.float().flatten(1) - mean[:, None]).square_().mean(1)
+def _statistics(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance per channel in float64: torch's own operations, since the kernels are on trial."""
+    axes, count = batch_axes(x.dim()), values_per_channel(tuple(x.shape))
+    shape = channel_shape(x.dim(), x.shape[1])
+    mean = torch.stack([part.sum(axes, dtype=torch.float64) for part in x.split(step)]).sum(0) / count
+    squares = [(part.double() - mean.view(shape)).square_().sum(axes) for part in x.split(step)]
+    return mean, torch.stack(squares).sum(0) / count
 
 
 def make_peers(case: Case, *, compiled: bool = False) -> dict[str, Peer]:

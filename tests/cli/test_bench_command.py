@@ -1,0 +1,134 @@
+"""``normkit bench`` through the command line: one tiny shape end to end, misuse, interruption, a wrong kernel."""
+
+import json
+import sys
+
+import pytest
+
+from normkit import cli
+from normkit.bench import measure as measuring
+from normkit.bench import shapes
+from normkit.bench.shapes import Shape
+from normkit.kernels import cpu_channels
+
+
+@pytest.fixture
+def normkit(monkeypatch, capsys):
+    """Run the command line in this process, on one tiny shape; return its exit code and what it wrote."""
+    monkeypatch.setattr(shapes, "SETS", {"edge": (Shape((2, 3, 5, 7), quick=True), Shape((64, 64, 64)))})
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["normkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        return left.value.code, written.out, written.err
+
+    return call
+
+
+QUICK = ("bench", "--quick", "--threads", "1", "--seconds", "0.001")
+
+
+def test_quick_run_prints_tables_writes_json_and_can_be_summarized(normkit, tmp_path):
+    path = tmp_path / "rows.json"
+    code, out, err = normkit(*QUICK, "--dtype", "float32", "--json", path)
+    assert (code, err) == (0, "measuring 18 rows\n")
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert document["complete"]
+    assert len(document["rows"]) == 18
+    assert document["machine"]["threads"] == 1
+    assert document["settings"]["quick"]
+    assert out.count("2x3x5x7") >= 18
+    assert "Geometric means over the shapes" in out
+    assert "worst: " in out
+    code, out, err = normkit("bench", "--summary", path, path)
+    assert (code, err) == (0, "")
+    # Each document has its own table: a heading, its rule and eighteen groups.
+    assert out.count("\n|") == 2 * 20
+
+
+def test_choices_reach_the_plan(normkit, tmp_path):
+    path = tmp_path / "rows.json"
+    chosen = ("--shapes", "edge", "--dtype", "bfloat16", "--layout", "channels_last", "--work", "eval,forward")
+    code, _, _ = normkit(*QUICK, *chosen, "--chain", "bn+relu", "--json", path)
+    assert code == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["dtype"], row["layout"], row["work"], row["chain"]) for row in rows] == [
+        ("bfloat16", "channels_last", work, "bn+relu") for work in ("eval", "forward")
+    ]
+
+
+def test_wrong_kernel_exits_1_names_it_and_keeps_what_was_measured(normkit, tmp_path, monkeypatch):
+    true_forward, path = cpu_channels.forward, tmp_path / "rows.json"
+
+    def forward(*arguments):
+        y, saved = true_forward(*arguments)
+        return y + 1e-3, saved
+
+    monkeypatch.setattr(cpu_channels, "forward", forward)
+    code, _, err = normkit(*QUICK, "--chain", "bn", "--dtype", "float32", "--layout", "contiguous", "--json", path)
+    assert code == 1
+    assert "normkit: the numba kernel is wrong and was not timed, edge 2x3x5x7 float32 contiguous forward bn" in err
+    document = json.loads(path.read_text())
+    assert not document["complete"]
+    # Inference has another kernel, which is right.
+    assert [row["work"] for row in document["rows"]] == ["eval"]
+
+
+def test_ctrl_c_keeps_what_was_measured(normkit, tmp_path, monkeypatch):
+    true_row, path, done = measuring.measure_row, tmp_path / "rows.json", []
+
+    def measure_row(*arguments, **settings):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(true_row(*arguments, **settings))
+        return done[-1]
+
+    monkeypatch.setattr(measuring, "measure_row", measure_row)
+    code, out, err = normkit(*QUICK, "--json", path)
+    assert code == 1
+    assert "Interrupted; what was measured is kept." in err
+    assert "2x3x5x7" in out
+    document = json.loads(path.read_text())
+    assert (document["complete"], len(document["rows"])) == (False, 2)
+    _, out, _ = normkit("bench", "--summary", path)
+    assert "The run was not finished." in out
+
+
+MISUSE = {
+    "unknown-set": (["--shapes", "resnet51"], "--shapes: unknown 'resnet51'; known are: edge"),
+    "threads-zero": (["--threads", "0"], "--threads 0: expected 1 or more"),
+    "no-seconds": (["--seconds", "0"], "--seconds 0.0: expected more than 0"),
+    "json-nowhere": (["--json", "absent/rows.json"], "expected a file in a folder that exists"),
+    "files-alone": (["rows.json"], "files are read with --summary"),
+    "summary-of-nothing": (["--summary"], "--summary needs files"),
+    "choices-for-training": (["--training", "--dtype", "float32"], "leave them out here"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_exits_2_with_one_line(normkit, tmp_path, monkeypatch, name):
+    arguments, message = MISUSE[name]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = normkit("bench", *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_compile_without_a_compiler_is_refused(normkit, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    code, _, err = normkit(*QUICK, "--compile")
+    assert code == 2
+    assert "--compile needs a C++ compiler" in err
+
+
+def test_summary_of_a_damaged_file_exits_1_with_one_line(normkit, tmp_path):
+    (tmp_path / "rows.json").write_text("{")
+    code, _, err = normkit("bench", "--summary", tmp_path / "rows.json")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "not JSON" in err
