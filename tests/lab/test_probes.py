@@ -4,9 +4,10 @@ from torch.nn import functional
 
 from normkit.lab.data import load
 from normkit.lab.networks import DenseNetwork, FourConvolutions
-from normkit.lab.probes import probe, recorded
+from normkit.lab.probes import drift, input_moments, probe, recorded
 from normkit.lab.training import TrainingSettings, deterministic, train, with_seed
 from small_fashion_mnist import write_small_fashion_mnist
+from tolerances import assert_close
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=32, optimizer="sgd", learning_rate=0.1, momentum=0.9)
 
@@ -54,3 +55,24 @@ def test_recorded_are_the_input_and_output_of_the_module_and_the_hooks_end():
     kept = seen["norms.0"][1]
     model(images)
     assert seen["norms.0"][1] is kept
+
+
+def test_input_moments_are_those_of_the_batch_by_channel(small):
+    model = with_seed(lambda: DenseNetwork([20, 7]), 1)
+    images = small.train_images[:37]
+    moments = input_moments(model, ["linears.1"], images)
+    with torch.no_grad():
+        x = torch.relu(model.linears[0](images.flatten(1))).double()
+    assert_close(moments["linears.1"][0], x.mean(0), dtype=torch.float64)
+    assert_close(moments["linears.1"][1], x.std(0, correction=0), dtype=torch.float64)
+    assert model.training
+
+
+def test_drift_counts_mean_and_deviation_in_units_of_the_deviation():
+    generator = torch.Generator().manual_seed(2)
+    mean, deviation = torch.randn(5, generator=generator), torch.rand(5, generator=generator) + 0.5
+    unit = float(deviation.square().mean().sqrt())
+    moved = {"a": (mean + 0.3, deviation * 2), "b": (mean, deviation)}
+    means, deviations = drift({"a": (mean, deviation), "b": (mean, deviation)}, moved)
+    assert means == pytest.approx([0.3 / unit, 0.0])
+    assert deviations == pytest.approx([1.0, 0.0])

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ..errors import ArgumentError, DataError
 from .idx import read_idx
 
-__all__ = ["DATASETS", "Dataset", "load", "validation_split"]
+__all__ = ["DATASETS", "Dataset", "limited", "load", "validation_split"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_ADDRESS = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
@@ -84,6 +84,31 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 @lru_cache(maxsize=4)
 def _load_once(name: str, data_dir: Path | None) -> Dataset:
     return DATASETS[name](data_dir)
+
+
+@lru_cache(maxsize=4)
+def limited(dataset: Dataset, train_images: int | None, test_images: int | None) -> Dataset:
+    """Return so many training and test images, drawn by class, the same in every run; ``None`` keeps all of them."""
+    train, test = _drawn(dataset.train_labels, train_images), _drawn(dataset.test_labels, test_images)
+    return replace(
+        dataset,
+        train_images=dataset.train_images[train],
+        train_labels=dataset.train_labels[train],
+        test_images=dataset.test_images[test],
+        test_labels=dataset.test_labels[test],
+        description=f"{dataset.description} Of these, {len(train)} training and {len(test)} test images are used.",
+    )
+
+
+def _drawn(labels: Tensor, count: int | None) -> NDArray[np.int64]:
+    """Return the indices of so many images, stratified by class; all of them where there are no more."""
+    from sklearn.model_selection import train_test_split
+
+    indices = np.arange(len(labels))
+    if count is None or count >= len(labels):
+        return indices
+    drawn: NDArray[np.int64] = train_test_split(indices, train_size=count, stratify=labels.numpy(), random_state=0)[0]
+    return drawn
 
 
 def validation_split(dataset: Dataset, share: float = 0.1) -> Dataset:

@@ -25,7 +25,7 @@ from joblib import Parallel, delayed
 from ..errors import ArgumentError, RunError
 from .claim import Cell, Plan
 from .claims import all_claims, get_claim
-from .data import Dataset, load
+from .data import Dataset, limited, load
 from .record import check_record, check_versions, commit, device_name, read_record, versions, write_record
 from .results import append_rows, locked, read_cells, rewrite
 from .training import deterministic
@@ -149,7 +149,7 @@ def _run_cell(
     """Measure one cell and return its rows, each with everything needed to repeat it."""
     if parent is not None:
         _serve(parent)
-    dataset = load(cell.data, data_dir)
+    dataset = limited(load(cell.data, data_dir), cell.settings.train_images, cell.settings.test_images)
     measurements = []
     with deterministic(cell.device):
         begun = time.perf_counter()

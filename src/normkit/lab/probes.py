@@ -5,14 +5,14 @@ copy draws (dropout, say) is taken from a fork of torch's random numbers.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["probe", "recorded"]
+__all__ = ["drift", "input_moments", "probe", "recorded"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,3 +52,36 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple
     finally:
         for handle in handles:
             handle.remove()
+
+
+Moments = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def input_moments(model: nn.Module, names: Sequence[str], images: Tensor) -> Moments:
+    """Return mean and standard deviation of what the modules of these names take in, per channel, in training mode."""
+    with probe(model) as copied, recorded(copied, names) as seen, torch.no_grad():
+        copied.train()
+        copied(images)
+    moments = {}
+    for name in names:
+        x = seen[name][0].double().transpose(0, 1).flatten(1)
+        moments[name] = (x.mean(1), x.std(1, correction=0))
+    return moments
+
+
+def drift(before: Moments, after: Moments) -> tuple[list[float], list[float]]:
+    """Return how far each module's input has moved in mean and in deviation, in units of its deviation before.
+
+    ``sqrt(mean((m' - m)^2)) / sqrt(mean(s^2))`` over channels, and the same of ``s' - s``. A channel that does not vary
+    weighs nothing in the unit, and needs no exception.
+
+    >>> still = {"x": (torch.tensor([0.0, 0.0]), torch.tensor([2.0, 2.0]))}
+    >>> drift(still, {"x": (torch.tensor([1.0, -1.0]), torch.tensor([2.0, 2.0]))})
+    ([0.5], [0.0])
+    """
+    means, deviations = [], []
+    for name, (mean, deviation) in before.items():
+        unit = deviation.square().mean().sqrt().clamp_min(1e-12)
+        means.append(float((after[name][0] - mean).square().mean().sqrt() / unit))
+        deviations.append(float((after[name][1] - deviation).square().mean().sqrt() / unit))
+    return means, deviations

@@ -14,6 +14,7 @@ __all__ = [
     "mean_curve",
     "of_norm",
     "per_seed",
+    "spread_in_words",
     "where",
 ]
 
@@ -69,6 +70,18 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     if any(not math.isfinite(value) for value in values):
         return math.nan, math.nan
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def spread_in_words(values: Sequence[float], digits: int = 4) -> str:
+    """Return the cell of a table: mean ± standard deviation, or why there is none.
+
+    >>> spread_in_words([1.0, 2.0, 3.0], digits=2), spread_in_words([]), spread_in_words([1.0, math.nan])
+    ('2.00 ± 1.00', 'not run', 'not finite')
+    """
+    mean, spread = mean_and_spread(values) if values else (math.nan, math.nan)
+    if not math.isfinite(mean):
+        return "not finite" if values else "not run"
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def mean_curve(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from .data import Dataset
 
-__all__ = ["UNTRAINED", "Epoch", "TrainingSettings", "deterministic", "evaluate", "train", "with_seed"]
+__all__ = ["UNTRAINED", "Epoch", "TrainingSettings", "deterministic", "evaluate", "seeded", "train", "with_seed"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -29,6 +29,9 @@ class TrainingSettings:
         learning_rate: its rate, the same in every step.
         momentum: of ``"sgd"``.
         weight_decay: the L2 penalty's factor.
+        train_images: how many of the training images are used, drawn by class and the same in every run; ``None`` for
+            all of them.
+        test_images: as for the training images.
     """
 
     epochs: int
@@ -37,6 +40,8 @@ class TrainingSettings:
     learning_rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    train_images: int | None = None
+    test_images: int | None = None
 
 
 # For claims that measure without training: one measurement per cell.
@@ -82,10 +87,17 @@ def deterministic(device: str) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Draw torch's random numbers from this seed, and leave the caller's as they were: for dropout and other noise."""
+    with torch.random.fork_rng(devices=[device] if device != "cpu" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def with_seed(build: Callable[[], Module], seed: int) -> Module:
     """Build a network from this seed and leave torch's random numbers as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return build()
 
 

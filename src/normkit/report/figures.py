@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..lab.charts import Bars, Chart, Line, Panel, Points
 
@@ -52,6 +53,12 @@ PANEL_INCHES = (4.6, 3.5)
 
 # A legend wider than its panel would leave no room for the curves.
 LONGEST_LABEL = 36
+
+# A title of more letters than this would leave its panel, and goes on in a second line.
+TITLE_WIDTH = 38
+
+# What comes in whole numbers only: no tick stands at epoch 2.5.
+COUNTED = ("epoch", "step")
 
 
 def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
@@ -101,7 +108,7 @@ def _figure(panels: Sequence[Panel]) -> Iterator[Figure]:
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     """Draw one pair of axes."""
-    axes.set_title(panel.title)
+    axes.set_title(textwrap.fill(panel.title, TITLE_WIDTH))
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     if panel.log_x:
@@ -121,6 +128,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             _label_plainly(axis)
     if panel.x_ticks:
         axes.set_xticks(list(panel.x_ticks))
+    elif panel.x_label in COUNTED and not panel.log_x:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
     if any(mark.label for mark in panel.marks):
         axes.legend()
 

@@ -99,7 +99,9 @@ def _settings(record: Any) -> list[tuple[str, str]]:
     """Return the names and values of everything the numbers hang on."""
     plan = record["plan"]
     named = [("data", record["data"]), ("norms", ", ".join(plan["norms"])), ("seeds", f"0 to {plan['seeds'][-1]}")]
-    named += [(name.replace("_", " "), str(value)) for name, value in plan["settings"].items()]
+    named += [
+        (name.replace("_", " "), "all" if value is None else str(value)) for name, value in plan["settings"].items()
+    ]
     named += [(name, version) for name, version in record["versions"].items()]
     named += [("machine", record["machine"]), ("commit", record["commit"] or "not known")]
     return named

@@ -11,7 +11,7 @@ from ..claim import Cell, Claim, Row
 from ..curves import norm_label, over_variants
 from ..data import Dataset
 from ..networks import LeNet5
-from ..rows import as_number, compared_norms, mean_and_spread, mean_curve, of_norm, per_seed, where
+from ..rows import as_number, compared_norms, mean_curve, of_norm, per_seed, spread_in_words, where
 from ..training import TrainingSettings, train, with_seed
 from ..verdicts import Rule, Verdict, combine, judge, judge_values
 
@@ -83,10 +83,9 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         for colour, norm in enumerate(norms)
     ]
     panels.append(Panel(title="Last epoch", x_label="learning rate", y_label="training loss", marks=last, log_x=True))
-    lines = []
-    for norm in norms:
-        spreads = [mean_and_spread(_values(of_norm(rows, norm), rate)) for rate in RATES]
-        lines.append([norm, *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in spreads)])
+    lines = [
+        [norm, *(spread_in_words(_values(of_norm(rows, norm), rate), digits=3) for rate in RATES)] for norm in norms
+    ]
     table = Table(
         title="Training loss of the last epoch, by learning rate",
         header=["norm", *(f"{rate:g}" for rate in RATES)],
@@ -99,7 +98,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 
 
 def _values(rows: Sequence[Row], rate: float) -> list[float]:
-    return list(per_seed(where(rows, rate=rate), final_loss).values()) or [math.nan]
+    return list(per_seed(where(rows, rate=rate), final_loss).values())
 
 
 def _losses(rows: Sequence[Row], norm: str) -> Panel:

@@ -16,7 +16,7 @@ from ..data import Dataset
 from ..networks import DenseNetwork
 from ..probes import probe, recorded
 from ..rows import as_number, mean_and_spread, per_seed, where
-from ..training import TrainingSettings, train, with_seed
+from ..training import TrainingSettings, seeded, train, with_seed
 from ..verdicts import Rule, Verdict, combine, judge, judge_values
 
 __all__ = ["CLAIM", "variance_ratio"]
@@ -65,8 +65,7 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
         lambda: DenseNetwork([128] * 3, cell.norm, dropout=0.5, dropout_after=ORDERS[order]), cell.seed
     )  # fmt: skip
     # The masks are drawn from torch's own random numbers.
-    with torch.random.fork_rng(devices=[cell.device] if cell.device != "cpu" else []):
-        torch.manual_seed(cell.seed)
+    with seeded(cell.seed, cell.device):
         for epoch in train(model, dataset, cell.settings, cell.seed, cell.device):
             ratios = _ratios(model, dataset.train_images[:2000].to(cell.device))
             yield {**asdict(epoch), "ratios": ratios, "formula": formula}
