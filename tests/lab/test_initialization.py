@@ -29,11 +29,9 @@ def rows_of(none=0.3, batch=0.02, worst=0.4, seeds=5, norms=("none", "batch")):
     [
         ({}, "supported"),
         ({"batch": 0.35}, "refuted"),
-        ({"none": 0.054, "worst": 0.0, "batch": 0.0}, "refuted"),
-        ({"none": 0.054, "worst": 0.0, "batch": -0.1}, "supported"),
-        ({"none": 0.2, "worst": 0.024, "batch": 0.15}, "refuted"),
-        ({"none": 0.2, "worst": 0.024, "batch": 0.12}, "inconclusive"),
-        ({"none": 0.1, "worst": 0.054, "batch": 0.05}, "inconclusive"),
+        ({"worst": 0.6, "batch": 0.346}, "inconclusive"),
+        ({"none": 0.2, "worst": 0.0, "batch": 0.12}, "refuted"),
+        ({"none": 0.2, "worst": 0.0, "batch": 0.096}, "inconclusive"),
     ],
 )
 def test_rule_decides_synthetic_rows(changes, expected):
