@@ -4,8 +4,10 @@ import json
 import pytest
 import torch
 
+import normkit
 from normkit.errors import ArgumentError, ResultsError
 from normkit.lab import grid
+from normkit.lab.backends import seen_backends
 from normkit.lab.claim import Request, concerning, plan
 from normkit.lab.claims import get_claim
 from normkit.lab.ledger import read_ledger
@@ -141,3 +143,18 @@ def test_norms_and_epochs_are_refused_where_they_mean_nothing():
     everything = Request(norms=("group",), epochs=3, seeds=2)
     assert plan(fixed, concerning(fixed, everything)).norms == ("none", "batch")
     assert concerning(get_claim("convergence"), everything) == everything
+
+
+def test_rows_name_the_implementation_that_ran(small):
+    run(small)
+    backends = {(row["norm"], json.dumps(row["backend"])) for row in read_cells(small[2] / "results.jsonl").rows}
+    assert backends == {("none", "{}"), ("batch", '{"BatchNorm1d": "numba", "BatchNorm2d": "numba"}')}
+    assert read_record(small[2])["convergence"]["machine"].count(",") == 1
+
+
+def test_backends_are_those_the_layers_are_asked_for_and_the_hook_goes_away():
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(3), normkit.BatchNorm1d(3), normkit.RMSNorm(3))
+    with seen_backends() as seen, normkit.use_backend("plain"):
+        network(torch.randn(4, 3))
+    assert seen == {"torch.nn.BatchNorm1d": "torch", "BatchNorm1d": "plain", "RMSNorm": "plain"}
+    assert not torch.nn.modules.module._global_forward_pre_hooks

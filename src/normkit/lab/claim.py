@@ -50,6 +50,7 @@ class Cell:
         device: ``"cpu"`` or ``"cuda"``.
         settings: how the network is trained.
         variant: whatever else the claim varies, by name: a rate, a batch size, a position.
+        network: the function that builds the network, as ``"package.module:name"``; ``None`` for the claim's own.
     """
 
     claim: str
@@ -59,6 +60,7 @@ class Cell:
     device: str
     settings: TrainingSettings
     variant: tuple[tuple[str, Value], ...] = ()
+    network: str | None = None
 
     @property
     def key(self) -> str:
@@ -84,6 +86,7 @@ class Plan:
         device: ``"cpu"`` or ``"cuda"``.
         settings: how the networks are trained.
         variants: what else the claim varies.
+        network: the function that builds the network, as ``"package.module:name"``; ``None`` for the claim's own.
     """
 
     claim: str
@@ -93,13 +96,14 @@ class Plan:
     device: str
     settings: TrainingSettings
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
+    network: str | None = None
 
     def cells(self) -> tuple[Cell, ...]:
         """Return all cells in the order in which results are kept: by variant, norm, seed."""
         return tuple(
             Cell(
                 claim=self.claim, data=self.data, norm=norm, seed=seed, device=self.device,
-                settings=self.settings, variant=variant,
+                settings=self.settings, variant=variant, network=self.network,
             )
             for variant in self.variants
             for norm in self.norms

@@ -23,6 +23,7 @@ import torch
 from joblib import Parallel, delayed
 
 from ..errors import ArgumentError, RunError
+from .backends import seen_backends
 from .claim import Cell, Plan
 from .claims import all_claims, get_claim
 from .data import Dataset, limited, load
@@ -151,7 +152,7 @@ def _run_cell(
         _serve(parent)
     dataset = limited(load(cell.data, data_dir), cell.settings.train_images, cell.settings.test_images)
     measurements = []
-    with deterministic(cell.device):
+    with deterministic(cell.device), seen_backends() as backends:
         begun = time.perf_counter()
         for measurement in get_claim(cell.claim).measure(cell, dataset):
             measurements.append(measurement)
@@ -165,6 +166,7 @@ def _run_cell(
     }
     evidence = {
         "device": device_name(cell.device),
+        "backend": dict(sorted(backends.items())),
         "settings": asdict(cell.settings),
         "versions": versions(),
         "commit": stamp,

@@ -17,7 +17,7 @@ from .claim import Plan
 from .data import Dataset
 from .results import atomic_write
 
-__all__ = ["check_record", "commit", "read_record", "versions", "write_record"]
+__all__ = ["check_record", "check_versions", "commit", "machine", "read_record", "versions", "write_record"]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def write_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
         "data_digest": dataset.digest,
         "versions": versions(),
         "commit": commit(),
-        "machine": f"{platform.system()} {platform.machine()}, {device_name(plan.device)}",
+        "machine": machine(plan.device),
     }
     atomic_write(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
 
@@ -94,6 +94,7 @@ def versions() -> dict[str, str]:
         "normkit": version("normkit"),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
+        "numba": version("numba"),
         "python": platform.python_version(),
     }
 
@@ -101,6 +102,21 @@ def versions() -> dict[str, str]:
 def device_name(device: str) -> str:
     """Return the device's name: a GPU by its model."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def machine(device: str) -> str:
+    """Return the machine in words: system, processor with the vectors torch uses, and GPU where one computes."""
+    parts = [f"{platform.system()} {platform.machine()}"]
+    parts += [f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"]
+    return ", ".join(parts if device == "cpu" else [*parts, device_name(device)])
+
+
+def _processor() -> str:
+    """Return the processor's name as Linux knows it, or as the platform does."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or "unknown processor")
 
 
 @lru_cache(maxsize=1)

@@ -32,6 +32,7 @@ class TrainingSettings:
         train_images: how many of the training images are used, drawn by class and the same in every run; ``None`` for
             all of them.
         test_images: as for the training images.
+        processes: how many share every batch, under torchrun; one otherwise.
     """
 
     epochs: int
@@ -42,6 +43,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     train_images: int | None = None
     test_images: int | None = None
+    processes: int = 1
 
 
 # For claims that measure without training: one measurement per cell.
