@@ -1,6 +1,6 @@
 """Change a model, provably: every operation is a transaction, checks itself and returns a record."""
 
-from .convert import convert
+from .convert import Conversion, convert
 from .fold import Folding, fold
 from .freeze import freeze, unfreeze
 from .merge import merge_states
@@ -11,6 +11,7 @@ from .record import Record
 from .repair import Repair, repair
 
 __all__ = [
+    "Conversion",
     "Folding",
     "Ported",
     "Recalibration",

@@ -1,6 +1,8 @@
 """Give a model's normalization layers another form, with everything carried over."""
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,15 +16,32 @@ from ..errors import ArgumentError, SurgeryError
 from .convert_classes import KINDS, OURS, TORCHS, dimensions_of, same_family
 from .convert_layers import Rebuild, rebuilt
 from .freeze import freeze
+from .fuse import Fusions
+from .fuse import fuse as fuse_activations
+from .fused import unfuse
 from .observe import Observed, observe
 from .record import Exactness, Record, refuse_if_nothing_is_left
 from .transaction import copied
 from .verify import change_between, second_size
 
-__all__ = ["convert"]
+__all__ = ["Conversion", "convert"]
 
 # How far a conversion that keeps the function may be from it: the rounding of two kernels.
 _TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion(Record):
+    """The record of :func:`convert`.
+
+    Attributes:
+        fused: with ``to="normkit"``, by the path of each batch norm what it computes besides: ``"relu"``, ``"residual
+            and relu"``, ...
+        unfused: why nothing was fused with the others.
+    """
+
+    fused: Mapping[str, str] = field(default_factory=dict)
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -33,8 +52,9 @@ def convert(
     where: Where = None,
     groups: int | None = None,
     process_group: Any = None,
+    fuse: bool = True,
     call: Call | None = None,
-) -> Record:
+) -> Conversion:
     """Return a copy of a model with other normalization layers in it.
 
     ======================  ===========  =====================================================================
@@ -55,6 +75,13 @@ def convert(
     parameters, hooks, mode and eps of the layer they replace. A subclass, a lazy layer and a parametrized one are
     refused.
 
+    With ``to="normkit"`` and an example, a batch norm and the activation after it, or the sum with a shortcut and the
+    activation, become one :class:`normkit.BatchNormAct2d` where nobody else sees what is between them. The state keeps
+    its names. In a container an empty place stays for the activation; a block whose code does it, as a ResNet's does,
+    keeps its object and class and gets a forward written anew from its traced graph, which is refused where a graph
+    does not hold all that the code does. The result is compared with the given model in evaluation and in a training
+    step, gradients and statistics included. ``to="torch"`` takes it apart again.
+
     Args:
         model: not changed.
         to: the new form, as above.
@@ -63,6 +90,7 @@ def convert(
         where: which layers, as for ``norm_layers``; None takes all that can become the new form.
         groups: the number of groups, for ``group``.
         process_group: for ``sync``; torch's default group if left out.
+        fuse: for ``normkit``: False only swaps classes.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
 
     Returns:
@@ -72,12 +100,14 @@ def convert(
         ArgumentError: ``to``, ``groups`` or ``where`` is not as above.
         SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
 
-    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
     >>> convert(model, "group").model[1].num_groups
     2
-    >>> print(convert(model, "normkit"))
-    convert: 1 layer touched, exact
-      touched 1
+    >>> record = convert(model, "normkit", torch.randn(2, 3, 8, 8))
+    >>> record.fused, type(record.model[1]).__name__, record.largest_change <= 1e-5
+    ({'1': 'relu'}, 'BatchNormAct2d', True)
+    >>> convert(record.model, "torch").model[1]
+    BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
     if to not in KINDS:
         raise ArgumentError(f"to={to!r}; allowed are {', '.join(KINDS)}")
@@ -85,15 +115,14 @@ def convert(
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
     with preserved(model):
         work = copied(model)
-        observed = None if example is None else observe(work, example, call)
-        if to == "frozen":
-            frozen = freeze(work, where)
-            touched, refused = list(frozen.touched), dict(frozen.refused)
-        else:
-            touched, refused = _convert_all(work, to, where, observed, Rebuild(to, groups, process_group))
+        job = _Job(model, work, to, where, example, call)
+        touched, refused = job.convert(Rebuild(to, groups, process_group))
+        fusions = job.fuse() if to == "normkit" and fuse and example is not None else Fusions()
+        touched += [path for path in fusions.fused if path not in touched]
+        refused = {path: reason for path, reason in refused.items() if path not in fusions.fused}
         refuse_if_nothing_is_left("convert", len(touched), refused)
         change = None if example is None else _measured(model, work, to, example, call)
-    return Record(
+    return Conversion(
         operation="convert",
         model=work,
         touched=tuple(touched),
@@ -101,8 +130,53 @@ def convert(
         largest_change=change,
         measure="" if change is None else "of the output in evaluation, relative to its largest value",
         exactness=_exactness(to),
-        notes=("the function is another one: train the model again",) if KINDS[to] == "retrain" else (),
+        notes=_notes(to, fusions, asked=fuse, measured=example is not None),
+        fused=fusions.fused,
+        unfused=fusions.left,
     )
+
+
+def _notes(to: str, fusions: Fusions, *, asked: bool, measured: bool) -> tuple[str, ...]:
+    """Say what the numbers of a record do not."""
+    if KINDS[to] == "retrain":
+        return ("the function is another one: train the model again",)
+    if to != "normkit" or not asked:
+        return ()
+    if not measured:
+        return ("no activation was fused: a fusion is compared on an example; give example=",)
+    sums = sum(words.startswith("residual") for words in fusions.fused.values())
+    said = f"{len(fusions.fused)} batch norms compute the activation after them too, {sums} of them also a sum"
+    return (said, *(f"not fused {path}: {reason}" for path, reason in fusions.left.items()))
+
+
+class _Job:
+    """One model, its copy, and what the copy is to become."""
+
+    def __init__(
+        self, model: nn.Module, work: nn.Module, to: str, where: Where, example: Any, call: Call | None
+    ) -> None:
+        self.model, self.work, self.to, self.where = model, work, to, where
+        self.example, self.call = example, call
+        self.chosen = {id(layer.module) for layer in norm_layers(work, where)}
+        if to == "torch":
+            unfuse(work, self.chosen)
+
+    def convert(self, rebuild: Rebuild) -> tuple[list[str], dict[str, str]]:
+        """Convert the layers; return the paths of those that were, and the reasons for the others."""
+        observed = None if self.example is None else observe(self.work, self.example, self.call)
+        if self.to == "frozen":
+            frozen = freeze(self.work, self.where)
+            return list(frozen.touched), dict(frozen.refused)
+        # By the modules: taking a fusion apart has given them other paths.
+        where = None if self.where is None else lambda layer: id(layer.module) in self.chosen
+        return _convert_all(self.work, self.to, where, observed, rebuild)
+
+    def fuse(self) -> Fusions:
+        """Fuse the chosen norms with what comes after them."""
+        layers = [layer for layer in norm_layers(self.work) if id(layer.module) in self.chosen]
+        with torch.no_grad():
+            other, _ = second_size(self.model, self.example, self.call)
+        return fuse_activations(self.model, self.work, layers, [self.example, other], self.call)
 
 
 def _convert_all(
