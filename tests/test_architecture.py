@@ -20,6 +20,7 @@ PUBLIC_MODULES = (
     "normkit.axes",
     "normkit.cli",
     "normkit.errors",
+    "normkit.lab.backends",
     "normkit.lab.charts",
     "normkit.lab.claim",
     "normkit.lab.claims",
@@ -37,7 +38,10 @@ PUBLIC_MODULES = (
     "normkit.layers",
     "normkit.layers.catalog",
     "normkit.report.figures",
+    "normkit.report.language",
+    "normkit.report.markdown",
     "normkit.report.page",
+    "normkit.report.settings",
 )
 
 

@@ -72,9 +72,24 @@ def test_run_writes_rows_verdict_figures_and_report(whole):
     assert {"verdict", "effect", "low", "high", "seeds", "rule"} <= verdict.keys()
     assert verdict["seeds"] == 2
     assert (out / "figures" / "convergence.svg").read_text().startswith("<?xml")
+    assert "](figures/convergence.svg)" in (out / "report.md").read_text()
+    assert (out / "figures" / "small-convergence.svg").exists()
     assert (out / "figures" / "convergence.png").read_bytes().startswith(b"\x89PNG")
     assert verdict["verdict"].upper() in done.stdout
     assert str(out / "report.html") in done.stdout
+
+
+def test_report_is_written_in_chinese_on_request(whole):
+    out, _ = whole
+    report = [sys.executable, "-m", "normkit", "lab", "report", str(out), "--lang"]
+    done = finished([*report, "zh"])
+    assert done.returncode == 0, done.stderr
+    assert "批归一化收敛更快" in done.stdout
+    assert '<html lang="zh">' in (out / "report.html").read_text()
+    assert "论断" in (out / "report.md").read_text()
+    refused = finished([*report, "fr"])
+    assert refused.returncode == 2
+    assert "unknown language; known are: en, zh" in refused.stderr
 
 
 def test_two_processes_give_the_same_bytes_as_one(whole, command, tmp_path):

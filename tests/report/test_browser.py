@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from normkit.report.language import ENGLISH, language
 from normkit.report.page import render
 
 from .test_page import HOSTILE, entry_of, rows_of
@@ -27,10 +28,18 @@ frame.onload = () => {{
   const page = frame.contentDocument, root = page.documentElement;
   const boxes = [...page.querySelectorAll(".panels svg")].map(svg => svg.getBoundingClientRect());
   const style = frame.contentWindow.getComputedStyle(page.body);
+  const values = page.querySelectorAll("circle.value"), nearest = values[values.length - 1].getBoundingClientRect();
+  const here = {{ bubbles: true, clientX: nearest.x + nearest.width / 2 + 3, clientY: nearest.y + nearest.height / 2 }};
+  const svg = values[values.length - 1].ownerSVGElement, read = () => page.querySelector(".readout");
+  svg.dispatchEvent(new PointerEvent("pointerdown", here));
+  const said = read().textContent, bubble = read().getBoundingClientRect(), shown = !read().hidden;
+  page.body.dispatchEvent(new PointerEvent("pointermove", {{ bubbles: true, clientX: 1, clientY: 1 }}));
   document.getElementById("measured").textContent = JSON.stringify({{
     scroll: root.scrollWidth, client: root.clientWidth,
     panels: boxes.map(box => [box.left, box.top, box.width, box.height]),
     verdict: page.querySelector(".verdict").getBoundingClientRect().top, paper: style.backgroundColor, ink: style.color,
+    read: shown && said, hidden: read().hidden, bubble: [bubble.left, bubble.right, bubble.height],
+    ledger: [...page.querySelectorAll(".ledger td, .ledger svg")].map(part => part.getBoundingClientRect().right),
     tables: [...page.querySelectorAll("table")].map(table => table.getBoundingClientRect().right),
   }});
 }};
@@ -38,14 +47,15 @@ frame.srcdoc = {page};
 </script>"""
 
 
-def open_in_browser(tmp_path, width, *flags, norm="batch"):
+def open_in_browser(tmp_path, width, *flags, norm="batch", claims=1, lang=ENGLISH):
     """Lay the report out at this width and return what was measured."""
     if BROWSER is None:
         reason = "no chromium on this machine (Debian: apt-get install chromium)"
         if os.environ.get("NORMKIT_REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    page = json.dumps(render([entry_of(rows_of(norms=("none", norm), epochs=5))])).replace("</", "<\\/")
+    entries = [entry_of(rows_of(norms=("none", norm), epochs=5))] * claims
+    page = json.dumps(render(entries, lang)).replace("</", "<\\/")
     path = tmp_path / "frame.html"
     path.write_text(FRAME.format(width=width, page=page))
     arguments = [
@@ -66,6 +76,12 @@ def test_report_fits_its_window_and_shows_the_figure(tmp_path, width):
     assert measured["scroll"] == width
     assert max(measured["tables"]) <= width
     loss, accuracy = measured["panels"]
+    # A tap beside the last point of the last curve reads its value; elsewhere there is nothing to read.
+    assert re.fullmatch(r"with batch norm: 0\.\d+ \(0\.\d+ to 0\.\d+\) at epoch 5", measured["read"])
+    assert measured["hidden"]
+    left, right, height = measured["bubble"]
+    assert 0 <= left < right <= width
+    assert height > 10
     for left, top, panel_width, height in (loss, accuracy):
         assert top > measured["verdict"]
         assert left >= 0
@@ -74,6 +90,16 @@ def test_report_fits_its_window_and_shows_the_figure(tmp_path, width):
         assert height > 200
     # Side by side on a desk, one above the other on a phone.
     assert (loss[1] == accuracy[1]) == (width == 1280)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "lang"), [(1280, "en"), (360, "zh")])
+def test_table_of_verdicts_fits_its_window(tmp_path, width, lang):
+    measured = open_in_browser(tmp_path, width, claims=3, lang=language(lang))
+    assert measured["scroll"] == width
+    # Three rows of five cells, a picture of the interval and one of the figure in each.
+    assert len(measured["ledger"]) == 3 * 7
+    assert max(measured["ledger"]) <= width
 
 
 @pytest.mark.browser

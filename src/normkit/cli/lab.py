@@ -50,13 +50,16 @@ def run_claims(
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and report; runs/CLAIM-DATA if left out.")
     ] = None,
+    lang: Annotated[str, typer.Option(help="The report's language: en or zh.")] = "en",
 ) -> None:
     """Run claims, or go on with a run that was broken off, and write the report."""
     from ..lab.claim import Request, concerning, plan
     from ..lab.grid import available_jobs
+    from ..report.language import language
 
     if jobs is not None and jobs < 1:
         raise ArgumentError(f"--jobs {jobs}: expected 1 or more")
+    language(lang)
     chosen = _chosen(claims)
     names = None if norms is None else tuple(name.strip() for name in norms.split(","))
     request = Request(data=data, data_dir=data_dir, norms=names, seeds=seeds, epochs=epochs, device=device)
@@ -66,23 +69,27 @@ def run_claims(
     folder = out or Path("runs") / f"{'all' if everything else '+'.join(claims)}-{plans[0].data}"
     # A GPU is shared by processes only at the price of its memory; one is the sound default there.
     jobs = jobs or (1 if device == "cuda" else available_jobs())
-    raise typer.Exit(_run_and_report(plans, folder, jobs, request))
+    raise typer.Exit(_run_and_report(plans, folder, jobs, request, lang))
 
 
 @lab.command("report")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `normkit lab run` wrote.")],
+    lang: Annotated[str, typer.Option(help="The report's language: en or zh.")] = "en",
 ) -> None:
-    """Judge a folder's results again and redraw figures and report."""
+    """Judge a folder's results again and redraw figures and report, as HTML and as Markdown."""
+    from ..report.language import language
     from ..report.page import write_report
     from .lab_display import print_entries
 
-    print_entries(write_report(folder), folder)
+    chosen = language(lang)
+    print_entries(write_report(folder, chosen), folder, chosen)
 
 
-def _run_and_report(plans: "list[Plan]", folder: Path, jobs: int, request: "Request") -> int:
+def _run_and_report(plans: "list[Plan]", folder: Path, jobs: int, request: "Request", lang: str) -> int:
     """Run the plans under a progress bar, then print tables, verdicts and the report's path."""
     from ..lab.grid import run
+    from ..report.language import language
     from ..report.page import write_report
     from .lab_display import RunProgress, print_entries, print_interrupted
 
@@ -92,7 +99,8 @@ def _run_and_report(plans: "list[Plan]", folder: Path, jobs: int, request: "Requ
     except KeyboardInterrupt:
         print_interrupted(folder, sum(len(plan.cells()) for plan in plans))
         return 1
-    print_entries(write_report(folder), folder)
+    chosen = language(lang)
+    print_entries(write_report(folder, chosen), folder, chosen)
     return 0
 
 

@@ -15,7 +15,7 @@ from ..lab.claim import Claim
 from ..lab.grid import Event
 from ..lab.ledger import Entry
 from ..lab.results import read_cells
-from ..report.page import effect_in_words
+from ..report.language import ENGLISH, Language, effect_in_words
 
 __all__ = ["RunProgress", "print_claims", "print_entries", "print_interrupted"]
 
@@ -68,15 +68,15 @@ def print_claims(claims: Sequence[Claim]) -> None:
     Console().print(table)
 
 
-def print_entries(entries: Sequence[Entry], folder: Path) -> None:
+def print_entries(entries: Sequence[Entry], folder: Path, lang: Language = ENGLISH) -> None:
     """Print each claim's tables and verdict, then where the report is."""
     console = Console()
     for entry in entries:
         for table in entry.shown:
             if isinstance(table, charts.Table):
                 console.print(_table(table))
-        console.print(_verdict(entry), soft_wrap=True)
-    console.print(f"Report: {escape(str(folder / 'report.html'))}", soft_wrap=True, highlight=False)
+        console.print(_verdict(entry, lang), soft_wrap=True)
+    console.print(f"{lang.say('Report')}: {escape(str(folder / 'report.html'))}", soft_wrap=True, highlight=False)
 
 
 def print_interrupted(folder: Path, total: int) -> None:
@@ -99,13 +99,15 @@ def _table(shown: charts.Table) -> Table:
     return table
 
 
-def _verdict(entry: Entry) -> str:
+def _verdict(entry: Entry, lang: Language) -> str:
     """Return the verdict with each part's effect and interval."""
     outcome = entry.verdict.verdict
-    lines = [f"[bold {COLOURS[outcome]}]{outcome.upper()}[/]: {escape(entry.claim.title)}"]
+    lines = [f"[bold {COLOURS[outcome]}]{lang.say(outcome).upper()}[/]: {escape(lang.title(entry.claim))}"]
     lines += [
-        f"  {escape(part.rule.effect)}: {escape(effect_in_words(part))}, {part.verdict}" for part in entry.verdict.parts
+        f"  {escape(part.rule.effect)}: {escape(effect_in_words(part, lang))}, {lang.say(part.verdict)}"
+        for part in entry.verdict.parts
     ]
     if entry.finished < entry.total:
-        lines.append(f"  unfinished: {entry.finished} of {entry.total} cells are done")
+        unfinished = "Unfinished: {finished} of {total} cells are done."
+        lines.append(f"  {lang.say(unfinished, finished=entry.finished, total=entry.total)}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..lab.charts import Bars, Chart, Line, Panel, Points
+from .readout import targets
 
-__all__ = ["draw", "inline_panels"]
+__all__ = ["draw", "draw_miniature", "inline_miniature", "inline_panels"]
 
 # Colours that colour-blind readers tell apart (Okabe and Ito) and that stand on white and on black.
 COLOURS = ("#D55E00", "#1F83C4", "#009E73", "#CC79A7", "#B8860B", "#7F7F7F")
@@ -50,6 +52,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 PANEL_INCHES = (4.6, 3.5)
+MINIATURE_INCHES = (1.7, 1.0)
 
 # A legend wider than its panel would leave no room for the curves.
 LONGEST_LABEL = 36
@@ -74,14 +77,34 @@ def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
 
 def inline_panels(chart: Chart) -> tuple[str, ...]:
     """Return one SVG element per panel, without background, sized by the page and in the page's text colour."""
-    return tuple(_inline(panel) for panel in chart.panels)
+    return tuple(_inline_panel(panel) for panel in chart.panels)
 
 
-def _inline(panel: Panel) -> str:
-    stream = io.StringIO()
+def inline_miniature(chart: Chart) -> str:
+    """Return the chart's first panel as a small SVG element without words."""
+    with _miniature(chart) as figure:
+        return _inline(figure)
+
+
+def draw_miniature(chart: Chart, path: Path) -> None:
+    """Write the chart's first panel as a small SVG file without words, on white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _miniature(chart) as figure:
+        figure.patch.set_facecolor("white")
+        figure.savefig(path, format="svg", metadata={"Date": None, "Title": chart.title})
+
+
+def _inline_panel(panel: Panel) -> str:
     with _figure([panel]) as figure:
-        figure.patch.set_alpha(0)
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        markup = _inline(figure)
+        return markup.replace("</svg>", f"{targets(figure.axes[0], panel)}</svg>")
+
+
+def _inline(figure: Figure) -> str:
+    """Return the figure as an SVG element that has no background and no identifiers of its own."""
+    stream = io.StringIO()
+    figure.patch.set_alpha(0)
+    figure.savefig(stream, format="svg", metadata={"Date": None})
     markup = stream.getvalue()
     markup = markup[markup.index("<svg") :]
     markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
@@ -103,6 +126,24 @@ def _figure(panels: Sequence[Panel]) -> Iterator[Figure]:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             axes.patch.set_alpha(0)
             _draw_panel(axes, panel)
+        yield figure
+
+
+@contextmanager
+def _miniature(chart: Chart) -> Iterator[Figure]:
+    """Draw the first panel small, without words, ticks and grid: what is left is its shape."""
+    panel = chart.panels[0]
+    bare = replace(panel, title="", x_label="", y_label="", marks=[replace(mark, label="") for mark in panel.marks])
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**STYLE, "axes.grid": False, "lines.markersize": 2})
+        figure = Figure(figsize=MINIATURE_INCHES, layout="constrained")
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        _draw_panel(axes, bare)
+        for line in axes.lines:
+            line.set(linewidth=1.2, markersize=2.2)
+        axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
         yield figure
 
 

@@ -1,9 +1,12 @@
-"""The report: one self-contained HTML file that opens with the verdict and the figure."""
+"""The report: one self-contained HTML file that opens with the verdicts and their figures."""
 
+import base64
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,8 +14,11 @@ from markupsafe import Markup
 from ..lab.charts import Chart, Line, Table
 from ..lab.ledger import Entry, read_ledger, write_verdicts
 from ..lab.results import atomic_write
-from ..lab.verdicts import Part
-from .figures import draw, inline_panels
+from .figures import draw, draw_miniature, inline_miniature, inline_panels
+from .language import ENGLISH, Language, effect_in_words, rule_in_words
+from .markdown import render_markdown
+from .miniature import interval_picture
+from .settings import named_settings
 
 __all__ = ["effect_in_words", "render", "write_report"]
 
@@ -22,13 +28,15 @@ class Section:
     """One claim as the template takes it."""
 
     entry: Entry
+    miniature: Markup
+    interval: Markup
     charts: tuple[tuple[Chart, tuple[Markup, ...]], ...]
     tables: tuple[Table, ...]
     settings: tuple[tuple[str, str], ...]
 
 
-def write_report(folder: Path) -> tuple[Entry, ...]:
-    """Judge a folder's results and write ``verdicts.json``, ``figures/`` and ``report.html`` into it.
+def write_report(folder: Path, lang: Language = ENGLISH) -> tuple[Entry, ...]:
+    """Judge a folder's results and write ``verdicts.json``, ``figures/``, ``report.html`` and ``report.md`` into it.
 
     Raises:
         ArgumentError: the folder does not exist or holds no run.
@@ -38,44 +46,36 @@ def write_report(folder: Path) -> tuple[Entry, ...]:
     entries = read_ledger(folder)
     write_verdicts(folder, entries)
     for entry in entries:
-        for chart in entry.shown:
-            if isinstance(chart, Chart):
-                draw(chart, folder / "figures")
-    atomic_write(folder / "report.html", render(entries).encode())
+        charts = [chart for chart in entry.shown if isinstance(chart, Chart)]
+        for chart in charts:
+            draw(chart, folder / "figures")
+        if charts:
+            draw_miniature(charts[0], folder / "figures" / f"small-{entry.claim.id}.svg")
+    atomic_write(folder / "report.html", render(entries, lang).encode())
+    atomic_write(folder / "report.md", render_markdown(entries, lang).encode())
     return entries
 
 
-def render(entries: Sequence[Entry]) -> str:
+def render(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
     """Return the page. Everything that comes from results or settings is escaped."""
     environment = Environment(
         loader=PackageLoader("normkit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["effect"] = effect_in_words
+    environment.filters["effect"] = lambda part: effect_in_words(part, lang)
+    environment.filters["rule"] = lambda rule: rule_in_words(rule, lang)
     environment.tests["banded"] = _has_bands
-    return environment.get_template("report.html.j2").render(sections=[_section(entry) for entry in entries])
-
-
-def effect_in_words(part: Part) -> str:
-    """Return an effect with its interval and the number of seeds.
-
-    >>> from normkit.lab.verdicts import Rule, judge
-    >>> rule = Rule(effect="gain", unit="nats", direction="above", threshold=0.0)
-    >>> effect_in_words(judge(rule, {0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}))
-    '+1.0000 nats (95 % interval +1.0000 to +1.0000, 2 seeds)'
-    """
-    if part.effect is None:
-        return f"no number: {part.note}"
-    unit = f" {part.rule.unit}" if part.rule.unit else ""
-    seeds = f"{part.seeds} seed{'' if part.seeds == 1 else 's'}"
-    if part.low is None or part.high is None:
-        return f"{_signed(part.effect)}{unit} ({seeds}; no interval: {part.note})"
-    return f"{_signed(part.effect)}{unit} (95 % interval {_signed(part.low)} to {_signed(part.high)}, {seeds})"
-
-
-def _signed(number: float) -> str:
-    """Return the number with its sign and four digits, also where it is so small that four decimals show none."""
-    return f"{number:+.4f}" if number == 0 or abs(number) >= 0.001 else f"{number:+.1e}"
+    script = (files("normkit.report") / "templates" / "readout.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        sections=[_section(entry, lang) for entry in entries],
+        lang=lang,
+        say=lang.say,
+        counts=Counter(entry.verdict.verdict for entry in entries),
+        data=", ".join(dict.fromkeys(entry.record["plan"]["data"] for entry in entries)),
+        # Our own file, which the page's policy names by its sum: no other script runs, wherever it came from.
+        script=Markup(script),  # noqa: S704
+        script_sum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
 def _has_bands(chart: Chart) -> bool:
@@ -83,25 +83,16 @@ def _has_bands(chart: Chart) -> bool:
     return any(isinstance(mark, Line) and mark.low for panel in chart.panels for mark in panel.marks)
 
 
-def _section(entry: Entry) -> Section:
+def _section(entry: Entry, lang: Language) -> Section:
     """Gather what the template shows of one claim."""
     charts = [chart for chart in entry.shown if isinstance(chart, Chart)]
+    # The only markup that is not escaped is what matplotlib drew and what miniature and readout made, which escape
+    # every word themselves.
     return Section(
         entry=entry,
-        # The only markup that is not escaped is what matplotlib drew, which escapes every word itself.
+        miniature=Markup(inline_miniature(charts[0])) if charts else Markup(),  # noqa: S704
+        interval=Markup(interval_picture(entry.verdict.headline, lang)),  # noqa: S704
         charts=tuple((chart, tuple(Markup(panel) for panel in inline_panels(chart))) for chart in charts),  # noqa: S704
         tables=tuple(table for table in entry.shown if isinstance(table, Table)),
-        settings=tuple(_settings(entry.record)),
+        settings=named_settings(entry.record, lang),
     )
-
-
-def _settings(record: Any) -> list[tuple[str, str]]:
-    """Return the names and values of everything the numbers hang on."""
-    plan = record["plan"]
-    named = [("data", record["data"]), ("norms", ", ".join(plan["norms"])), ("seeds", f"0 to {plan['seeds'][-1]}")]
-    named += [
-        (name.replace("_", " "), "all" if value is None else str(value)) for name, value in plan["settings"].items()
-    ]
-    named += [(name, version) for name, version in record["versions"].items()]
-    named += [("machine", record["machine"]), ("commit", record["commit"] or "not known")]
-    return named

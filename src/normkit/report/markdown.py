@@ -1,0 +1,104 @@
+"""The report as Markdown, for a repository: the same table and sections, with the figures as files beside it."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ..lab.charts import Chart, Table
+from ..lab.ledger import Entry
+from .language import ENGLISH, Language, effect_in_words, rule_in_words
+from .settings import named_settings
+
+__all__ = ["ledger_table", "render_markdown"]
+
+
+def render_markdown(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
+    """Return the report. Its pictures are those that `report.page.write_report` draws into ``figures/``."""
+    say = lang.say
+    counts = Counter(entry.verdict.verdict for entry in entries)
+    data = ", ".join(dict.fromkeys(entry.record["plan"]["data"] for entry in entries))
+    sentence = "{supported} supported, {refuted} refuted, {inconclusive} inconclusive; {total} claims on {data}."
+    outcomes = {outcome: counts[outcome] for outcome in ("supported", "refuted", "inconclusive")}
+    opening = [
+        f"# {say('Claims made for batch normalization')}",
+        say(sentence, **outcomes, total=len(entries), data=data),
+    ]
+    if lang is not ENGLISH:
+        opening.append(say("The claims' own words are in English."))
+    return "\n\n".join([*opening, ledger_table(entries, lang), *(_section(entry, lang) for entry in entries)]) + "\n"
+
+
+def ledger_table(entries: Sequence[Entry], lang: Language = ENGLISH, sections: str = "") -> str:
+    """Return the table of all verdicts.
+
+    Args:
+        entries: the claims.
+        lang: the language.
+        sections: the address of the file that holds the claims' sections, for a table that stands in another file.
+    """
+    folder = sections.rpartition("/")[0]
+    figures = f"{folder}/figures" if folder else "figures"
+    lines = []
+    for entry in entries:
+        claim, part = entry.claim, entry.verdict.headline
+        verdict = f"**{lang.say(entry.verdict.verdict)}**"
+        if entry.finished < entry.total:
+            verdict += f" ({lang.say('unfinished')})"
+        picture = f"![]({figures}/small-{claim.id}.svg)" if any(isinstance(it, Chart) for it in entry.shown) else ""
+        title = f"[{_cell(lang.title(claim))}]({sections}#{claim.id})"
+        effect = f"{_cell(part.rule.effect)}: {_cell(effect_in_words(part, lang))}"
+        if len(entry.verdict.parts) > 1:
+            effect += f" · {lang.say('first of {count} rules', count=len(entry.verdict.parts))}"
+        lines.append([claim.number, title, verdict, effect, picture])
+    header = ["", *(lang.say(name) for name in ("claim", "verdict", "effect", "picture"))]
+    return _table(header, lines)
+
+
+def _section(entry: Entry, lang: Language) -> str:
+    claim, say = entry.claim, lang.say
+    # An anchor of its own: the one that is made of a heading follows its words, which change with the language.
+    parts = [f'<a id="{claim.id}"></a>\n\n## {claim.number}. {_text(lang.title(claim))}']
+    parts.append(f"**{say(entry.verdict.verdict)}.** {_text(claim.meaning[entry.verdict.verdict])}")
+    if entry.finished < entry.total:
+        unfinished = say(
+            "Unfinished: {finished} of {total} cells are done.", finished=entry.finished, total=entry.total
+        )
+        parts.append(f"**{unfinished}** {say('The verdict may still change.')}")
+    for shown in entry.shown:
+        parts += _chart(shown) if isinstance(shown, Chart) else _shown_table(shown)
+    parts += [f"### {say('What is claimed, and by whom')}", _text(claim.statement), f"{_text(claim.source)}."]
+    parts += [f"### {say('Prediction and rule, written before the data were seen')}", _text(claim.prediction)]
+    rules = [
+        [_cell(rule_in_words(part.rule, lang)), _cell(effect_in_words(part, lang)), say(part.verdict)]
+        for part in entry.verdict.parts
+    ]
+    parts.append(_table([say("rule"), say("measured"), say("verdict")], rules))
+    parts += [f"### {say('Settings')}", f"{say('The same on both sides.')} {_text(claim.settings_rule)}"]
+    parts.append("\n".join(f"- {_text(name)}: {_text(value)}" for name, value in named_settings(entry.record, lang)))
+    parts += [f"### {say('Repeat it')}", f"```sh\n{entry.command}\n```"]
+    return "\n\n".join(parts)
+
+
+def _chart(chart: Chart) -> list[str]:
+    return [f"![{_text(chart.text)}](figures/{chart.name}.svg)", f"*{_text(chart.title)}.* {_text(chart.text)}"]
+
+
+def _shown_table(table: Table) -> list[str]:
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return [f"**{_text(table.title)}**", _table([_cell(name) for name in table.header], rows), _text(table.note)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Return words that stand in one cell of a table."""
+    return _text(text).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Return words without what Markdown would read as markup, on one line."""
+    for character in "\\`*_[]<>#":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

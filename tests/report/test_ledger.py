@@ -1,0 +1,184 @@
+"""The ledger's other forms and its parts: Markdown, Chinese, the interval's picture, values over a figure."""
+
+import base64
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import normkit.report
+from normkit.errors import ArgumentError
+from normkit.lab.charts import Bars, Chart, Line, Panel, Table
+from normkit.lab.claims import all_claims
+from normkit.lab.verdicts import Rule, judge_values
+from normkit.report.figures import inline_miniature, inline_panels
+from normkit.report.language import ENGLISH, LANGUAGES, effect_in_words, language, rule_in_words
+from normkit.report.markdown import ledger_table, render_markdown
+from normkit.report.miniature import interval_picture
+from normkit.report.page import render
+from normkit.report.readout import MOST_POINTS
+
+from .test_page import HOSTILE, entry_of, rows_of
+
+TEMPLATES = Path(normkit.report.__file__).parent / "templates"
+# What `say("...")` is called with, in templates and code.
+SAID = re.compile(r"say\(\s*([\"'])(.+?)\1[,)]")
+
+
+def part_of(values, direction="above", threshold=0.0):
+    rule = Rule(effect="gain", unit="", direction=direction, threshold=threshold)
+    return judge_values(rule, dict(enumerate(values)))
+
+
+def test_every_word_of_the_report_is_said_in_chinese():
+    zh = language("zh")
+    code = (TEMPLATES / "report.html.j2").read_text() + (TEMPLATES.parent / "language.py").read_text()
+    code += (TEMPLATES.parent / "markdown.py").read_text() + (TEMPLATES.parent / "settings.py").read_text()
+    said = {words for _, words in SAID.findall(code)}
+    assert len(said) > 20
+    assert said <= zh.words.keys()
+    assert {"supported", "refuted", "inconclusive"} <= zh.words.keys()
+    # Every place for a value is in the translation too.
+    for english, chinese in zh.words.items():
+        assert set(re.findall(r"{\w+}", english)) == set(re.findall(r"{\w+}", chinese)), english
+
+
+def test_every_claim_has_a_chinese_title():
+    assert {claim.id for claim in all_claims()} <= language("zh").titles.keys()
+
+
+@pytest.mark.parametrize("direction", ["above", "below"])
+def test_rules_are_said_in_both_languages(direction):
+    rule = Rule(effect="gain", unit="", direction=direction, threshold=0.5)
+    assert rule_in_words(rule) == f"G{rule.text[1:]}"
+    assert "supported" not in rule_in_words(rule, language("zh"))
+    assert "0.5" in rule_in_words(rule, language("zh"))
+
+
+def test_effects_are_said_in_chinese_with_and_without_interval():
+    assert effect_in_words(part_of([1.0, 1.0]), language("zh")) == "+1.0000（95 % 区间 +1.0000 到 +1.0000，2 个种子）"
+    assert effect_in_words(part_of([1.0]), language("zh")).startswith("+1.0000（1 个种子；没有区间：")
+
+
+def test_unknown_language_lists_the_known_ones():
+    with pytest.raises(ArgumentError, match="--lang fr: unknown language; known are: en, zh"):
+        language("fr")
+
+
+def test_page_in_chinese_says_so_and_keeps_the_numbers():
+    page = render([entry_of(rows_of())], language("zh"))
+    assert '<html lang="zh">' in page
+    assert "成立" in page
+    assert "批归一化收敛更快" in page
+    assert "论断的原文" in page
+    assert "+0.0510" in page
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_markdown_has_the_table_then_a_section_per_claim(code):
+    first = entry_of(rows_of())
+    second = dataclasses.replace(first, claim=dataclasses.replace(first.claim, id="other", number="E9", title="Other"))
+    text = render_markdown([first, second], language(code))
+    table, *sections = re.split(r"\n## ", text)
+    assert table.count("\n| E") == 2
+    assert "(#other)" in table
+    assert '<a id="other"></a>' in text
+    assert len(sections) == 2
+    for section in sections:
+        assert "](figures/convergence.svg)" in section
+        assert "normkit lab run" in section
+        assert "+0.0510" in section
+        # Every line of a table has the cells of its header.
+        for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+            assert len({line.count(" | ") for line in block.splitlines()}) == 1
+
+
+def test_markdown_takes_hostile_words_for_words():
+    table = Table(title=HOSTILE, header=["a|b"], rows=[[f"{HOSTILE}|\n# x"]], note="[a](javascript:b)")
+    entry = entry_of(rows_of())
+    text = render_markdown([dataclasses.replace(entry, shown=(*entry.shown, table))])
+    assert not re.search(r"(?<!\\)<(script|img)", text)
+    assert "\n# x" not in text
+    assert r"a\|b" in text
+    assert r"\[a\](javascript:b)" in text
+
+
+def test_ledger_table_for_another_file_points_into_this_one():
+    table = ledger_table([entry_of(rows_of())], ENGLISH, "docs/ledger/README.md")
+    assert "(docs/ledger/README.md#convergence)" in table
+    assert "(docs/ledger/figures/small-convergence.svg)" in table
+
+
+@pytest.mark.parametrize(("direction", "side"), [("above", "right"), ("below", "left")])
+def test_interval_picture_puts_the_bar_where_the_numbers_are(direction, side):
+    root = ElementTree.fromstring(interval_picture(part_of([2.0, 3.0, 4.0], direction, threshold=1.0)))
+    shapes = {shape.get("class"): shape for shape in root}
+    line = float(shapes["threshold"].get("x1"))
+    dot, low = float(shapes["dot"].get("cx")), float(shapes["bar"].get("x"))
+    high = low + float(shapes["bar"].get("width"))
+    assert low < dot < high
+    # 95 % of 3 ± 2.48 is 0.52 to 5.48: the line lies within.
+    assert low < line < dot
+    shaded = float(shapes["holds"].get("x"))
+    assert shaded == (line if side == "right" else 0)
+    assert "95 % interval +0.5159 to +5.4841" in root.get("aria-label")
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [float("nan"), 1.0], [1.0, 1.0]])
+def test_interval_picture_of_missing_numbers_is_sound(values):
+    assert ElementTree.fromstring(interval_picture(part_of(values, threshold=1.0))) is not None
+
+
+def test_values_lie_on_the_curve_and_say_what_they_are():
+    line = Line(label="<a>", x=[0, 1, 2], y=[0, 10, 20], low=[0, 9, 19], high=[1, 11, 21])
+    (panel,) = inline_panels(chart_of([line]))
+    circles = [node for node in ElementTree.fromstring(panel).iter() if node.get("class") == "value"]
+    places = [(float(circle.get("cx")), float(circle.get("cy"))) for circle in circles]
+    assert [circle[0].text for circle in circles] == [
+        "<a>: 0 (0 to 1) at epoch 0", "<a>: 10 (9 to 11) at epoch 1", "<a>: 20 (19 to 21) at epoch 2"
+    ]  # fmt: skip
+    # The drawn curve goes through the same places.
+    (drawn,) = [
+        node.get("d") for node in ElementTree.fromstring(panel).iter() if "stroke: #d55e00" in node.get("style", "")
+        and node.get("clip-path")
+    ]  # fmt: skip
+    ends = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ([\d.]+) ([\d.]+)", drawn)]
+    assert ends == [pytest.approx(place, abs=0.11) for place in places]
+
+
+def test_long_curves_have_few_values_with_both_ends():
+    line = Line(label="a", x=range(1000), y=range(1000))
+    (panel,) = inline_panels(chart_of([line]))
+    words = re.findall(r"<title>(a: .*?)</title>", panel)
+    assert len(words) == MOST_POINTS
+    assert (words[0], words[-1]) == ("a: 0 at epoch 0", "a: 999 at epoch 999")
+
+
+def test_bars_have_values():
+    bars = [Bars(label=name, categories=["x", "y"], heights=[1, 2], low=[0.5, 1], high=[2, 3]) for name in "ab"]
+    (panel,) = inline_panels(chart_of(bars))
+    assert re.findall(r"<title>(.*?)</title>", panel) == [
+        "a: 1 (0.5 to 2) at x", "a: 2 (1 to 3) at y", "b: 1 (0.5 to 2) at x", "b: 2 (1 to 3) at y"
+    ]  # fmt: skip
+
+
+def test_miniature_has_a_curve_and_no_words():
+    miniature = inline_miniature(chart_of([Line(label="words", x=[0, 1], y=[0, 1])]))
+    words = "".join(ElementTree.fromstring(miniature).itertext())
+    assert re.sub(r"\*{.*?}", "", words).strip() == ""
+    assert "#d55e00" in miniature
+
+
+def test_only_the_page_s_own_script_may_run():
+    page = render([entry_of(rows_of())])
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL).group(1)
+    allowed = re.search(r"script-src 'sha256-([^']+)'", page).group(1)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
+    assert page.count("script-src") == 1
+
+
+def chart_of(marks):
+    return Chart(name="c", title="t", panels=[Panel(title="p", x_label="epoch", y_label="y", marks=marks)], text="d")
