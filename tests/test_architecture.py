@@ -24,6 +24,7 @@ PUBLIC_MODULES = (
     "normkit.lab.charts",
     "normkit.lab.claim",
     "normkit.lab.claims",
+    "normkit.lab.compare",
     "normkit.lab.data",
     "normkit.lab.grid",
     "normkit.lab.idx",

@@ -86,6 +86,23 @@ def report(
     print_entries(write_report(folder, chosen), folder, chosen)
 
 
+@lab.command("compare")
+def compare_runs(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A folder that `normkit lab run` wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
+) -> None:
+    """Put two runs of the same claims beside each other: effects, intervals, verdicts and what changed."""
+    from ..lab.compare import compare
+    from .lab_display import print_comparisons
+
+    comparisons = compare(first, second)
+    if as_json:
+        typer.echo(json.dumps([comparison.record() for comparison in comparisons], indent=2, ensure_ascii=False))
+    else:
+        print_comparisons(comparisons)
+
+
 def _run_and_report(plans: "list[Plan]", folder: Path, jobs: int, request: "Request", lang: str) -> int:
     """Run the plans under a progress bar, then print tables, verdicts and the report's path."""
     from ..lab.grid import run

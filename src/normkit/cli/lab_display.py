@@ -12,12 +12,14 @@ from rich.table import Table
 
 from ..lab import charts
 from ..lab.claim import Claim
+from ..lab.compare import Comparison
 from ..lab.grid import Event
 from ..lab.ledger import Entry
 from ..lab.results import read_cells
-from ..report.language import ENGLISH, Language, effect_in_words
+from ..lab.verdicts import Outcome
+from ..report.language import ENGLISH, Language, effect_in_words, signed
 
-__all__ = ["RunProgress", "print_claims", "print_entries", "print_interrupted"]
+__all__ = ["RunProgress", "print_claims", "print_comparisons", "print_entries", "print_interrupted"]
 
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 
@@ -79,6 +81,25 @@ def print_entries(entries: Sequence[Entry], folder: Path, lang: Language = ENGLI
     console.print(f"{lang.say('Report')}: {escape(str(folder / 'report.html'))}", soft_wrap=True, highlight=False)
 
 
+def print_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """Print a table of every claim's effects and verdicts in two folders, and what the runs differ in."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for name in ("claim", "effect", "A", "B", "B minus A"):
+        table.add_column(name)
+    for comparison in comparisons:
+        first, second = comparison.verdicts
+        table.add_row(f"[bold]{comparison.claim}[/]", "", _coloured(first), _coloured(second), "")
+        for part in comparison.parts:
+            difference = "" if part.difference is None else signed(part.difference)
+            effects = (escape(effect_in_words(side)) for side in (part.first, part.second))
+            table.add_row("", escape(part.effect), *effects, difference)
+    console.print(table)
+    for comparison in comparisons:
+        for name, (first_value, second_value) in comparison.settings.items():
+            console.print(escape(f"{comparison.claim}: {name} {first_value} in A, {second_value} in B"), soft_wrap=True)
+
+
 def print_interrupted(folder: Path, total: int) -> None:
     """Say what is kept and how to go on."""
     kept = len(read_cells(folder / "results.jsonl").cells)
@@ -87,6 +108,10 @@ def print_interrupted(folder: Path, total: int) -> None:
         "from there.",
         soft_wrap=True,
     )
+
+
+def _coloured(outcome: Outcome) -> str:
+    return f"[bold {COLOURS[outcome]}]{outcome}[/]"
 
 
 def _table(shown: charts.Table) -> Table:

@@ -17,7 +17,16 @@ from .claim import Plan
 from .data import Dataset
 from .results import atomic_write
 
-__all__ = ["check_record", "check_versions", "commit", "machine", "read_record", "versions", "write_record"]
+__all__ = [
+    "check_record",
+    "check_versions",
+    "commit",
+    "differing",
+    "machine",
+    "read_record",
+    "versions",
+    "write_record",
+]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -47,14 +56,24 @@ def check_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
     known = read_record(folder).get(plan.claim)
     if known is None:
         return
-    made_with, asked = _flat(known.get("plan", {})), _flat(plan.record())
-    made_with["data files (SHA-256)"], asked["data files (SHA-256)"] = known.get("data_digest"), dataset.digest
-    differing = [name for name in {**made_with, **asked} if made_with.get(name) != asked.get(name)]
-    if differing:
-        listed = "; ".join(f"{name} {made_with.get(name)} there, {asked.get(name)} now" for name in differing)
+    asked = {"plan": plan.record(), "data_digest": dataset.digest}
+    found = differing({name: known.get(name) for name in asked}, asked)
+    if found:
+        listed = "; ".join(f"{name} {there} there, {now} now" for name, (there, now) in found.items())
         raise ResultsError(
             f"{folder} holds {plan.claim} with other settings ({listed}); run with those, or choose another --out"
         )
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what two records of a claim's run differ in, by name: plan, data, versions, commit and machine."""
+    flat = []
+    for record in (first, second):
+        named = {"data files (SHA-256)": record.get("data_digest")}
+        named |= {name: record.get(name) for name in ("commit", "machine")}
+        flat.append({**named, **_flat(record.get("plan") or {}), **_flat(record.get("versions") or {})})
+    names = list(dict.fromkeys([*flat[0], *flat[1]]))
+    return {name: (flat[0].get(name), flat[1].get(name)) for name in names if flat[0].get(name) != flat[1].get(name)}
 
 
 def check_versions(folder: Path, plan: Plan) -> None:
