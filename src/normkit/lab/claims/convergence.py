@@ -9,6 +9,7 @@ from ..charts import Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
 from ..data import Dataset
 from ..networks import LeNet5
+from ..own import build_network
 from ..rows import as_number, compared_norms, curve_per_seed, mean_and_spread, mean_curve, of_norm, per_seed
 from ..training import TrainingSettings, train, with_seed
 from ..verdicts import Rule, Verdict, combine, judge
@@ -43,7 +44,7 @@ LOSS_POINTS = 120
 
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train LeNet-5 and yield each epoch's losses and test accuracy."""
-    model = with_seed(lambda: LeNet5(cell.norm), cell.seed)
+    model = with_seed(lambda: build_network(cell.network, cell.norm, LeNet5), cell.seed)
     for epoch in train(model, dataset, cell.settings, cell.seed, cell.device):
         yield asdict(epoch)
 
@@ -186,4 +187,5 @@ CLAIM = Claim(
     measure=measure,
     judge=decide,
     show=show,
+    own_network=True,
 )

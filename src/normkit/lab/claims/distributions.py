@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -163,7 +164,8 @@ CLAIM = Claim(
     "normalization and below that without; the layers' deviations differ by a smaller factor.",
     rules=(NEARER, NEAR, ALIKE),
     settings_rule="The net of four convolutions with E1's optimiser, rate and batch size, chosen for another net "
-    "without a norm. Measured is what the activation takes in: the norm's output, gamma and beta included.",
+    "without a norm. Measured is what the activation takes in: the norm's output, gamma and beta included. "
+    "On FashionMNIST 6,000 training and 2,000 test images are used, drawn by class, for the sake of time.",
     meaning={
         "supported": "After this training the norm's outputs are close to a standard normal in every layer, as the "
         "figures show. Gamma and beta could have moved them away, and did not do so in a few epochs.",
@@ -175,7 +177,7 @@ CLAIM = Claim(
     data=("digits", "fashion-mnist"),
     norms=("none", "batch"),
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": SETTINGS},
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, train_images=6000, test_images=2000)},
     measure=measure,
     judge=decide,
     show=show,

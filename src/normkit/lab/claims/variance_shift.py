@@ -1,7 +1,7 @@
 """E13: dropout before a batch norm shifts the variance between training and prediction."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -172,7 +172,8 @@ CLAIM = Claim(
     rules=(FORMULA, SHIFT, ACCURACY),
     settings_rule="The optimiser, rate and batch size of E1, which were chosen for a net without a norm. Three hidden "
     "layers of 128 with ReLU; one dropout of 0.5, after the first hidden layer or after the third. Same seed, same "
-    "weights and batches. The formula: a million normal numbers per p and c.",
+    "weights and batches. The formula: a million normal numbers per p and c. "
+    "On FashionMNIST 6,000 training and 2,000 test images are used, drawn by class, for the sake of time.",
     meaning={
         "supported": "The variance shifts as the formula says, and a net with dropout in front of its batch norms "
         "predicts worse than one with dropout behind them. Put dropout behind the last batch norm.",
@@ -185,7 +186,7 @@ CLAIM = Claim(
     norms=("batch",),
     any_norm=False,
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": SETTINGS},
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, train_images=6000, test_images=2000)},
     variants=tuple((("order", order),) for order in ORDERS),
     measure=measure,
     judge=decide,
