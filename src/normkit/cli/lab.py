@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ArgumentError
+from .lab_run import Run, run_and_report
 
 if TYPE_CHECKING:
-    from ..lab.claim import Claim, Plan, Request
+    from ..lab.claim import Claim
+    from ..lab.settings_file import SettingsFile
 
 __all__ = ["lab"]
 
@@ -51,10 +53,19 @@ def run_claims(
         Path | None, typer.Option(help="Folder for results and report; runs/CLAIM-DATA if left out.")
     ] = None,
     lang: Annotated[str, typer.Option(help="The report's language: en or zh.")] = "en",
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML file that names your own data and network, and how to train it.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Address of a Dask scheduler whose workers run the cells, such as tcp://host:8786."),
+    ] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files.")] = None,
 ) -> None:
     """Run claims, or go on with a run that was broken off, and write the report."""
     from ..lab.claim import Request, concerning, plan
     from ..lab.grid import available_jobs
+    from ..lab.processes import processes
     from ..report.language import language
 
     if jobs is not None and jobs < 1:
@@ -62,14 +73,28 @@ def run_claims(
     language(lang)
     chosen = _chosen(claims)
     names = None if norms is None else tuple(name.strip() for name in norms.split(","))
-    request = Request(data=data, data_dir=data_dir, norms=names, seeds=seeds, epochs=epochs, device=device)
+    own = _own(settings, data)
+    request = Request(
+        data=own.data if own and own.data else data, data_dir=data_dir, norms=names, seeds=seeds, epochs=epochs,
+        device=device, processes=processes(), network=own.network if own else None,
+        training=own.training if own else {},
+    )  # fmt: skip
     # With `all`, an option goes to the claims that it concerns; a claim that is named refuses what it has no use for.
     everything = claims == ["all"]
     plans = [plan(claim, concerning(claim, request) if everything else request) for claim in chosen]
-    folder = out or Path("runs") / f"{'all' if everything else '+'.join(claims)}-{plans[0].data}"
-    # A GPU is shared by processes only at the price of its memory; one is the sound default there.
-    jobs = jobs or (1 if device == "cuda" else available_jobs())
-    raise typer.Exit(_run_and_report(plans, folder, jobs, request, lang))
+    on = plans[0].data.replace(":", ".")
+    todo = Run(
+        plans=plans,
+        folder=out or Path("runs") / f"{'all' if everything else '+'.join(claims)}-{on}",
+        # A GPU is shared by processes only at the price of its memory; one is the sound default there.
+        jobs=jobs or (1 if device == "cuda" else available_jobs()),
+        data_dir=data_dir,
+        lang=lang,
+        scheduler=scheduler,
+        tensorboard=tensorboard,
+        modules=own.folder if own else None,
+    )
+    raise typer.Exit(run_and_report(todo))
 
 
 @lab.command("report")
@@ -103,22 +128,14 @@ def compare_runs(
         print_comparisons(comparisons)
 
 
-def _run_and_report(plans: "list[Plan]", folder: Path, jobs: int, request: "Request", lang: str) -> int:
-    """Run the plans under a progress bar, then print tables, verdicts and the report's path."""
-    from ..lab.grid import run
-    from ..report.language import language
-    from ..report.page import write_report
-    from .lab_display import RunProgress, print_entries, print_interrupted
+def _own(settings: Path | None, data: str | None) -> "SettingsFile | None":
+    """Read the settings file, which the command line must not contradict."""
+    from ..lab.settings_file import read_settings
 
-    try:
-        with RunProgress() as progress:
-            run(plans, folder, jobs=jobs, data_dir=request.data_dir, on_event=progress.on_event)
-    except KeyboardInterrupt:
-        print_interrupted(folder, sum(len(plan.cells()) for plan in plans))
-        return 1
-    chosen = language(lang)
-    print_entries(write_report(folder, chosen), folder, chosen)
-    return 0
+    own = None if settings is None else read_settings(settings)
+    if own is not None and own.data is not None and data is not None:
+        raise ArgumentError(f"--data {data} and --settings {settings}, which names its own data: give one of them")
+    return own
 
 
 def _chosen(names: list[str]) -> "list[Claim]":
@@ -142,6 +159,7 @@ def _described(claim: "Claim") -> dict[str, object]:
         "rules": [rule.text for rule in claim.rules],
         "data": claim.data,
         "norms": claim.norms,
+        "own_network": claim.own_network,
         "seeds": claim.seeds,
         "epochs": claim.settings[claim.data[0]].epochs,
     }

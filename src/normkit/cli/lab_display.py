@@ -66,7 +66,8 @@ def print_claims(claims: Sequence[Claim]) -> None:
     for name in ("claim", "", "what is claimed", "data"):
         table.add_column(name)
     for claim in claims:
-        table.add_row(claim.id, claim.number, escape(claim.title), ", ".join(claim.data))
+        data = [*claim.data, *(["your own (--settings)"] if claim.own_network else [])]
+        table.add_row(claim.id, claim.number, escape(claim.title), ", ".join(data))
     Console().print(table)
 
 

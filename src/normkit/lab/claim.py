@@ -8,7 +8,7 @@ judge the rows, and what to show.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from .charts import Chart, Table
 from .data import DATASETS, Dataset
 from .networks import known_norms
+from .own import is_own
 from .training import TrainingSettings
 from .verdicts import Outcome, Rule, Verdict
 
@@ -36,6 +37,9 @@ class Request:
     seeds: int | None = None
     epochs: int | None = None
     device: str = "cpu"
+    processes: int = 1
+    network: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,7 @@ class Claim:
         settings: how the networks are trained by default, by data set.
         variants: what else is varied.
         any_norm: whether other norms can be put in the place of these.
+        own_network: whether a reader's network and data can be put in the place of the claim's.
         measure: runs one cell and yields its rows' measurements.
         judge: applies the rule, written in the claim's file, to the rows.
         show: describes figures and tables.
@@ -164,6 +169,7 @@ class Claim:
     show: Callable[[Sequence[Row]], tuple[Chart | Table, ...]]
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
     any_norm: bool = True
+    own_network: bool = False
 
     @property
     def trains(self) -> bool:
@@ -188,28 +194,43 @@ def plan(claim: Claim, request: Request) -> Plan:
             epochs for a claim in which they are fixed.
     """
     data = request.data or claim.data[0]
-    if data not in DATASETS:
-        raise ArgumentError(f"unknown data set {data!r}; known are: {', '.join(DATASETS)}")
-    if data not in claim.data:
-        raise ArgumentError(f"claim {claim.id} does not run on {data}; it runs on: {', '.join(claim.data)}")
+    _check_data(claim, data, request.network)
     norms = claim.norms if request.norms is None else request.norms
     _check_norms(norms)
     seeds = claim.seeds if request.seeds is None else request.seeds
-    settings = claim.settings[data]
+    settings = replace(claim.settings[claim.data[0] if is_own(data) else data], **request.training)
     epochs = settings.epochs if request.epochs is None else request.epochs
     for option, number in (("seeds", seeds), ("epochs", epochs)):
         if number < 1:
             raise ArgumentError(f"--{option} {number}: expected 1 or more")
     _check_fixed(claim, norms, epochs)
+    if settings.batch_size % request.processes:
+        raise ArgumentError(
+            f"{request.processes} processes cannot share batches of {settings.batch_size} evenly; start as many as "
+            "divide it"
+        )
     return Plan(
         claim=claim.id,
         data=data,
         norms=norms,
         seeds=tuple(range(seeds)),
         device=request.device,
-        settings=replace(settings, epochs=epochs),
+        settings=replace(settings, epochs=epochs, processes=request.processes),
         variants=claim.variants,
+        network=request.network,
     )
+
+
+def _check_data(claim: Claim, data: str, network: str | None) -> None:
+    if not is_own(data) and data not in DATASETS:
+        raise ArgumentError(f"unknown data set {data!r}; known are: {', '.join(DATASETS)}")
+    if not is_own(data) and data not in claim.data:
+        raise ArgumentError(f"claim {claim.id} does not run on {data}; it runs on: {', '.join(claim.data)}")
+    if (is_own(data) or network is not None) and not claim.own_network:
+        raise ArgumentError(
+            f"claim {claim.id} is about its own network and data sets; `normkit lab list` marks the claims that take "
+            "yours"
+        )
 
 
 def _check_norms(norms: tuple[str, ...]) -> None:

@@ -65,7 +65,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load a data set by name; a second call in the same process returns the same tensors.
 
     Args:
-        name: ``"digits"`` or ``"fashion-mnist"``.
+        name: ``"digits"``, ``"fashion-mnist"``, or a reader's own function, ``"package.module:name"``.
         data_dir: the folder that holds the files, for a data set that is read from files.
 
     Raises:
@@ -76,6 +76,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     >>> digits.train_images.shape, digits.test_labels.shape
     (torch.Size([1437, 1, 28, 28]), torch.Size([360]))
     """
+    if ":" in name:
+        return _own_once(name)
     if name not in DATASETS:
         raise ArgumentError(f"unknown data set {name!r}; known are: {', '.join(DATASETS)}")
     return _load_once(name, data_dir)
@@ -84,6 +86,14 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 @lru_cache(maxsize=4)
 def _load_once(name: str, data_dir: Path | None) -> Dataset:
     return DATASETS[name](data_dir)
+
+
+@lru_cache(maxsize=4)
+def _own_once(name: str) -> Dataset:
+    # Imported here: `own` builds on this module.
+    from .own import own_dataset
+
+    return own_dataset(name)
 
 
 @lru_cache(maxsize=4)

@@ -7,36 +7,30 @@ run to run.
 
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 
-from ..errors import ArgumentError, RunError
-from .backends import seen_backends
-from .claim import Cell, Plan
-from .claims import all_claims, get_claim
-from .data import Dataset, limited, load
-from .record import check_record, check_versions, commit, device_name, read_record, versions, write_record
+from ..errors import ArgumentError
+from .cells import SECONDS_BETWEEN_LOOKS, Surroundings, forget_checkpoints, run_cell, write_log
+from .claim import Cell, Plan, Row
+from .claims import all_claims
+from .data import Dataset, load
+from .processes import from_first, is_first, joined, processes
+from .record import check_record, check_versions, commit, read_record, write_record
 from .results import append_rows, locked, read_cells, rewrite
-from .training import deterministic
+from .workers import Where, workers
 
 __all__ = ["Event", "available_jobs", "check_device", "run"]
 
 OnEvent = Callable[["Event"], None]
-
-# Often enough for a progress bar, seldom enough to cost nothing.
-SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +43,7 @@ class Event:
         steps: all measurements of the run, for ``"begin"``.
         done: how many of them were done before, for ``"begin"``.
         text: a sentence, for ``"dropped"``.
+        rows: the rows of the cell, for ``"cell"``.
     """
 
     kind: str
@@ -56,9 +51,19 @@ class Event:
     steps: int = 0
     done: int = 0
     text: str = ""
+    rows: tuple[Row, ...] = ()
 
 
-def run(plans: Sequence[Plan], folder: Path, *, jobs: int, data_dir: Path | None, on_event: OnEvent) -> None:
+def run(
+    plans: Sequence[Plan],
+    folder: Path,
+    *,
+    jobs: int,
+    data_dir: Path | None,
+    on_event: OnEvent,
+    scheduler: str | None = None,
+    modules: str | None = None,
+) -> None:
     """Run what is not done yet of these plans, and leave ``results.jsonl`` complete and in order.
 
     Args:
@@ -67,9 +72,11 @@ def run(plans: Sequence[Plan], folder: Path, *, jobs: int, data_dir: Path | None
         jobs: how many processes; the numbers do not hang on it.
         data_dir: the folder of the data set's files.
         on_event: called as the work goes on, also from another thread.
+        scheduler: the address of a Dask scheduler whose workers run the cells, in the place of processes here.
+        modules: a folder in which workers find a reader's modules too.
 
     Raises:
-        ArgumentError: the device is not there.
+        ArgumentError: the device is not there, or the scheduler's workers cannot run the cells.
         DataError: the data are missing or damaged; nothing was run.
         ResultsError: the folder is damaged, in use, or was made with other settings; nothing was run.
         RunError: a worker died; every finished cell is kept.
@@ -78,22 +85,37 @@ def run(plans: Sequence[Plan], folder: Path, *, jobs: int, data_dir: Path | None
     for plan in plans:
         check_device(plan.device)
     datasets = {plan.claim: load(plan.data, data_dir) for plan in plans}
-    folder.mkdir(parents=True, exist_ok=True)
+    surroundings = Surroundings(data_dir=data_dir, folder=folder, commit=commit(), parent=None, modules=modules)
+    with joined(plans[0].device):
+        if not is_first():
+            _run_shared(from_first(list[Cell]()), surroundings, on_event)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            pending = _begin(plans, folder, datasets, on_event)
+            if processes() > 1:
+                _run_shared(from_first(pending), surroundings, on_event)
+            elif pending:
+                where = Where(jobs=min(jobs, len(pending)), scheduler=scheduler)
+                _run_pending(pending, folder, where, surroundings, on_event)
+            results = folder / "results.jsonl"
+            rewrite(results, _in_order(folder, read_cells(results).cells))
+
+
+def _begin(plans: Sequence[Plan], folder: Path, datasets: dict[str, Dataset], on_event: OnEvent) -> list[Cell]:
+    """Check that the folder may be gone on with, leave out what is unfinished in it, and return the cells to run."""
     results = folder / "results.jsonl"
-    with locked(folder):
-        for plan in plans:
-            check_record(folder, plan, datasets[plan.claim])
-        loaded = read_cells(results)
-        pending = _pending(plans, folder, set(loaded.cells), datasets)
-        if loaded.dropped:
-            on_event(Event(kind="dropped", text=f"{results}: dropped {loaded.dropped}; it is run again"))
-            rewrite(results, loaded.rows)
-        cells = [cell for plan in plans for cell in plan.cells()]
-        steps, left = sum(cell.steps for cell in cells), sum(cell.steps for cell in pending)
-        on_event(Event(kind="begin", steps=steps, done=steps - left))
-        if pending:
-            _run_pending(pending, folder, jobs, data_dir, on_event)
-        rewrite(results, _in_order(folder, read_cells(results).cells))
+    for plan in plans:
+        check_record(folder, plan, datasets[plan.claim])
+    loaded = read_cells(results)
+    pending = _pending(plans, folder, set(loaded.cells), datasets)
+    if loaded.dropped:
+        on_event(Event(kind="dropped", text=f"{results}: dropped {loaded.dropped}; it is run again"))
+        rewrite(results, loaded.rows)
+    cells = [cell for plan in plans for cell in plan.cells()]
+    steps, left = sum(cell.steps for cell in cells), sum(cell.steps for cell in pending)
+    on_event(Event(kind="begin", steps=steps, done=steps - left))
+    return pending
 
 
 def available_jobs() -> int:
@@ -125,89 +147,42 @@ def _pending(plans: Sequence[Plan], folder: Path, done: set[str], datasets: dict
     return pending
 
 
-def _run_pending(pending: Sequence[Cell], folder: Path, jobs: int, data_dir: Path | None, on_event: OnEvent) -> None:
-    """Run cells in processes and append each one's rows when it is done."""
-    log, stamp = folder / "log.jsonl", commit()
-    jobs = min(jobs, len(pending))
-    parent = os.getpid() if jobs > 1 else None
-    parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-    tasks = (delayed(_run_cell)(cell, data_dir, log, stamp, parent) for cell in pending)
-    with _follow(log, on_event):
-        try:
-            for rows in parallel(tasks):
-                append_rows(folder / "results.jsonl", rows)
-                on_event(Event(kind="cell", cell=rows[0]["cell"]))
-        except BrokenProcessPool as error:
-            raise RunError(
-                f"a worker process died (killed, or out of memory); finished cells are kept in {folder}: run the same "
-                "command again, with a smaller --jobs if memory ran out"
-            ) from error
+def _run_pending(
+    pending: Sequence[Cell], folder: Path, where: Where, surroundings: Surroundings, on_event: OnEvent
+) -> None:
+    """Run cells where they are to be run and append each one's rows when it is done."""
+    if where.scheduler:
+        # Other machines see no folder of ours: their cells are neither followed nor gone on with inside.
+        surroundings = replace(surroundings, folder=None)
+    elif where.jobs > 1:
+        surroundings = replace(surroundings, parent=os.getpid())
+    begun = time.perf_counter()
+    with _follow(folder / "log.jsonl", on_event), workers(where, folder) as parallel:
+        for rows in parallel(delayed(run_cell)(cell, surroundings) for cell in pending):
+            append_rows(folder / "results.jsonl", rows)
+            forget_checkpoints(folder, rows[0]["cell"])
+            if where.scheduler:
+                for step in range(1, len(rows) + 1):
+                    write_log(folder, rows[0]["cell"], step, time.perf_counter() - begun)
+            on_event(Event(kind="cell", cell=rows[0]["cell"], rows=tuple(rows)))
 
 
-def _run_cell(
-    cell: Cell, data_dir: Path | None, log: Path, stamp: str | None, parent: int | None
-) -> list[dict[str, Any]]:
-    """Measure one cell and return its rows, each with everything needed to repeat it."""
-    if parent is not None:
-        _serve(parent)
-    dataset = limited(load(cell.data, data_dir), cell.settings.train_images, cell.settings.test_images)
-    measurements = []
-    with deterministic(cell.device), seen_backends() as backends:
-        begun = time.perf_counter()
-        for measurement in get_claim(cell.claim).measure(cell, dataset):
-            measurements.append(measurement)
-            _write_log(log, cell, len(measurements), time.perf_counter() - begun)
-    common = {
-        "claim": cell.claim,
-        "data": cell.data,
-        "norm": cell.norm,
-        **dict(cell.variant),
-        "seed": cell.seed,
-    }
-    evidence = {
-        "device": device_name(cell.device),
-        "backend": dict(sorted(backends.items())),
-        "settings": asdict(cell.settings),
-        "versions": versions(),
-        "commit": stamp,
-        "cell": cell.key,
-        "rows": len(measurements),
-    }
-    return [
-        {**common, **measurement, **evidence, "row": number} for number, measurement in enumerate(measurements, start=1)
-    ]
+def _run_shared(pending: Sequence[Cell], surroundings: Surroundings, on_event: OnEvent) -> None:
+    """Run cells one after another, each in all processes that torchrun started; the first alone writes.
 
-
-@lru_cache(maxsize=1)
-def _serve(parent: int) -> None:
-    """Make this process a worker of the parent: it leaves Ctrl-C to the parent, and ends when the parent is gone."""
-    # Ctrl-C reaches every process of the terminal; the parent ends its workers itself, without their tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
-
-    # A parent that is killed cannot end its workers, which would compute on for nobody.
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _write_log(log: Path, cell: Cell, step: int, seconds: float) -> None:
-    """Append one line in one call, so that lines of several processes do not mix."""
-    line = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cell": cell.key,
-        "step": step,
-        "steps": cell.steps,
-        "seconds": round(seconds, 3),
-        "process": os.getpid(),
-    }
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, json.dumps(line).encode() + b"\n")
-    finally:
-        os.close(file)
+    Nothing is kept within a cell: what is kept would have to be the same in every process.
+    """
+    folder = surroundings.folder
+    assert folder is not None
+    if not is_first():
+        for cell in pending:
+            run_cell(cell, replace(surroundings, folder=None))
+        return
+    with _follow(folder / "log.jsonl", on_event):
+        for cell in pending:
+            rows = run_cell(cell, replace(surroundings, keeps=False))
+            append_rows(folder / "results.jsonl", rows)
+            on_event(Event(kind="cell", cell=cell.key, rows=tuple(rows)))
 
 
 @contextmanager

@@ -43,8 +43,10 @@ class Entry:
     def command(self) -> str:
         """The command that repeats the run."""
         plan = self.record["plan"]
+        processes = plan["settings"].get("processes", 1)
+        program = "normkit" if processes == 1 else f"torchrun --standalone --nproc-per-node {processes} -m normkit"
         return (
-            f"normkit lab run {self.claim.id} --data {plan['data']} --norms {','.join(plan['norms'])} "
+            f"{program} lab run {self.claim.id} --data {plan['data']} --norms {','.join(plan['norms'])} "
             f"--seeds {len(plan['seeds'])} --epochs {plan['settings']['epochs']} --device {plan['device']}"
         )
 

@@ -15,6 +15,7 @@ import torch
 from ..errors import ResultsError
 from .claim import Plan
 from .data import Dataset
+from .own import source_digest
 from .results import atomic_write
 
 __all__ = [
@@ -56,7 +57,7 @@ def check_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
     known = read_record(folder).get(plan.claim)
     if known is None:
         return
-    asked = {"plan": plan.record(), "data_digest": dataset.digest}
+    asked = {"plan": plan.record(), "data_digest": dataset.digest, "network_digest": source_digest(plan.network)}
     found = differing({name: known.get(name) for name in asked}, asked)
     if found:
         listed = "; ".join(f"{name} {there} there, {now} now" for name, (there, now) in found.items())
@@ -70,6 +71,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
     flat = []
     for record in (first, second):
         named = {"data files (SHA-256)": record.get("data_digest")}
+        named["network's file (SHA-256)"] = record.get("network_digest")
         named |= {name: record.get(name) for name in ("commit", "machine")}
         flat.append({**named, **_flat(record.get("plan") or {}), **_flat(record.get("versions") or {})})
     names = list(dict.fromkeys([*flat[0], *flat[1]]))
@@ -100,6 +102,7 @@ def write_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
         "fingerprint": plan.fingerprint,
         "data": dataset.description,
         "data_digest": dataset.digest,
+        "network_digest": source_digest(plan.network),
         "versions": versions(),
         "commit": commit(),
         "machine": machine(plan.device),

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import ResultsError
 from .claim import Row
+from .files import atomic_write
 
 __all__ = ["Loaded", "append_rows", "atomic_write", "locked", "read_cells", "rewrite"]
 
@@ -88,20 +89,6 @@ def rewrite(path: Path, rows: Iterable[Row]) -> None:
     content = b"".join(_line(row) for row in rows)
     if not path.exists() or path.read_bytes() != content:
         atomic_write(path, content)
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """The training loop: one, short, the same for every network and every claim."""
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ArgumentError
+from .checkpoints import begin
 from .data import Dataset
+from .processes import averaged, my_share, wrapped
 
 __all__ = ["UNTRAINED", "Epoch", "TrainingSettings", "deterministic", "evaluate", "seeded", "train", "with_seed"]
 
@@ -115,26 +118,46 @@ def train(
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
     optimizer = _optimizer(model, settings)
     shuffling = torch.Generator().manual_seed(seed)
-    for epoch in range(1, settings.epochs + 1):
-        model.train()
-        losses = []
-        for batch in _batches(len(labels), settings.batch_size, shuffling):
-            batch = batch.to(device)
-            optimizer.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(model(images[batch]), labels[batch])
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        # Read once per epoch: a number asked of a GPU in every step would make it wait.
-        step_losses = torch.stack(losses).double().cpu()
+    checkpoints = begin(model, optimizer, shuffling, (settings, seed, device, dataset.digest, len(labels)))
+    first = 1
+    for measured in checkpoints.played_back():
+        epoch = Epoch(**{**measured, "step_losses": tuple(measured["step_losses"])})
+        first = epoch.epoch + 1
+        yield epoch
+    if first > settings.epochs:
+        # Nothing is left to train; whoever looks which kernels the network calls sees them all the same.
+        evaluate(model, test_images[:1], test_labels[:1])
+    network = wrapped(model)
+    for number in range(first, settings.epochs + 1):
+        begun = time.perf_counter()
+        step_losses = _pass(network, images, labels, optimizer, _batches(len(labels), settings.batch_size, shuffling))
         test_loss, test_accuracy = evaluate(model, test_images, test_labels)
-        yield Epoch(
-            epoch=epoch,
+        epoch = Epoch(
+            epoch=number,
             train_loss=step_losses.mean().item(),
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             step_losses=tuple(step_losses.tolist()),
         )
+        checkpoints.keep(number, asdict(epoch), time.perf_counter() - begun)
+        yield epoch
+
+
+def _pass(
+    model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor]
+) -> Tensor:
+    """Train on every batch and return the loss of each step, in float64."""
+    model.train()
+    losses = []
+    for batch in batches:
+        mine = my_share(batch).to(images.device)
+        optimizer.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(model(images[mine]), labels[mine])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    # Read once per epoch: a number asked of a GPU in every step would make it wait.
+    return averaged(torch.stack(losses).double().cpu())
 
 
 @torch.inference_mode()
