@@ -10,6 +10,7 @@ __all__ = [
     "as_number",
     "compared_norms",
     "curve_per_seed",
+    "last_accuracies",
     "mean_and_spread",
     "mean_curve",
     "of_norm",
@@ -54,6 +55,11 @@ def curve_per_seed(rows: Sequence[Row], column: str) -> list[list[float]]:
     """Return one curve per seed: a column's values in the order of the rows."""
     seeds = sorted({row["seed"] for row in rows})
     return [[as_number(row[column]) for row in rows if row["seed"] == seed] for seed in seeds]
+
+
+def last_accuracies(rows: Sequence[Row]) -> dict[int, float]:
+    """Return each seed's test accuracy after the last epoch."""
+    return per_seed(rows, lambda run: as_number(run[-1]["test_accuracy"]))
 
 
 def as_number(value: float | None) -> float:

@@ -1,16 +1,18 @@
 """The rule by which a claim chooses a learning rate: for each side the best of a grid, on held-out training data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
+from .claim import Cell
 from .data import Dataset, validation_split
 from .training import TrainingSettings, seeded, train, with_seed
 
-__all__ = ["RATE_RULE", "best_rate"]
+__all__ = ["RATE_RULE", "best_rate", "train_at_best_rate"]
 
 # No judged run has this seed.
 SEARCH_SEED = 1000
@@ -51,3 +53,19 @@ def best_rate(
         return last.test_accuracy, -last.test_loss if math.isfinite(last.test_loss) else -math.inf
 
     return max(rates, key=quality)
+
+
+def train_at_best_rate(
+    build: Callable[[str], nn.Module], cell: Cell, dataset: Dataset, rates: tuple[float, ...]
+) -> Iterator[dict[str, Any]]:
+    """Train the cell's network at its side's best rate and yield, per epoch, what most claims are judged by."""
+    rate = best_rate(build, cell.norm, dataset, cell.settings, rates, cell.device)
+    model = with_seed(lambda: build(cell.norm), cell.seed)
+    with seeded(cell.seed, cell.device):
+        for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
+            yield {
+                "rate": rate,
+                "epoch": epoch.epoch,
+                "train_loss": epoch.train_loss,
+                "test_accuracy": epoch.test_accuracy,
+            }
