@@ -23,7 +23,7 @@ BUILDS: Mapping[str, Callable[[str], nn.Module]] = {
     "before": partial(SmallLeNet, norm_after_activation=False),
     "after": partial(SmallLeNet, norm_after_activation=True),
 }
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 BEFORE = Rule(
     effect="test accuracy after the last epoch, norm before the activation minus norm after it",
     unit="",
@@ -97,7 +97,9 @@ CLAIM = Claim(
     rules=(BEFORE,),
     settings_rule="A small LeNet (two convolutions, one hidden dense layer, a norm at each) and few training images, "
     "so that accuracies leave room for a difference. Gradient descent with momentum 0.9 on batches of 32 at a rate of "
-    f"0.01, 0.03 or 0.1. {RATE_RULE} Ten seeds, because a small difference is expected.",
+    f"0.03, 0.1 or 0.3. {RATE_RULE} The grid was 0.01, 0.03 and 0.1 at first, and was moved up "
+    "after a run in which 0.1, its edge, was the best on both sides (a difference of +0.0050, from -0.0044 to +0.0144, "
+    "inconclusive). Ten seeds, because a small difference is expected.",
     meaning={
         "supported": "In this net the place before ReLU is the better one, each place at its own best rate. It says "
         "nothing about residual nets, where the place decides what the shortcut carries.",

@@ -23,7 +23,7 @@ BUILDS: Mapping[str, Callable[[str], nn.Module]] = {
     "no": partial(SmallLeNet, response=False),
     "yes": partial(SmallLeNet, response=True),
 }
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 LITTLE = 0.01
 NOT_NEEDED = Rule(
     effect="test accuracy after the last epoch, norm and local response norm minus the norm alone",
@@ -105,8 +105,8 @@ CLAIM = Claim(
     rules=(NOT_NEEDED, DOES_LITTLE),
     settings_rule="A small LeNet (two convolutions, one hidden dense layer) and few training images, so that there is "
     "room for a gain. Local response norm stands behind the ReLU of each convolution with AlexNet's constants "
-    "(n = 5, k = 2, alpha = 1e-4, beta = 0.75). Gradient descent with momentum 0.9 on batches of 32 at a rate of 0.01, "
-    f"0.03 or 0.1. {RATE_RULE}",
+    "(n = 5, k = 2, alpha = 1e-4, beta = 0.75). Gradient descent with momentum 0.9 on batches of 32 at a rate of 0.03, "
+    f"0.1 or 0.3. {RATE_RULE}",
     meaning={
         "supported": "In this net local response norm brings less than a point, with batch normalization and without. "
         "With AlexNet's constants it is close to a constant factor on activations of this size, so little was there "
