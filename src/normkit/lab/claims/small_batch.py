@@ -1,0 +1,167 @@
+"""E19: group and layer normalization hold up at small batches, where batch normalization suffers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ..charts import Chart, Line, Panel, Table
+from ..claim import Cell, Claim, Row
+from ..curves import norm_label, over_variants
+from ..data import Dataset
+from ..rows import as_number, last_accuracies, of_norm, spread_in_words, where
+from ..search import RATE_RULE, best_rate
+from ..small_network import SmallLeNet
+from ..training import TrainingSettings, train, with_seed
+from ..verdicts import Rule, Verdict, combine, judge, judge_values
+
+__all__ = ["CLAIM", "lost"]
+
+BATCH_SIZES = (2, 8, 32)
+SMALLEST, LARGEST = 2, 32
+OTHERS = ("group", "layer")
+RATES = (0.03, 0.1, 0.3)
+LITTLE = 0.02
+# Wu and He 2018, table 2: validation error of ResNet-50 on ImageNet by batch per GPU.
+IMAGENET_ERRORS = {
+    "batch": {32: 0.236, 16: 0.237, 8: 0.248, 4: 0.273, 2: 0.347},
+    "group": {32: 0.241, 16: 0.242, 8: 0.240, 4: 0.242, 2: 0.241},
+}
+PREDICTED = {norm: errors[SMALLEST] - errors[LARGEST] for norm, errors in IMAGENET_ERRORS.items()}
+SUFFERS = {
+    norm: Rule(
+        effect=f"test accuracy lost from batches of {LARGEST} to batches of {SMALLEST}, batch minus {norm} norm",
+        unit="",
+        direction="above",
+        threshold=LITTLE,
+        predicted=PREDICTED["batch"] - PREDICTED["group"] if norm == "group" else None,
+    )
+    for norm in OTHERS
+}
+HOLDS = {
+    norm: Rule(
+        effect=f"test accuracy lost from batches of {LARGEST} to batches of {SMALLEST}, {norm} norm",
+        unit="",
+        direction="below",
+        threshold=LITTLE,
+        predicted=PREDICTED["group"] if norm == "group" else None,
+    )
+    for norm in OTHERS
+}
+SETTINGS = TrainingSettings(
+    epochs=4, batch_size=LARGEST, optimizer="sgd", learning_rate=0.0, momentum=0.9, train_images=240
+)
+
+
+def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Train the small LeNet on batches of the cell's size, at a rate in proportion to the size."""
+    batch_size = int(dict(cell.variant)["batch_size"])
+    largest = replace(cell.settings, batch_size=LARGEST)
+    rate = best_rate(SmallLeNet, cell.norm, dataset, largest, RATES, cell.device) * batch_size / LARGEST
+    model = with_seed(lambda: SmallLeNet(cell.norm), cell.seed)
+    settings = replace(cell.settings, batch_size=batch_size, learning_rate=rate)
+    for epoch in train(model, dataset, settings, cell.seed, cell.device):
+        yield {
+            "rate": rate,
+            "epoch": epoch.epoch,
+            "train_loss": epoch.train_loss,
+            "test_accuracy": epoch.test_accuracy,
+        }
+
+
+def lost(rows: Sequence[Row]) -> dict[int, float]:
+    """Return what each seed's accuracy loses between the largest and the smallest batch."""
+    large, small = (last_accuracies(where(rows, batch_size=size)) for size in (LARGEST, SMALLEST))
+    return {seed: large[seed] - small[seed] for seed in sorted(large.keys() & small.keys())}
+
+
+def decide(rows: Sequence[Row]) -> Verdict:
+    """Judge what the smallest batch costs each norm."""
+    batch = lost(of_norm(rows, "batch"))
+    others = {norm: lost(of_norm(rows, norm)) for norm in OTHERS}
+    parts = [judge(SUFFERS[norm], batch, others[norm]) for norm in OTHERS]
+    parts += [judge_values(HOLDS[norm], others[norm]) for norm in OTHERS]
+    return combine(parts, compared="batch against group and layer norm")
+
+
+def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
+    """Show the test error against the batch size, with the published one beside it."""
+    norms = list(dict.fromkeys(row["norm"] for row in rows))
+    ours = [
+        over_variants(of_norm(rows, norm), "batch_size", _last_error, label=norm_label(norm), colour=colour)
+        for colour, norm in enumerate(norms)
+    ]
+    published = [
+        Line(
+            label=f"{norm_label(norm)}, Wu and He",
+            x=sorted(errors),
+            y=[errors[size] for size in sorted(errors)],
+            colour=norms.index(norm) if norm in norms else colour,
+            dashed=True,
+        )
+        for colour, (norm, errors) in enumerate(IMAGENET_ERRORS.items())
+    ]
+    axes = partial(Panel, x_label="images per batch", y_label="test error", log_x=True)
+    panels = (
+        axes(title="Here, after the last epoch", marks=ours, x_ticks=BATCH_SIZES),
+        axes(title="ResNet-50 on ImageNet, published", marks=published, x_ticks=sorted(IMAGENET_ERRORS["batch"])),
+    )
+    lines = []
+    for norm in norms:
+        mine = of_norm(rows, norm)
+        parts = [where(mine, batch_size=size) for size in BATCH_SIZES]
+        cells = [
+            f"{spread_in_words(list(last_accuracies(part).values()))} ({part[0]['rate']:.2g})" if part else "not run"
+            for part in parts
+        ]
+        lines.append([norm, *cells, spread_in_words(list(lost(mine).values()))])
+    table = Table(
+        title="Test accuracy after the last epoch (and the rate), by batch size",
+        header=["norm", *(f"batches of {size}" for size in BATCH_SIZES), f"lost from {LARGEST} to {SMALLEST}"],
+        rows=lines,
+        note=f"Mean ± standard deviation over seeds. Rates tried at batches of {LARGEST}: "
+        f"{', '.join(f'{rate:g}' for rate in RATES)}. ResNet-50 on ImageNet lost {PREDICTED['batch']:.3f} with batch "
+        f"norm and {PREDICTED['group']:.3f} with group norm (Wu and He 2018).",
+    )
+    words = "; ".join(f"{norm_label(line[0])} {line[-1]}" for line in lines)
+    text = f"Test error against the batch size, ours and the published one. Lost from {LARGEST} to {SMALLEST}: {words}."
+    return Chart(name="small-batch", title="Test error by batch size", panels=panels, text=text), table
+
+
+def _last_error(run: Sequence[Row]) -> float:
+    return 1 - as_number(run[-1]["test_accuracy"])
+
+
+CLAIM = Claim(
+    id="small-batch",
+    number="E19",
+    title="Group and layer normalization hold up at small batches where batch normalization suffers",
+    statement="With batches of two images batch normalization loses accuracy, because its statistics are estimated "
+    "from too few values; group and layer normalization do not use the batch and lose little.",
+    source="Wu and He 2018, arXiv:1803.08494, section 4.1, table 2; repeated in the source S2",
+    prediction=f"From batches of 32 to batches of 2, ResNet-50 on ImageNet loses {PREDICTED['batch']:.3f} of accuracy "
+    f"with batch norm and {PREDICTED['group']:.3f} with group norm. Here: batch norm loses more than group and than "
+    f"layer norm by over {LITTLE:g}, and these two lose less than {LITTLE:g}.",
+    rules=(*SUFFERS.values(), *HOLDS.values()),
+    settings_rule="A small LeNet (two convolutions, one hidden dense layer, a norm at each) on very few training "
+    "images, because all digits together are too easy to lose anything on. Gradient descent with momentum 0.9; as in "
+    "the paper, every batch size has the same number of epochs and a rate in proportion to the batch. The rate for "
+    f"batches of 32 is 0.03, 0.1 or 0.3. {RATE_RULE}",
+    meaning={
+        "supported": "In this net small batches hurt batch normalization and leave the other two alone. Where memory "
+        "allows only few images, take group norm, or freeze the statistics.",
+        "refuted": "At least one half of the claim does not show here: batch normalization does not lose much more at "
+        "batches of two, or another norm loses as well. The last column of the table says which.",
+        "inconclusive": "An interval holds its line: the losses differ too much from seed to seed, or are near two "
+        "points. More seeds, or harder data, decide.",
+    },
+    data=("digits", "fashion-mnist"),
+    norms=("batch", "group", "layer"),
+    any_norm=False,
+    seeds=5,
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=2, train_images=1280, test_images=2000)},
+    variants=tuple((("batch_size", size),) for size in BATCH_SIZES),
+    measure=measure,
+    judge=decide,
+    show=show,
+)
