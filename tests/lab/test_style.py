@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from normkit.lab.claims.style import CLAIM, deviation, stylized
+from tiny_runs import tiny_run
+from tolerances import RELATIVE
+
+
+def rows_of(style=0.1, plain_style=0.99, class_lost=0.0, float64=1e-15, float32=1e-7, seeds=5, sides=("no", "yes")):
+    """In the first epoch nothing is told yet."""
+    rows = []
+    for side in sides:
+        for seed in range(seeds):
+            noise = (0.001 if side == "yes" else -0.001) * (seed - 2)
+            told = {"style": style if side == "yes" else plain_style, "class": 0.9 - class_lost * (side == "yes")}
+            rows += [
+                {
+                    "norm": "none", "instance": side, "seed": seed, "epoch": epoch,
+                    **{f"accuracy_{task}": value + noise if epoch == 2 else 0.5 for task, value in told.items()},
+                    "deviation_float64": float64 * (1 + 0.01 * seed), "deviation_float32": float32 * (1 + 0.01 * seed),
+                }
+                for epoch in (1, 2)
+            ]  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "supported"),
+        ({"style": 0.3}, "refuted"),
+        ({"style": 0.15}, "inconclusive"),
+        ({"plain_style": 0.4}, "refuted"),
+        ({"plain_style": 0.6}, "inconclusive"),
+        ({"class_lost": 0.2}, "refuted"),
+        ({"class_lost": 0.05}, "inconclusive"),
+        ({"float64": 1e-11}, "refuted"),
+        ({"float32": 1e-5}, "refuted"),
+        ({"float32": 1.96e-6}, "inconclusive"),
+    ],
+)
+def test_rule_decides_synthetic_rows(changes, expected):
+    assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+def test_too_little_to_judge_is_inconclusive():
+    assert CLAIM.judge([]).verdict == "inconclusive"
+    assert CLAIM.judge(rows_of(seeds=1)).verdict == "inconclusive"
+    assert CLAIM.judge(rows_of(sides=("no",))).verdict == "inconclusive"
+
+
+def test_deviation_sees_statistics_that_are_not_the_style_s():
+    style = torch.randn(3, 2, 5, 7, dtype=torch.float64) + 1
+    assert deviation(style.flip(3), style) < RELATIVE[torch.float64]
+    assert deviation(style * 1.01, style) > 0.005
+    assert deviation(style + 0.01, style) > 0.001
+
+
+def test_stylized_images_of_one_style_share_statistics_and_differ_in_content():
+    made = stylized(torch.randn(40, 1, 28, 28), seed=0, draw=1, dtype=torch.float64)
+    means = made.features.mean((2, 3))
+    same = made.styles == made.styles[0]
+    assert 1 < int(same.sum()) < 40
+    assert float((means[same] - means[0]).abs().max()) < 1e-12
+    assert float((means[~same] - means[0]).abs().amax(1).min()) > 0.01
+    assert float((made.features[same][1] - made.features[0]).abs().max()) > 0.1
+
+
+def test_shown_are_style_and_class_and_the_exactness():
+    chart, table = CLAIM.show(rows_of())
+    assert [list(mark.heights) for mark in chart.panels[0].marks] == [
+        pytest.approx([0.99, 0.9]),
+        pytest.approx([0.1, 0.9]),
+    ]
+    assert [line[0] for line in table.rows] == ["plain", "instance-normalized"]
+
+
+def test_measured_rows_can_be_judged_and_shown():
+    rows = tiny_run(CLAIM, train_images=300, test_images=100, epochs=6)
+    verdict = CLAIM.judge(rows)
+    assert [part.verdict for part in verdict.parts[3:]] == ["supported", "supported"]
+    assert verdict.parts[0].effect < 0.3 < 0.8 < max(row["accuracy_style"] for row in rows if row["instance"] == "no")
+    assert CLAIM.show(rows)
