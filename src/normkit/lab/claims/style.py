@@ -123,9 +123,9 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     )
     by_class = replace(dataset, train_images=train_part.features, test_images=test_part.features)
     by_style = replace(by_class, train_labels=train_part.styles, test_labels=test_part.styles)
-    norm = InstanceNorm2d(CHANNELS) if dict(cell.variant)["instance"] == "yes" else nn.Identity()
 
     def probe_network() -> nn.Module:
+        norm = InstanceNorm2d(CHANNELS) if dict(cell.variant)["instance"] == "yes" else nn.Identity()
         return nn.Sequential(norm, DenseNetwork([64], inputs=CHANNELS * 14 * 14))
 
     trainings = [
