@@ -134,7 +134,7 @@ CLAIM = Claim(
     data=("digits", "fashion-mnist"),
     norms=("none", "batch"),
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=8, train_images=1500, test_images=2000)},
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=8, train_images=1200, test_images=2000)},
     variants=tuple((("strength", strength),) for strength in STRENGTHS),
     measure=measure,
     judge=decide,

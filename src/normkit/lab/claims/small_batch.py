@@ -159,7 +159,7 @@ CLAIM = Claim(
     norms=("batch", "group", "layer"),
     any_norm=False,
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=2, train_images=1280, test_images=2000)},
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=2, train_images=1120, test_images=2000)},
     variants=tuple((("batch_size", size),) for size in BATCH_SIZES),
     measure=measure,
     judge=decide,

@@ -1,6 +1,6 @@
 """E22: instance normalization removes style; adaptive instance normalization sets exactly the style's statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...layers import AdaptiveInstanceNorm, InstanceNorm2d
-from ..charts import Bars, Chart, Panel, Table
+from ..charts import Bars, Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
+from ..curves import over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..rows import as_number, mean_and_spread, per_seed, spread_in_words, where
@@ -156,26 +157,16 @@ def decide(rows: Sequence[Row]) -> Verdict:
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show what the probes tell with and without instance norm, and how exactly the style was set."""
     sides = {"plain": where(rows, instance="no"), "instance-normalized": where(rows, instance="yes")}
-    told = [
-        Bars(
-            label=label,
-            categories=list(TASKS),
-            heights=[mean_and_spread(list(_last(mine, f"accuracy_{task}").values()))[0] for task in TASKS],
-            colour=colour,
-        )
-        for colour, (label, mine) in enumerate(sides.items())
-        if mine
-    ]
+    panels = [_told(sides, task, title) for task, title in zip(TASKS, ("Style told", "Class told"), strict=True)]
     deviations = {name: mean_and_spread(list(_last(rows, f"deviation_{name}").values()))[0] for name in TYPES}
-    panels = (
-        Panel(title="What a probe tells from features", x_label="told", y_label="share right, last epoch", marks=told),
+    panels.append(
         Panel(
             title="AdaIN's statistics against the style's",
             x_label="type",
             y_label="largest relative deviation",
             marks=[Bars(label="", categories=list(TYPES), heights=list(deviations.values()), colour=2)],
             log_y=True,
-        ),
+        )
     )
     lines = [
         [label, *(spread_in_words(list(_last(mine, f"accuracy_{task}").values())) for task in TASKS)]
@@ -190,8 +181,23 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         f"the style's by {exact}.",
     )
     words = "; ".join(f"{line[0]} features, style {line[1]}, class {line[2]}" for line in lines)
-    text = f"Bars of what a probe tells: {words}; chance {CHANCE:g}. Deviation from the style's statistics: {exact}."
+    text = (
+        f"What a probe tells, by epoch. After the last: {words}; chance {CHANCE:g}. Deviation from the style's "
+        f"statistics: {exact}."
+    )
     return Chart(name="style", title="What is left of style and class", panels=panels, text=text), table
+
+
+def _told(sides: Mapping[str, Sequence[Row]], task: str, title: str) -> Panel:
+    """Return what the probe tells by epoch, on plain and on instance-normalized features, with chance beside it."""
+    marks = [
+        over_epochs(mine, f"accuracy_{task}", label=label, colour=colour)
+        for colour, (label, mine) in enumerate(sides.items())
+        if mine
+    ]
+    epochs = max((mark.x for mark in marks), key=len, default=[1])
+    marks.append(Line(label="chance", x=epochs, y=[CHANCE] * len(epochs), colour=5, dashed=True))
+    return Panel(title=title, x_label="epoch", y_label="share right", marks=marks)
 
 
 CLAIM = Claim(
