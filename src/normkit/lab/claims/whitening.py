@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -55,7 +56,7 @@ def step_milliseconds(cell: Cell, dataset: Dataset) -> dict[str, float]:
     """Return the median time of a training step with each norm, the norms taking turns step by step."""
     batch = slice(cell.settings.batch_size)
     images, labels = dataset.train_images[batch].to(cell.device), dataset.train_labels[batch].to(cell.device)
-    nets = {norm: with_seed(lambda norm=norm: SmallLeNet(norm), cell.seed).to(cell.device).train() for norm in NORMS}
+    nets = {norm: with_seed(partial(SmallLeNet, norm), cell.seed).to(cell.device).train() for norm in NORMS}
     steps = {norm: _step(net, images, labels) for norm, net in nets.items()}
     seconds: dict[str, list[float]] = {norm: [] for norm in NORMS}
     for _ in range(WARM_STEPS + TIMED_STEPS):
