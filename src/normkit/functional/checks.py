@@ -18,8 +18,10 @@ from torch.jit._trace import TracerWarning
 
 from ..axes import values_per_channel
 from ..errors import ArgumentError, DtypeError, NormkitError, ShapeError, StatisticsError
+from ..kernels.dispatch import ACTIVATIONS
 
 __all__ = [
+    "check_activation",
     "check_channels",
     "check_eps",
     "check_input",
@@ -265,6 +267,17 @@ def check_eps(eps: object, *, positive: bool = False, caller: nn.Module | None =
         refuse(ArgumentError, said, caller)
     if not 0 <= value < math.inf:
         refuse(ArgumentError, f"eps must be finite and non-negative, got {eps}; pass eps=1e-5", caller)
+
+
+def check_activation(activation: object, caller: nn.Module | None) -> None:
+    """Refuse an activation that the kernels do not have.
+
+    Raises:
+        ArgumentError: an unknown activation.
+    """
+    if activation is not None and activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        refuse(ArgumentError, f"unknown activation {activation!r}; known are: {known}, None", caller)
 
 
 def check_momentum(momentum: object, caller: nn.Module | None = None) -> None:

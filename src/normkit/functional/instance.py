@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..axes import channel_shape, position_axes
+from ..axes import position_axes
 from ..errors import ArgumentError, ShapeError
 from ..kernels import plain_rows
+from ..kernels.plain_channels import activate
 from . import checks, shapes
 from .batch import batch_norm
 from .overrides import is_exporting, overridable
-from .rows import normalize
+from .rows import Kept, fits, fits_groups, is_everyday, normalize_groups, run
 
 __all__ = ["instance_norm"]
 
@@ -26,11 +27,12 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
+    activation: str | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize every channel of every sample over its positions.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, then ``activation(y)`` where it is given
 
     x and y are ``(N, C, *)``; mean and var are ``(N, C)``, or the running ones, ``(C,)``; weight and bias are ``(C,)``.
 
@@ -39,7 +41,8 @@ def instance_norm(
         eps is added to the variance; its unit is that of the input squared.
         Variance: divided by m to normalize, by m - 1 to be stored, m positions.
         Momentum: ``running = (1 - momentum) * running + momentum * mean over samples``.
-        Accumulation: float64, every channel of every sample centred on its first value.
+        Accumulation: float32 lanes over at most 4096 values about one near their mean, merged in float64 in an order
+            that shape and memory format decide; float64 throughout for float64 input.
 
     Args:
         input: ``(N, C, *)`` with a spatial dimension, float16, bfloat16, float32 or float64. An empty batch passes.
@@ -50,6 +53,7 @@ def instance_norm(
         use_input_stats: normalize by the sample's own statistics; False takes the running ones.
         momentum: the weight of the new batch, from 0 to 1.
         eps: not negative.
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last in the same pass over memory.
         caller: the layer that errors should name.
 
     Returns:
@@ -58,7 +62,8 @@ def instance_norm(
     Raises:
         ShapeError: fewer than three dimensions, one position, or a parameter of another size.
         DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
-        ArgumentError: eps or momentum out of range, or running statistics missing.
+        ArgumentError: eps or momentum out of range, running statistics missing, or an unknown activation.
+        BackendError: inside `normkit.use_backend`, where the named implementation cannot serve this call.
 
     Whenever it raises, running_mean and running_var are as they were.
 
@@ -71,27 +76,36 @@ def instance_norm(
     References:
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
+    if use_input_stats and running_mean is running_var and is_everyday(input, eps, activation) and input.dim() > 2:
+        channels = input.shape[1]
+        fitting = fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype)
+        if fitting and fits_groups(input, channels):
+            return run(input, weight, bias, channels, 0, eps, True, activation)
     _check(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, caller)
+    checks.check_activation(activation, caller)
     if not use_input_stats:
-        return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
+        stored = (running_mean, running_var, weight, bias, False, 0.0, eps)
+        return batch_norm(input, *stored, activation=activation, caller=caller)
     if is_exporting():
-        return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
-    axes, broadcast = position_axes(input.dim()), channel_shape(input.dim(), input.shape[1])
-    gamma, beta = (None if value is None else value.reshape(broadcast) for value in (weight, bias))
-    y = normalize(input, gamma, beta, axes, eps)
+        return activate(
+            F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps), activation
+        )
+    kept: Kept = []
+    y = normalize_groups(input, weight, bias, input.shape[1], eps, activation, kept)
     if running_mean is not None and running_var is not None and input.numel() > 0:
-        _update(input, axes, running_mean, running_var, momentum)
+        mean, var = kept[0] if kept else plain_rows.statistics(input, position_axes(input.dim()))
+        _update(input.shape, mean, var, running_mean, running_var, momentum)
     return y
 
 
 @torch.no_grad()
-def _update(x: Tensor, axes: tuple[int, ...], running_mean: Tensor, running_var: Tensor, momentum: float) -> None:
-    count = x.numel() // (x.shape[0] * x.shape[1])
-    for running, each in zip((running_mean, running_var), plain_rows.statistics(x, axes), strict=True):
-        found = each.flatten(1).mean(0)
-        if running is running_var:
-            found = found * (count / (count - 1))
-        running.copy_(running + (found - running) * momentum)
+def _update(
+    shape: torch.Size, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> None:
+    count = shape.numel() // (shape[0] * shape[1])
+    mean, var = (each.reshape(shape[:2]).mean(0) for each in (mean, var))
+    running_mean.copy_(running_mean + (mean - running_mean) * momentum)
+    running_var.copy_(running_var + (var * (count / (count - 1)) - running_var) * momentum)
 
 
 def _check(

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..axes import trailing_axes
+from ..kernels.plain_channels import activate
 from . import checks, shapes
 from .overrides import is_exporting, overridable
-from .rows import normalize
+from .rows import fits, fits_trailing, is_everyday, normalize_trailing, run
 
 __all__ = ["rms_norm"]
+
+_EPS32, _EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
 @overridable
@@ -21,11 +23,12 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
+    activation: str | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Divide the last dimensions by their root mean square.
 
-    ``y = x / sqrt(mean(x^2) + eps) * weight``
+    ``y = x / sqrt(mean(x^2) + eps) * weight``, then ``activation(y)`` where it is given
 
     x and y are ``(*, *normalized_shape)``; weight is ``normalized_shape``.
 
@@ -33,13 +36,15 @@ def rms_norm(
         Axes averaged: the last ``len(normalized_shape)``.
         eps is added to the mean square; its unit is that of the input squared. None is the spacing at one of the type
         torch computes in: float64's for float64, float32's for all others.
-        Accumulation: float64.
+        Accumulation: float32 lanes over at most 4096 squares, merged in float64 in an order that the shape alone
+            decides; float64 throughout for float64 input.
 
     Args:
         input: float16, bfloat16, float32 or float64. An empty tensor passes.
         normalized_shape: the sizes of the last dimensions.
         weight: ``normalized_shape`` or None for 1. Of the type of the input, or float32 with half precision input.
         eps: not negative, or None.
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last in the same pass over memory.
         caller: the layer that errors should name.
 
     Returns:
@@ -48,7 +53,8 @@ def rms_norm(
     Raises:
         ShapeError: the input does not end in ``normalized_shape``, or weight has another shape.
         DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
-        ArgumentError: eps out of range.
+        ArgumentError: eps out of range, or an unknown activation.
+        BackendError: inside `normkit.use_backend`, where the named implementation cannot serve this call.
 
     Example:
         >>> rms_norm(torch.tensor([2.0, -2.0, 2.0, 2.0]), (4,))
@@ -57,13 +63,18 @@ def rms_norm(
     References:
         Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, equation (4).
     """
+    unset = eps is None
+    if eps is None:
+        eps = _EPS64 if isinstance(input, Tensor) and input.dtype is torch.float64 else _EPS32
+    if is_everyday(input, eps, activation):
+        size = tuple(normalized_shape)
+        if fits_trailing(input, size) and fits(weight, size, input.dtype):
+            return run(input, weight, None, None, len(size), eps, False, activation)
     checks.check_input(input, caller)
     shape = shapes.check_trailing(input, normalized_shape, caller)
     shapes.check_elementwise("weight", weight, shape, input, caller)
-    if eps is not None:
-        checks.check_eps(eps, caller=caller)
+    checks.check_eps(eps, caller=caller)
+    checks.check_activation(activation, caller)
     if is_exporting():
-        return F.rms_norm(input, list(shape), weight, eps)
-    if eps is None:
-        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
-    return normalize(input, weight, None, trailing_axes(input.dim(), len(shape)), eps, centre=False)
+        return activate(F.rms_norm(input, list(shape), weight, None if unset else eps), activation)
+    return normalize_trailing(input, weight, None, len(shape), eps, activation, centre=False)

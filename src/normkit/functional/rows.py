@@ -1,53 +1,46 @@
-"""The differentiable step that layer, RMS, group and instance normalization share: normalize a view over its axes."""
+"""The differentiable step that layer, RMS, group and instance normalization share, and what serves it."""
 
-from typing import Any
+import functools
+import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..axes import group_axes, trailing_axes
+from ..errors import BackendError
+from ..kernels import dispatch
 from ..kernels import plain_rows as plain
+from ..kernels.plain_channels import activate
+from .row_gradients import Call, Kernel, Plain
 
-__all__ = ["normalize"]
+__all__ = [
+    "Kept",
+    "fits",
+    "fits_groups",
+    "fits_trailing",
+    "is_everyday",
+    "normalize",
+    "normalize_groups",
+    "normalize_trailing",
+    "run",
+]
 
+Kept = list[tuple[Tensor, Tensor]]
 
-class _Rows(torch.autograd.Function):
-    """Forward and backward of ``normalize``, following SPEC A1 and A3 with other axes."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float, centre: bool
-    ) -> Tensor:
-        return plain.forward(x, weight, bias, axes, eps, centre)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, *ctx.settings = inputs
-        ctx.save_for_backward(x, weight, bias)
-        ctx.save_for_forward(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *plain.backward(dy, *ctx.saved_tensors, *ctx.settings), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
-        x, weight, _bias = ctx.saved_tensors
-        xhat, dy = plain.tangent(x, torch.zeros_like(x) if dx is None else dx, *ctx.settings)
-        if weight is not None:
-            dy = dy * weight
-        if dweight is not None:
-            dy = dy + xhat * dweight
-        if dbias is not None:
-            dy = dy + dbias
-        return dy.to(x.dtype)
+# The types of weight and bias that go with a type of input.
+_WITH = {
+    torch.float32: (torch.float32,),
+    torch.float64: (torch.float64,),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float16: (torch.float16, torch.float32),
+}
 
 
 def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float, *, centre: bool = True
 ) -> Tensor:
-    """Normalize x over the axes, then scale and shift.
+    """Normalize x over the axes, then scale and shift, in plain torch operations.
 
     Args:
         x: the view in which ``axes`` share statistics.
@@ -62,5 +55,141 @@ def normalize(
     """
     if x.numel() == 0 or torch.compiler.is_compiling():
         return plain.forward(x, weight, bias, axes, eps, centre)
-    y: Tensor = _Rows.apply(x, weight, bias, axes, eps, centre)
+    y: Tensor = Plain.apply(x, weight, bias, axes, eps, centre)
     return y
+
+
+def is_everyday(x: object, eps: object, activation: object) -> bool:
+    """Tell quickly whether a call is one that the CPU kernels serve and the checks would pass, as far as this sees.
+
+    False decides nothing. What is left to ask is `fits`, and whether the sizes are those the method wants.
+    """
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and x.is_cpu
+        and x.dtype in _WITH
+        and x.layout is torch.strided
+        and type(eps) is float
+        and 0.0 <= eps < math.inf
+        and (activation is None or activation in dispatch.ACTIVATIONS)
+        and dispatch.is_undisturbed()
+    )
+
+
+def fits(parameter: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Tell quickly whether a weight or bias is an everyday one, of this shape and for inputs of this type."""
+    return parameter is None or (
+        (type(parameter) is nn.Parameter or type(parameter) is Tensor)
+        and parameter.dtype in _WITH[dtype]
+        and parameter.shape == shape
+        and parameter.is_cpu
+    )
+
+
+def fits_trailing(x: Tensor, shape: tuple[int, ...]) -> bool:
+    """Tell quickly whether x ends in these dimensions and holds values."""
+    return 0 < len(shape) <= x.dim() and x.shape[-len(shape) :] == shape and x.numel() > 0
+
+
+def fits_groups(x: Tensor, groups: object) -> bool:
+    """Tell quickly whether x is ``(N, C, *)`` with values in every one of these groups."""
+    if type(groups) is not int or groups < 1 or x.dim() < 2:
+        return False
+    return x.shape[1] % groups == 0 and x.numel() > x.shape[0] * groups
+
+
+@functools.lru_cache(maxsize=1024)
+def _call(groups: int | None, trailing: int, eps: float, centre: bool, activation: str | None) -> Call:
+    # Imported at the first call: Numba costs more to import than torch's own layers to run.
+    from ..kernels import cpu_rows
+
+    return Call(cpu_rows, groups, trailing, eps, centre, activation)
+
+
+def run(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int | None,
+    trailing: int,
+    eps: float,
+    centre: bool,
+    activation: str | None,
+    kept: Kept | None = None,
+) -> Tensor:
+    """Run the CPU kernels, under autograd only where a gradient is recorded: on a small tensor autograd costs the most.
+
+    With ``kept`` mean and variance of every group, in float64, are appended to it.
+    """
+    call = _call(groups, trailing, eps, centre, activation)
+    form = call.form(x)
+    if form is None:
+        x = x.contiguous()
+        form = call.form(x)
+    variance = None if kept is None else torch.empty(form.samples * form.groups, dtype=torch.float64)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    ):
+        y: Tensor = Kernel.apply(x, weight, bias, call, form, variance, kept)
+        return y
+    y, saved = call.kernels.forward(x, form, weight, bias, eps, centre, activation, variance)
+    if kept is not None and variance is not None:
+        kept.append((saved[0], variance))
+    return y
+
+
+def normalize_trailing(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    trailing: int,
+    eps: float,
+    activation: str | None,
+    *,
+    centre: bool = True,
+) -> Tensor:
+    """Normalize the last dimensions of x, whose arguments are checked, by the implementation that serves it."""
+    if _is_served(x):
+        return run(x, weight, bias, None, trailing, eps, centre, activation)
+    return activate(normalize(x, weight, bias, trailing_axes(x.dim(), trailing), eps, centre=centre), activation)
+
+
+def normalize_groups(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    activation: str | None,
+    kept: Kept | None = None,
+) -> Tensor:
+    """Normalize groups of channels of ``(N, C, *)``, whose arguments are checked, by the implementation that serves it.
+
+    Where the kernels run, ``kept`` is filled as `run` says; else it is left alone.
+    """
+    if _is_served(x):
+        return run(x, weight, bias, groups, 0, eps, True, activation, kept)
+    size = x.shape[1] // groups
+    broadcast = (1, groups, size, *(1 for _ in range(2, x.dim())))
+    gamma, beta = (None if value is None else value.reshape(broadcast) for value in (weight, bias))
+    y = normalize(x.unflatten(1, (groups, size)), gamma, beta, group_axes(x.dim()), eps)
+    return activate(y.flatten(1, 2), activation)
+
+
+def _is_served(x: Tensor) -> bool:
+    """Tell whether the CPU kernels serve x; torch operations serve all else.
+
+    Raises:
+        BackendError: what `use_backend` asked for cannot.
+    """
+    if torch.compiler.is_compiling() or x.numel() == 0:
+        return False
+    backend = dispatch.choose(x)
+    if backend == "triton" and dispatch.requested() == "triton":
+        raise BackendError(
+            "the triton backend cannot serve this call: it has no kernels for statistics per sample; leave "
+            "use_backend, or choose plain"
+        )
+    return backend == "numba"

@@ -8,7 +8,7 @@ from typing import Any
 
 from numba import cfunc, types
 
-from . import planes, rows, steps
+from . import planes, rows, sample_columns, sample_planes, sample_rows, steps
 from .simd import Arguments
 
 __all__ = ["address"]
@@ -31,14 +31,25 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "rows.finish_sums": rows.finish_sums,
     "rows.apply_backward": rows.apply_backward,
     "stored": steps.stored,
+    "sample_rows.forward": sample_rows.forward,
+    "sample_rows.backward": sample_rows.backward,
+    "sample_rows.total": sample_rows.total,
+    "sample_planes.forward": sample_planes.forward,
+    "sample_planes.backward": sample_planes.backward,
+    "sample_columns.forward": sample_columns.forward,
+    "sample_columns.backward": sample_columns.backward,
 }
+_SOURCES = (
+    *("simd", "arguments", "activations", "slots", "moments", "channel_vectors", "planes", "rows", "steps"),
+    *("sample_slots", "sample_arguments", "sample_statistics", "sample_rows", "sample_planes", "sample_columns"),
+)
 
 
 @functools.cache
 def _revision() -> str:
     """A word for the source of every kernel: the disk cache looks only at the file a kernel stands in."""
     digest = hashlib.sha256()
-    for name in ("simd", "arguments", "activations", "slots", "moments", "channel_vectors", "planes", "rows", "steps"):
+    for name in _SOURCES:
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 

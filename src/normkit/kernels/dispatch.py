@@ -31,6 +31,7 @@ __all__ = [
     "is_served_compiled",
     "is_undisturbed",
     "refusals",
+    "requested",
     "use_backend",
 ]
 
@@ -65,6 +66,11 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _REQUESTED.reset(token)
+
+
+def requested() -> str | None:
+    """Return the implementation that `use_backend` asks for, or None."""
+    return _REQUESTED.get()
 
 
 def _is_transformed(x: Tensor) -> str | None:

@@ -10,6 +10,8 @@ Shapes: x, y, dy and dx are the view; statistics keep their axes with size one; 
 import torch
 from torch import Tensor
 
+from .plain_channels import gate
+
 __all__ = ["backward", "forward", "statistics", "tangent", "wide"]
 
 
@@ -54,11 +56,21 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float, centre: bool
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axes: tuple[int, ...],
+    eps: float,
+    centre: bool,
+    activation: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return dx, dweight and dbias, differentiable in dy, x and weight (SPEC A3)."""
+    """Return dx, dweight and dbias, differentiable in dy, x and weight (SPEC A3), of what an activation may follow."""
     xhat, scale = _normalized(x, axes, eps, centre)
     given = dy.to(wide(x))
+    if activation is not None:
+        z = xhat if weight is None else xhat * weight.to(wide(x))
+        given = gate(given, z if bias is None else z + bias.to(wide(x)), activation)
     dxhat = given if weight is None else given * weight.to(wide(x))
     inner = dxhat - xhat * (dxhat * xhat).mean(axes, keepdim=True)
     if centre:

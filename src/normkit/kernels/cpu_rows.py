@@ -1,0 +1,325 @@
+"""Normalization per sample on a CPU: layer, RMS, group and instance norm, Numba kernels on torch's threads.
+
+One normalization is GROUPS groups of neighbouring channels in each of N samples. Memory decides which kernels serve it:
+
+- ``rows``: a sample is one row of C elements with a weight each. Layer and RMS norm, and group norm of ``(N, C)``.
+- ``planes``: contiguous ``(N, C, *)``; a channel is a plane with one weight.
+- ``columns``: channels-last ``(N, C, *)``.
+
+Numerics are those of `cpu_channels`: float32 lanes over at most 4096 values, merged in float64 in an order that the
+shape alone decides; dweight and dbias are sums of chunks of samples, added in float64 in their order.
+"""
+
+import ctypes
+import functools
+import math
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import compiled, sample_slots, slots
+from .cpu_channels import ELEMENTS
+from .pages import ask_for_large_pages
+from .sample_rows import STRIP
+from .threads import parallel_for
+
+__all__ = ["Form", "Plan", "backward", "form_of", "form_of_rows", "forward", "plan"]
+
+_Context = ctypes.c_int64 * sample_slots.SIZE
+# Sixteen addresses, ten sizes, eps and momentum, settings that are all zero here, and what sample_slots adds.
+_UNUSED = (0,) * (slots.SIZE - slots.UNBIASED)
+_SLOTS = struct.Struct(f"26q2d{sample_slots.SIZE - slots.UNBIASED}q")
+assert _SLOTS.size == 8 * sample_slots.SIZE
+_GRAIN = 32768  # elements that are worth a thread
+_STREAMED = 1 << 24  # bytes of output from which the caches are passed by
+_TASKS = 32  # tasks to cut a tensor of few groups into
+_STRIP_BYTES = 1 << 18  # of a strip of samples, which the backward reads twice
+_REGION = 5  # float64 numbers of working memory per column of a block of channels-last rows
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One normalization of one shape: N samples of C channels in groups, S positions, and how they lie in memory."""
+
+    layout: str
+    samples: int
+    channels: int
+    positions: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the work on a form is cut. It depends on the form and the type alone.
+
+    Attributes:
+        sizes: the slots from OUTER to COUNT.
+        tasks: of a launch that does everything.
+        grain: the fewest tasks that are worth a thread.
+        parts: tasks that share a group of planes, or a sample of columns; 1 where a task does everything.
+        pieces: that a plane is cut into.
+        chunks: rows of the tables of dweight and dbias.
+        work: float64 numbers of working memory.
+        coefficients: float64 numbers of coefficients.
+        backward_tasks: as ``tasks``, of the backward.
+        backward_grain: as ``grain``, of the backward.
+    """
+
+    sizes: tuple[int, ...]
+    tasks: int
+    grain: int
+    parts: int
+    pieces: int
+    chunks: int
+    work: int
+    coefficients: int
+    backward_tasks: int
+    backward_grain: int
+
+
+def form_of_rows(x: Tensor, trailing: int) -> Form | None:
+    """Return how the last dimensions of x lie in memory, or None where x is not contiguous."""
+    if not x.is_contiguous():
+        return None
+    width = x.shape[-1] if trailing == 1 else math.prod(x.shape[-trailing:])
+    return Form("rows", x.numel() // width, width, 1, 1)
+
+
+def form_of(x: Tensor, groups: int) -> Form | None:
+    """Return how ``(N, C, *)`` in groups lies in memory, or None where it is neither contiguous nor channels-last."""
+    samples, channels = x.shape[:2]
+    positions = x.numel() // (samples * channels)
+    if x.is_contiguous():
+        return Form("planes" if positions > 1 else "rows", samples, channels, positions, groups)
+    if x.dim() > 2 and x.movedim(1, -1).is_contiguous():
+        return Form("columns" if positions > 1 else "rows", samples, channels, positions, groups)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(form: Form, itemsize: int) -> Plan:
+    """Cut the work."""
+    return {"rows": _plan_rows, "planes": _plan_planes, "columns": _plan_columns}[form.layout](form, itemsize)
+
+
+def _sizes(form: Form, group: int, blocks: int, fold: int, width: int, strip: int, stream: bool) -> tuple[int, ...]:
+    shape = (form.samples, form.channels, form.positions)
+    if form.layout == "columns":
+        # A sample is a channels-last tensor of its own.
+        shape = (form.positions, form.channels, 1)
+    return (*shape, group, blocks, fold, width, strip, stream, 0)
+
+
+def _plan_rows(form: Form, itemsize: int) -> Plan:
+    samples, width = form.samples, form.channels
+    # Sums gather in the type computed in, and at most 64 samples at a time.
+    chunk = STRIP * max(2, min(16, samples // 64)) if samples * width > _GRAIN else 64
+    strip = STRIP if STRIP * width * itemsize <= _STRIP_BYTES else 1
+    chunks = -(-samples // chunk)
+    return Plan(
+        sizes=_sizes(form, chunk, 1, 1, width, strip, False),
+        tasks=samples * form.groups,
+        grain=max(1, _GRAIN // (width // form.groups)),
+        parts=1,
+        pieces=1,
+        chunks=chunks,
+        work=0,
+        coefficients=0,
+        backward_tasks=chunks,
+        backward_grain=max(1, _GRAIN // (width * chunk)),
+    )
+
+
+def _plan_planes(form: Form, itemsize: int) -> Plan:
+    rows, planes = form.samples * form.groups, form.channels // form.groups
+    size = planes * form.positions
+    parts = pieces = 1
+    if rows < _TASKS // 2 and rows * size >= 4 * _GRAIN:
+        parts = max(1, min(_TASKS // rows, size // (_GRAIN // 2)))
+        pieces = -(-parts // planes)
+    return Plan(
+        sizes=_sizes(form, 1, parts, 1, form.channels, 1, _is_streamed(form, form.positions, itemsize)),
+        tasks=rows * parts,
+        grain=max(1, _GRAIN * parts // size),
+        parts=parts,
+        pieces=pieces,
+        chunks=form.samples * pieces,
+        work=3 * rows * parts if parts > 1 else 0,
+        coefficients=0,
+        backward_tasks=rows * parts,
+        backward_grain=max(1, _GRAIN * parts // size),
+    )
+
+
+def _plan_columns(form: Form, itemsize: int) -> Plan:
+    samples, channels, rows = form.samples, form.channels, form.positions
+    # Few channels are folded: several rows read as one, which fills whole vectors.
+    fold = 16 // math.gcd(channels, 16) if channels < 128 else 1
+    if rows % fold or rows < 8 * fold:
+        fold = 1
+    width = -(-channels * fold // 16) * 16
+    parts = 1
+    if samples < _TASKS // 2 and samples * rows * channels >= 4 * _GRAIN:
+        parts = max(1, min(_TASKS // samples, rows // fold // 16, rows * channels // (_GRAIN // 2)))
+    return Plan(
+        sizes=_sizes(
+            form, 1, parts, fold, width, 16 if width <= 256 else 8, _is_streamed(form, channels * fold, itemsize)
+        ),
+        tasks=samples * parts,
+        grain=max(1, _GRAIN * parts // (rows * channels)),
+        parts=parts,
+        pieces=1,
+        chunks=samples,
+        work=_REGION * width * parts * samples,
+        coefficients=5 * width * samples,
+        backward_tasks=samples * parts,
+        backward_grain=max(1, _GRAIN * parts // (rows * channels)),
+    )
+
+
+def _is_streamed(form: Form, run: int, itemsize: int) -> bool:
+    # A streaming store needs its address aligned to a whole vector, and torch aligns memory to 64 bytes.
+    size = form.samples * form.channels * form.positions * itemsize
+    return size >= _STREAMED and itemsize <= 4 and run % 16 == 0
+
+
+@functools.cache
+def _kernel(name: str, dtype: torch.dtype, activation: str | None) -> int:
+    return compiled.address(name, ELEMENTS[dtype], activation, False)
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _parameters(
+    form: Form, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias in the type computed in; rows read both everywhere, and get constants for absent ones."""
+    found = []
+    for value, absent in ((weight, 1.0), (bias, 0.0)):
+        if value is None:
+            found.append(_constant(absent, form.channels, dtype) if form.layout == "rows" else None)
+        elif value.dtype is dtype and value.is_contiguous():
+            found.append(value)
+        else:
+            found.append(value.detach().to(dtype).contiguous())
+    return found[0], found[1]
+
+
+@functools.lru_cache(maxsize=16)
+def _constant(value: float, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((size,), value, dtype=dtype)
+
+
+def _like(x: Tensor) -> Tensor:
+    output = torch.empty_like(x)
+    ask_for_large_pages(output)
+    return output
+
+
+def _computed(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def forward(
+    x: Tensor,
+    form: Form,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool = True,
+    activation: str | None = None,
+    variance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalize every group, scale, shift, apply the activation; return y and what the backward needs: mean and rstd.
+
+    Where ``variance`` is given, N * groups float64 numbers, the groups' variances are written there.
+    """
+    cut = plan(form, x.element_size())
+    weight, bias = _parameters(form, weight, bias, _computed(x))
+    y, rows = _like(x), form.samples * form.groups
+    saved = torch.empty((2, rows), dtype=torch.float64)
+    work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
+    mean, memory = saved.data_ptr(), _pointer(work)
+    context = _Context()
+    _SLOTS.pack_into(
+        context,
+        0,
+        *(x.data_ptr(), y.data_ptr(), 0, 0, 0, 0, _pointer(weight), _pointer(bias), 0, 0, 0, 0),
+        *(mean, mean + 8 * rows, memory, memory + 8 * cut.work, *cut.sizes, eps, 0.0, *_UNUSED),
+        *(form.groups, 0, 1, cut.pieces, x.element_size(), centred, 0, _pointer(variance)),
+    )
+    kernel = _kernel(f"sample_{form.layout}.forward", x.dtype, activation)
+    if cut.parts == 1:
+        parallel_for(cut.tasks, cut.grain, kernel, context)
+        return y, saved
+    _launch(sample_slots.GATHER, cut.tasks, cut.grain, cut.parts, kernel, context)
+    if form.layout == "columns":
+        _launch(sample_slots.FINISH, form.samples, 1, 1, kernel, context)
+    _launch(sample_slots.APPLY, cut.tasks, cut.grain, cut.parts, kernel, context)
+    return y, saved
+
+
+def _launch(step: int, tasks: int, grain: int, parts: int, kernel: int, context: ctypes.Array[ctypes.c_int64]) -> None:
+    """Run one step of a kernel that takes several."""
+    context[sample_slots.STEP], context[sample_slots.PARTS] = step, parts
+    parallel_for(tasks, grain, kernel, context)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    form: Form,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    centred: bool = True,
+    activation: str | None = None,
+    wanted: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return dx and, where wanted, dweight and dbias of C elements in the type computed in."""
+    cut, computed, rows = plan(form, x.element_size()), _computed(x), form.samples * form.groups
+    weight, bias = _parameters(form, weight, bias, computed)
+    dx, tables = _like(x), None
+    if wanted or form.layout != "rows":
+        tables = torch.empty((2, cut.chunks, form.channels), dtype=computed)
+    work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
+    mean, memory, table = saved.data_ptr(), _pointer(work), _pointer(tables)
+    context = _Context()
+    _SLOTS.pack_into(
+        context,
+        0,
+        *(x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0, _pointer(weight), _pointer(bias), 0, 0),
+        *(table, table + computed.itemsize * cut.chunks * form.channels),
+        *(mean, mean + 8 * rows, memory, memory + 8 * cut.work, *cut.sizes, 0.0, 0.0, *_UNUSED),
+        *(form.groups, 0, 1, cut.pieces, x.element_size(), centred, wanted, 0),
+    )
+    kernel = _kernel(f"sample_{form.layout}.backward", x.dtype, activation)
+    if cut.parts == 1:
+        parallel_for(cut.backward_tasks, cut.backward_grain, kernel, context)
+    else:
+        if form.layout == "columns":
+            _launch(sample_slots.PREPARE, form.samples, 1, 1, kernel, context)
+        _launch(sample_slots.GATHER, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
+        if form.layout == "columns":
+            _launch(sample_slots.FINISH, form.samples, 1, 1, kernel, context)
+        _launch(sample_slots.APPLY, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
+    if tables is None or not wanted:
+        return dx, None, None
+    sums = tables[:, 0] if cut.chunks == 1 else _total(tables, x.dtype, cut.chunks, form.channels)
+    return dx, sums[0], sums[1]
+
+
+def _total(tables: Tensor, dtype: torch.dtype, chunks: int, channels: int) -> Tensor:
+    """Add the rows of the two tables."""
+    sums, one = torch.empty((2, channels), dtype=tables.dtype), tables.element_size() * channels
+    context, into, table = _Context(), sums.data_ptr(), tables.data_ptr()
+    context[slots.WEIGHT], context[slots.BIAS] = into, into + one
+    context[slots.DWEIGHT], context[slots.DBIAS] = table, table + one * chunks
+    context[slots.OUTER], context[slots.CHANNELS] = chunks, channels
+    kernel = _kernel("sample_rows.total", dtype, None)
+    parallel_for(-(-channels // 16), max(1, _GRAIN // (16 * chunks)), kernel, context)
+    return sums
