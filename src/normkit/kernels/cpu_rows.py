@@ -88,13 +88,19 @@ def form_of_rows(x: Tensor, trailing: int) -> Form | None:
 
 
 def form_of(x: Tensor, groups: int) -> Form | None:
-    """Return how ``(N, C, *)`` in groups lies in memory, or None where it is neither contiguous nor channels-last."""
+    """Return how ``(N, C, *)`` in groups lies in memory, or None where neither channels nor positions are together.
+
+    In which order the positions of a channel lie makes no difference.
+    """
     samples, channels = x.shape[:2]
     positions = x.numel() // (samples * channels)
     if x.is_contiguous():
         return Form("planes" if positions > 1 else "rows", samples, channels, positions, groups)
-    if x.dim() > 2 and x.movedim(1, -1).is_contiguous():
+    order = sorted(range(2, x.dim()), key=x.stride, reverse=True)
+    if x.permute(0, *order, 1).is_contiguous():
         return Form("columns" if positions > 1 else "rows", samples, channels, positions, groups)
+    if x.permute(0, 1, *order).is_contiguous():
+        return Form("planes", samples, channels, positions, groups)
     return None
 
 

@@ -4,8 +4,6 @@ A sample is S rows of C channels, which `rows` gathers and writes column by colu
 columns of a group are merged. A task takes a sample through everything, or blocks of its rows in three launches.
 """
 
-import numpy as np
-
 from . import sample_slots, slots
 from .arguments import data, double, integer, is_null, parameter
 from .channel_vectors import set_vector_coefficients
@@ -23,7 +21,7 @@ from .rows import (
     write_rows,
 )
 from .sample_arguments import own_copy, put
-from .sample_statistics import keep_statistics
+from .sample_statistics import keep_statistics, needs_care
 from .simd import called, fence, inlined, load, store, vload
 
 
@@ -107,7 +105,7 @@ def finish_groups(a):
         merge_blocks(a, column)
     for group in range(integer(a, sample_slots.GROUPS)):
         mean, m2 = group_moments(a, group)
-        if not np.isfinite(m2):
+        if needs_care(a, m2, count):
             mean, m2 = careful_group(a, group)
         keep_statistics(a, group, mean, m2, count, True)
     spread_statistics(a, region(a, 0))

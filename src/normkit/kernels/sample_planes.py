@@ -4,13 +4,11 @@ A group lies in one run of memory, made of planes that have one weight each. A t
 where groups are few and large, several tasks share its planes, or pieces of its planes, in two launches.
 """
 
-import numpy as np
-
 from . import sample_slots, slots
 from .arguments import data, double, integer, is_null, parameter, scratch_centres
 from .moments import CHUNK, merge_moments, store_as
 from .planes import apply_backward_span, apply_span, span_sums
-from .sample_statistics import careful_run, keep_statistics, run_moments
+from .sample_statistics import careful_run, keep_statistics, needs_care, run_moments
 from .simd import fence, inlined, load, narrow, splat, store, vsum
 
 
@@ -80,7 +78,7 @@ def forward(begin, end, a):
                 continue
         else:
             mean, m2 = merge_parts(a, row)
-        if not np.isfinite(m2):
+        if needs_care(a, m2, float(planes * inner)):
             mean, m2 = careful_run(a, x, start, planes * inner)
         mean, rstd = keep_statistics(a, row, mean, m2, float(planes * inner), part == 0)
         centre = narrow(a, splat(mean))

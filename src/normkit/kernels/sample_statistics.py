@@ -13,6 +13,8 @@ from .moments import CHUNK, merge, store_as
 from .planes import span_moments
 from .simd import called, inlined, load, narrow, splat, store, vload, vsum, widen
 
+_FAINT = 1e-28  # a variance whose squares, in float32, begin to lose digits
+
 
 @inlined
 def run_moments(a, x, start, size):
@@ -56,6 +58,12 @@ def careful_run(a, x, start, size):
 
 
 @inlined
+def needs_care(a, m2, count):
+    """Tell whether squares left the range of float32: above it, or below it where no eps covers that."""
+    return not np.isfinite(m2) or (m2 < _FAINT * count and real(a, slots.EPS) < _FAINT)
+
+
+@inlined
 def keep_statistics(a, row, mean, m2, count, write):
     """Return mean and rstd of a group, and where this task is to write them save them for the backward."""
     var = m2 / count
@@ -73,7 +81,7 @@ def run_statistics(a, row, start, size):
     """Mean and rstd of a group that lies in one run, saved for the backward."""
     x = data(a, slots.X)
     mean, m2 = run_moments(a, x, start, size)
-    if not np.isfinite(m2):
+    if needs_care(a, m2, float(size)):
         mean, m2 = careful_run(a, x, start, size)
     return keep_statistics(a, row, mean, m2, float(size), True)
 
