@@ -469,3 +469,15 @@ def test_input_is_not_written():
     with torch.no_grad():
         batch_norm(x, torch.zeros(3), torch.ones(3), training=True)
     assert torch.equal(x, kept)
+
+
+def test_double_backward_reaches_an_input_that_is_copied_for_the_kernels():
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    v, found = torch.randn(3, 4, 5, dtype=torch.float64).transpose(0, 1), []
+    for given in (x.clone(), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        given.requires_grad_()
+        y = batch_norm(given, None, None, training=True)
+        (dx,) = torch.autograd.grad(y, given, torch.cos(y), create_graph=True)
+        found.append(torch.autograd.grad((dx * v).sum(), given)[0])
+    assert found[0].abs().max() > 0.01
+    assert_close(found[1], found[0], dtype=torch.float64)

@@ -211,6 +211,12 @@ def run_kernel(
 ) -> Tensor:
     """Run the kernel, under autograd only where a gradient is recorded: on a small tensor autograd costs the most."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
+        layout = call.kernels.layout_of(x)
+        if layout is None:
+            x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
+        if residual is not None:
+            residual = lay_out(residual, layout)
         y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
         return y
     given = x
