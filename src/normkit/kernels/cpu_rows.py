@@ -17,21 +17,22 @@ import struct
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import compiled, sample_slots, slots
 from .cpu_channels import ELEMENTS
-from .pages import ask_for_large_pages
+from .pages import THRESHOLD, ask_for_large_pages
 from .sample_rows import STRIP
 from .threads import parallel_for
 
-__all__ = ["Form", "Plan", "backward", "form_of", "form_of_rows", "forward", "plan"]
+__all__ = ["Form", "Plan", "backward", "describe", "form_of", "form_of_rows", "forward", "plan"]
 
 _Context = ctypes.c_int64 * sample_slots.SIZE
 # Sixteen addresses, ten sizes, eps and momentum, settings that are all zero here, and what sample_slots adds.
 _UNUSED = (0,) * (slots.SIZE - slots.UNBIASED)
 _SLOTS = struct.Struct(f"26q2d{sample_slots.SIZE - slots.UNBIASED}q")
 assert _SLOTS.size == 8 * sample_slots.SIZE
+_ADDRESSES = struct.Struct("16q")
 _GRAIN = 32768  # elements that are worth a thread
 _STREAMED = 1 << 24  # bytes of output from which the caches are passed by
 _TASKS = 32  # tasks to cut a tensor of few groups into
@@ -63,6 +64,7 @@ class Plan:
         chunks: rows of the tables of dweight and dbias.
         work: float64 numbers of working memory.
         coefficients: float64 numbers of coefficients.
+        large: whether the output is worth asking for large pages.
         backward_tasks: as ``tasks``, of the backward.
         backward_grain: as ``grain``, of the backward.
     """
@@ -75,6 +77,7 @@ class Plan:
     chunks: int
     work: int
     coefficients: int
+    large: bool
     backward_tasks: int
     backward_grain: int
 
@@ -102,6 +105,23 @@ def form_of(x: Tensor, groups: int) -> Form | None:
     if x.permute(0, 1, *order).is_contiguous():
         return Form("planes", samples, channels, positions, groups)
     return None
+
+
+def describe(layer: nn.Module, x: Tensor) -> str:
+    """Say how the work is cut for one of torch's layer, RMS, group or instance norms, or one of ours."""
+    given = x
+    for x in (given, given.contiguous()):
+        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+            form = form_of_rows(x, len(layer.normalized_shape))
+        else:
+            form = form_of(x, layer.num_groups if isinstance(layer, nn.GroupNorm) else x.shape[1])
+        if form is not None:
+            break
+    assert form is not None
+    cut = plan(form, x.element_size())
+    way = "statistics and output in one task" if cut.parts == 1 else "step by step"
+    copied = "" if x is given else ", after a copy into contiguous memory"
+    return f"per sample, {form.layout}, {way}, {cut.tasks} tasks, {torch.get_num_threads()} threads{copied}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,6 +153,7 @@ def _plan_rows(form: Form, itemsize: int) -> Plan:
         chunks=chunks,
         work=0,
         coefficients=0,
+        large=_is_large(form, itemsize),
         backward_tasks=chunks,
         backward_grain=max(1, _GRAIN // (width * chunk)),
     )
@@ -154,6 +175,7 @@ def _plan_planes(form: Form, itemsize: int) -> Plan:
         chunks=form.samples * pieces,
         work=3 * rows * parts if parts > 1 else 0,
         coefficients=0,
+        large=_is_large(form, itemsize),
         backward_tasks=rows * parts,
         backward_grain=max(1, _GRAIN * parts // size),
     )
@@ -180,9 +202,14 @@ def _plan_columns(form: Form, itemsize: int) -> Plan:
         chunks=samples,
         work=_REGION * width * parts * samples,
         coefficients=5 * width * samples,
+        large=_is_large(form, itemsize),
         backward_tasks=samples * parts,
         backward_grain=max(1, _GRAIN * parts // (rows * channels)),
     )
+
+
+def _is_large(form: Form, itemsize: int) -> bool:
+    return form.samples * form.channels * form.positions * itemsize >= THRESHOLD
 
 
 def _is_streamed(form: Form, run: int, itemsize: int) -> bool:
@@ -200,19 +227,13 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _parameters(
-    form: Form, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias in the type computed in; rows read both everywhere, and get constants for absent ones."""
-    found = []
-    for value, absent in ((weight, 1.0), (bias, 0.0)):
-        if value is None:
-            found.append(_constant(absent, form.channels, dtype) if form.layout == "rows" else None)
-        elif value.dtype is dtype and value.is_contiguous():
-            found.append(value)
-        else:
-            found.append(value.detach().to(dtype).contiguous())
-    return found[0], found[1]
+def _parameter(value: Tensor | None, absent: float, form: Form, dtype: torch.dtype) -> Tensor | None:
+    """Return a weight or bias in the type computed in; rows read both everywhere, and get constants for absent ones."""
+    if value is None:
+        return _constant(absent, form.channels, dtype) if form.layout == "rows" else None
+    if value.dtype is dtype and value.is_contiguous():
+        return value
+    return value.detach().to(dtype).contiguous()
 
 
 @functools.lru_cache(maxsize=16)
@@ -220,14 +241,13 @@ def _constant(value: float, size: int, dtype: torch.dtype) -> Tensor:
     return torch.full((size,), value, dtype=dtype)
 
 
-def _like(x: Tensor) -> Tensor:
-    output = torch.empty_like(x)
-    ask_for_large_pages(output)
-    return output
-
-
-def _computed(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
+@functools.lru_cache(maxsize=4096)
+def _prepared(form: Form, itemsize: int, eps: float, centred: bool, wanted: bool) -> tuple[Plan, bytes]:
+    """Return the plan, and the slots of a call that has no addresses yet: on a small tensor packing them costs most."""
+    cut, slots_of_call = plan(form, itemsize), _Context()
+    settings = (*cut.sizes, eps, 0.0, *_UNUSED, form.groups, 0, 1, cut.pieces, itemsize, centred, wanted, 0)
+    _SLOTS.pack_into(slots_of_call, 0, *(0,) * slots.OUTER, *settings)
+    return cut, bytes(slots_of_call)
 
 
 def forward(
@@ -244,20 +264,21 @@ def forward(
 
     Where ``variance`` is given, N * groups float64 numbers, the groups' variances are written there.
     """
-    cut = plan(form, x.element_size())
-    weight, bias = _parameters(form, weight, bias, _computed(x))
-    y, rows = _like(x), form.samples * form.groups
+    cut, prepared = _prepared(form, x.element_size(), eps, centred, False)
+    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
+    y, rows = torch.empty_like(x), form.samples * form.groups
+    if cut.large:
+        ask_for_large_pages(y)
     saved = torch.empty((2, rows), dtype=torch.float64)
     work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
     mean, memory = saved.data_ptr(), _pointer(work)
-    context = _Context()
-    _SLOTS.pack_into(
-        context,
-        0,
-        *(x.data_ptr(), y.data_ptr(), 0, 0, 0, 0, _pointer(weight), _pointer(bias), 0, 0, 0, 0),
-        *(mean, mean + 8 * rows, memory, memory + 8 * cut.work, *cut.sizes, eps, 0.0, *_UNUSED),
-        *(form.groups, 0, 1, cut.pieces, x.element_size(), centred, 0, _pointer(variance)),
-    )
+    context = _Context.from_buffer_copy(prepared)
+    parameters = (_pointer(weight), _pointer(bias), 0, 0, 0, 0)
+    working = (mean, mean + 8 * rows, memory, memory + 8 * cut.work)
+    _ADDRESSES.pack_into(context, 0, x.data_ptr(), y.data_ptr(), 0, 0, 0, 0, *parameters, *working)
+    if variance is not None:
+        context[sample_slots.VARIANCE] = variance.data_ptr()
     kernel = _kernel(f"sample_{form.layout}.forward", x.dtype, activation)
     if cut.parts == 1:
         parallel_for(cut.tasks, cut.grain, kernel, context)
@@ -287,45 +308,53 @@ def backward(
     wanted: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return dx and, where wanted, dweight and dbias of C elements in the type computed in."""
-    cut, computed, rows = plan(form, x.element_size()), _computed(x), form.samples * form.groups
-    weight, bias = _parameters(form, weight, bias, computed)
-    dx, tables = _like(x), None
-    if wanted or form.layout != "rows":
-        tables = torch.empty((2, cut.chunks, form.channels), dtype=computed)
-    work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
-    mean, memory, table = saved.data_ptr(), _pointer(work), _pointer(tables)
-    context = _Context()
-    _SLOTS.pack_into(
-        context,
-        0,
-        *(x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0, _pointer(weight), _pointer(bias), 0, 0),
-        *(table, table + computed.itemsize * cut.chunks * form.channels),
-        *(mean, mean + 8 * rows, memory, memory + 8 * cut.work, *cut.sizes, 0.0, 0.0, *_UNUSED),
-        *(form.groups, 0, 1, cut.pieces, x.element_size(), centred, wanted, 0),
-    )
+    cut, prepared = _prepared(form, x.element_size(), 0.0, centred, wanted)
+    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
+    dx, rows, channels = torch.empty_like(x), form.samples * form.groups, form.channels
+    if cut.large:
+        ask_for_large_pages(dx)
+    dweight = dbias = tables = work = None
+    if wanted:
+        dweight, dbias = torch.empty(channels, dtype=computed), torch.empty(channels, dtype=computed)
+    if (wanted and cut.chunks > 1) or (not wanted and form.layout != "rows"):
+        tables = torch.empty(2 * cut.chunks * channels, dtype=computed)
+    if cut.work:
+        work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64)
+    sums = (_pointer(dweight), _pointer(dbias))
+    if tables is not None:
+        sums = (tables.data_ptr(), tables.data_ptr() + tables.element_size() * cut.chunks * channels)
+    mean, memory = saved.data_ptr(), _pointer(work)
+    context = _Context.from_buffer_copy(prepared)
+    tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0, _pointer(weight), _pointer(bias), 0, 0)
+    _ADDRESSES.pack_into(context, 0, *tensors, *sums, mean, mean + 8 * rows, memory, memory + 8 * cut.work)
     kernel = _kernel(f"sample_{form.layout}.backward", x.dtype, activation)
     if cut.parts == 1:
         parallel_for(cut.backward_tasks, cut.backward_grain, kernel, context)
     else:
-        if form.layout == "columns":
-            _launch(sample_slots.PREPARE, form.samples, 1, 1, kernel, context)
-        _launch(sample_slots.GATHER, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
-        if form.layout == "columns":
-            _launch(sample_slots.FINISH, form.samples, 1, 1, kernel, context)
-        _launch(sample_slots.APPLY, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
-    if tables is None or not wanted:
-        return dx, None, None
-    sums = tables[:, 0] if cut.chunks == 1 else _total(tables, x.dtype, cut.chunks, form.channels)
-    return dx, sums[0], sums[1]
+        _run_backward_steps(form, cut, kernel, context)
+    if wanted and cut.chunks > 1:
+        _add_chunks(sums, _pointer(dweight), _pointer(dbias), x.dtype, cut.chunks, channels)
+    return dx, dweight, dbias
 
 
-def _total(tables: Tensor, dtype: torch.dtype, chunks: int, channels: int) -> Tensor:
-    """Add the rows of the two tables."""
-    sums, one = torch.empty((2, channels), dtype=tables.dtype), tables.element_size() * channels
-    context, into, table = _Context(), sums.data_ptr(), tables.data_ptr()
-    context[slots.WEIGHT], context[slots.BIAS] = into, into + one
-    context[slots.DWEIGHT], context[slots.DBIAS] = table, table + one * chunks
+def _run_backward_steps(form: Form, cut: Plan, kernel: int, context: ctypes.Array[ctypes.c_int64]) -> None:
+    columns = form.layout == "columns"
+    if columns:
+        _launch(sample_slots.PREPARE, form.samples, 1, 1, kernel, context)
+    _launch(sample_slots.GATHER, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
+    if columns:
+        _launch(sample_slots.FINISH, form.samples, 1, 1, kernel, context)
+    _launch(sample_slots.APPLY, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
+
+
+def _add_chunks(
+    sums: tuple[int, int], dweight: int, dbias: int, dtype: torch.dtype, chunks: int, channels: int
+) -> None:
+    """Add the chunks' rows of both tables, in their order."""
+    context = _Context()
+    context[slots.WEIGHT], context[slots.BIAS] = dweight, dbias
+    context[slots.DWEIGHT], context[slots.DBIAS] = sums
     context[slots.OUTER], context[slots.CHANNELS] = chunks, channels
     kernel = _kernel("sample_rows.total", dtype, None)
     parallel_for(-(-channels // 16), max(1, _GRAIN // (16 * chunks)), kernel, context)
-    return sums

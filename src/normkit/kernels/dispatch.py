@@ -195,7 +195,7 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
     """Name the kernel that would run for this layer and input, and why the others would not.
 
     Args:
-        layer: a batch norm of normkit, or a layer that holds one.
+        layer: a layer, RMS, group, instance or batch norm of normkit, or a layer that holds a batch norm.
         input: what the layer would be called with. It is not touched.
 
     Returns:
@@ -210,16 +210,9 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
         numba
     """
     chosen = choose(input)
-    training = layer.training
     kernel = "torch operations in float64"
     if chosen == "numba":
-        from . import cpu_channels
-
-        layout = cpu_channels.layout_of(input)
-        copied = "" if layout else ", after a copy into contiguous memory"
-        cut = cpu_channels.plan(tuple(input.shape), layout or "planes", input.element_size())
-        way = "statistics and output in one task" if cut.fused and training else "step by step over blocks"
-        kernel = f"{cut.layout}, {way}, {cut.tasks} tasks, {torch.get_num_threads()} threads{copied}"
+        kernel = _describe(layer, input)
     elif chosen == "triton":
         kernel = "per channel on the GPU"
     requested = _REQUESTED.get()
@@ -229,3 +222,20 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
             other = f"use_backend({requested!r}) asks for another" if requested else f"{chosen} comes first"
             refused[name] = reason or other
     return Explanation(chosen, kernel, refused)
+
+
+def _describe(layer: nn.Module, x: Tensor) -> str:
+    """Say which CPU kernel would run, and how its work is cut."""
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)):
+        stored = isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats
+        if layer.training or not stored:
+            from . import cpu_rows
+
+            return cpu_rows.describe(layer, x)
+    from . import cpu_channels
+
+    layout = cpu_channels.layout_of(x)
+    copied = "" if layout else ", after a copy into contiguous memory"
+    cut = cpu_channels.plan(tuple(x.shape), layout or "planes", x.element_size())
+    way = "statistics and output in one task" if cut.fused and layer.training else "step by step over blocks"
+    return f"{cut.layout}, {way}, {cut.tasks} tasks, {torch.get_num_threads()} threads{copied}"

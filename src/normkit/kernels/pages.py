@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["ask_for_large_pages"]
+__all__ = ["THRESHOLD", "ask_for_large_pages"]
 
 _MADV_HUGEPAGE = 14
 _PAGE = 4096
-_THRESHOLD = 4 << 20  # bytes; below it the call costs as much as it saves
+THRESHOLD = 4 << 20  # bytes; below it the call costs as much as it saves
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def _madvise() -> Callable[..., int] | None:
 def ask_for_large_pages(output: Tensor) -> None:
     """Ask the kernel to back a fresh tensor with large pages. It is advice: a refusal changes nothing."""
     size = output.nbytes
-    if size < _THRESHOLD:
+    if size < THRESHOLD:
         return
     madvise = _madvise()
     if madvise is not None:

@@ -63,8 +63,8 @@ def gather_column(x, lanes, width, column, low, high, stride, left):
     first = vload(lanes, column)
     s0, q0 = vload(lanes, width + column), vload(lanes, 2 * width + column)
     at, rows = low * stride + column, high - low
+    s1 = s2 = s3 = q1 = q2 = q3 = first - first
     if left >= 16:
-        s1 = s2 = s3 = q1 = q2 = q3 = first - first
         while rows >= 4:
             v = vload(x, at) - first
             s0, q0 = s0 + v, fma(v, v, q0)
@@ -76,7 +76,19 @@ def gather_column(x, lanes, width, column, low, high, stride, left):
             s3, q3 = s3 + v, fma(v, v, q3)
             at += 4 * stride
             rows -= 4
-        s0, q0 = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
+    # Four sums for the last columns too: over 64 rows a single one lost more than two units in the last place.
+    while rows >= 4:
+        v = vload_first(x, at, left, first) - first
+        s0, q0 = s0 + v, fma(v, v, q0)
+        v = vload_first(x, at + stride, left, first) - first
+        s1, q1 = s1 + v, fma(v, v, q1)
+        v = vload_first(x, at + 2 * stride, left, first) - first
+        s2, q2 = s2 + v, fma(v, v, q2)
+        v = vload_first(x, at + 3 * stride, left, first) - first
+        s3, q3 = s3 + v, fma(v, v, q3)
+        at += 4 * stride
+        rows -= 4
+    s0, q0 = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
     while rows > 0:
         v = read(x, at, left, first) - first
         s0, q0 = s0 + v, fma(v, v, q0)

@@ -1,6 +1,6 @@
 """Statistics of one run of memory, which is what a group of a contiguous sample is, and what follows from them.
 
-Lanes gather at most `CHUNK` values about one near their mean, and merge in float64 in the order of memory.
+Lanes gather at most `RUN` values about one near their mean, and merge in float64 in the order of memory.
 """
 
 import math
@@ -9,10 +9,13 @@ import numpy as np
 
 from . import sample_slots, slots
 from .arguments import data, double, integer, is_null, real, scratch_centres
-from .moments import CHUNK, merge, store_as
+from .moments import merge, store_as
 from .planes import span_moments
 from .simd import called, inlined, load, narrow, splat, store, vload, vsum, widen
 
+# Values that lanes gather before they are merged: 32 additions to a lane. Inputs far from zero lie on a coarse grid,
+# and so do their squares: with 64 additions to a lane all rounding went one way, and cost two units in the last place.
+RUN = 2048
 _FAINT = 1e-28  # a variance whose squares, in float32, begin to lose digits
 
 
@@ -21,8 +24,8 @@ def run_moments(a, x, start, size):
     """Mean and sum of squared distances from it of ``size`` values; not centred, zero and the sum of squares."""
     centred, held = integer(a, sample_slots.CENTRED), scratch_centres(a)
     mean, m2, count = 0.0, 0.0, 0.0
-    for begin in range(0, size, CHUNK):
-        n = min(size - begin, CHUNK)
+    for begin in range(0, size, RUN):
+        n = min(size - begin, RUN)
         store_as(held, 0, 0.0)
         if centred:
             store_as(held, 0, vsum(vload(x, start + begin)) / 16.0 if n >= 16 else float(load(x, start + begin)))
