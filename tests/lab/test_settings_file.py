@@ -66,12 +66,14 @@ def test_own_network_and_data_run_to_a_verdict_and_a_changed_network_is_refused(
     path = write()
     command = [
         sys.executable, "-m", "normkit", "lab", "run", "convergence", "--settings", str(path), "--seeds", "2",
-        "--jobs", "2", "--out", str(tmp_path / "out"),
+        "--jobs", "2", "--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "curves"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 2
+    # A run of TensorBoard's for every cell.
+    assert len({path.parent for path in (tmp_path / "curves").rglob("events.*")}) == 4
     assert {row["data"].partition(":")[2] for row in rows} == {"load"}
     assert all(row["settings"]["learning_rate"] == 0.05 and len(row["step_losses"]) == 5 for row in rows)
     assert {tuple(row["backend"]) for row in rows if row["norm"] == "batch"} == {("BatchNorm1d",)}
