@@ -32,6 +32,7 @@ def seen_backends() -> Iterator[dict[str, str]]:
     {'torch.nn.LayerNorm': 'torch'}
     """
     seen: dict[str, str] = {}
+    others: set[type[nn.Module]] = set()
     calls = 0
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -41,8 +42,13 @@ def seen_backends() -> Iterator[dict[str, str]]:
             handle.remove()
         ours = not type(module).__module__.startswith("torch.")
         kind = f"{'' if ours else 'torch.nn.'}{type(module).__name__}"
-        if kind not in seen and inputs and isinstance(inputs[0], Tensor) and _is_norm(module):
+        if kind in seen or type(module) in others or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        # Looking takes longer than a small layer does: once for each class.
+        if _is_norm(module):
             seen[kind] = _implementation(module, inputs[0]) if ours else "torch"
+        else:
+            others.add(type(module))
 
     handle = register_module_forward_pre_hook(look)
     try:
