@@ -1,0 +1,66 @@
+import dataclasses
+
+import pytest
+
+from normkit.lab.claim import Request, plan
+from normkit.lab.claims.dropout import CLAIM, HIGH, SHARES, build, measure
+from normkit.lab.data import limited, load
+
+
+def rows_of(none=0.03, batch=-0.005, seeds=5, norms=("none", "batch")):
+    """Much dropout gains ``none`` without a norm and ``batch`` with it."""
+    return [
+        {
+            "norm": norm, "dropout": share, "seed": seed, "epoch": epoch, "rate": 0.1, "test_loss": 0.3,
+            "test_accuracy": accuracy,
+        }
+        for norm in norms for share in SHARES for seed in range(seeds)
+        for epoch, accuracy in (
+            (1, 0.2),
+            (2, 0.9 + (share in HIGH) * (none if norm == "none" else batch + 0.001 * (seed - 2))),
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "supported"),
+        ({"none": -0.02}, "refuted"),
+        ({"none": -0.005}, "inconclusive"),
+        ({"none": 0.06, "batch": 0.02}, "refuted"),
+        ({"batch": 0.0101}, "inconclusive"),
+    ],
+)
+def test_rule_decides_synthetic_rows(changes, expected):
+    assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+def test_too_little_to_judge_is_inconclusive():
+    assert CLAIM.judge([]).verdict == "inconclusive"
+    assert CLAIM.judge(rows_of(seeds=1)).verdict == "inconclusive"
+    assert CLAIM.judge([row for row in rows_of() if row["dropout"] != 0.4]).verdict == "inconclusive"
+
+
+def test_shown_are_both_sides_at_all_shares():
+    chart, table = CLAIM.show(rows_of())
+    assert [mark.label for mark in chart.panels[0].marks] == ["without norm", "with batch norm"]
+    assert table.header[2:] == ["0%", "5%", "10%", "40%", "50%"]
+    assert table.rows[0][2:] == [*["0.9000 ± 0.0000"] * 3, *["0.9300 ± 0.0000"] * 2]
+
+
+def test_dropout_follows_the_last_hidden_layer():
+    model = build("batch", 0.4)
+    assert (model.dropout.p, model.dropout_after, len(model.linears)) == (0.4, 2, 3)
+
+
+def test_measured_repeats_and_hangs_on_the_dropout():
+    small = limited(load("digits"), 200, 50)
+    cells = [
+        dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, epochs=2))
+        for cell in plan(CLAIM, Request(norms=("batch",), seeds=1)).cells()
+    ]
+    none, much, again = (list(measure(cell, small)) for cell in (cells[0], cells[-1], cells[-1]))
+    assert much == again
+    assert [row["epoch"] for row in much] == [1, 2]
+    assert none[0]["train_loss"] != much[0]["train_loss"]
