@@ -1,0 +1,75 @@
+import dataclasses
+
+import pytest
+
+from normkit.lab.claim import Request, plan
+from normkit.lab.claims.weight_decay import CLAIM, DECAYS, chosen_decay, measure
+from normkit.lab.data import limited, load
+
+
+def rows_of(none=-0.03, batch=0.0, best=0.005, seeds=5, norms=("none", "batch")):
+    """A fifth of the best decay gains ``none`` without a norm and ``batch`` with it."""
+    rows = []
+    for norm in norms:
+        for decay in DECAYS:
+            for seed in range(seeds):
+                gain = none if norm == "none" else batch + 0.001 * (seed - 2)
+                # Whatever stands at other decays must not matter.
+                accuracy = {best: 0.9, best / 5: 0.9 + gain}.get(decay, 0.1 * seed)
+                held_out = 0.9 if (norm == "none") == (decay == best) else 0.8
+                rows += [
+                    {
+                        "norm": norm, "decay": decay, "seed": seed, "epoch": epoch, "rate": 0.1,
+                        "validation_accuracy": held_out if epoch == 2 else 1.0 - decay, "test_accuracy": value,
+                    }
+                    for epoch, value in ((1, 0.2), (2, accuracy))
+                ]  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("best", [0.001, 0.005, 0.025])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "supported"),
+        ({"batch": -0.02}, "refuted"),
+        ({"batch": -0.0101}, "inconclusive"),
+        ({"none": 0.02}, "refuted"),
+        ({"none": 0.0005}, "inconclusive"),
+    ],
+)
+def test_rule_decides_synthetic_rows(changes, expected, best):
+    assert CLAIM.judge(rows_of(**changes, best=best)).verdict == expected
+
+
+def test_decay_is_chosen_by_the_held_out_accuracy_of_the_last_epoch():
+    rows = rows_of(norms=("none",), best=0.025)
+    assert chosen_decay(rows) == 0.025
+    assert "0.025 to 0.005" in CLAIM.judge(rows).compared
+    assert chosen_decay([]) == 0.001
+
+
+def test_too_little_to_judge_is_inconclusive():
+    assert CLAIM.judge([]).verdict == "inconclusive"
+    assert CLAIM.judge(rows_of(seeds=1)).verdict == "inconclusive"
+
+
+def test_shown_are_both_sides_at_all_decays():
+    chart, table = CLAIM.show(rows_of())
+    assert [mark.label for mark in chart.panels[0].marks] == ["without norm", "with batch norm"]
+    assert table.rows[0][2] == "0.005"
+    assert table.rows[0][5:7] == ["0.8700 ± 0.0000", "0.9000 ± 0.0000"]
+    unfinished = CLAIM.show([row for row in rows_of() if row["decay"] == 0])
+    assert unfinished[1].rows[0][4] == "not run"
+
+
+def test_measured_trains_on_half_and_hangs_on_the_decay():
+    small = limited(load("digits"), 300, 50)
+    cells = [
+        dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, epochs=2))
+        for cell in plan(CLAIM, Request(norms=("none",), seeds=1)).cells()
+    ]
+    none, much = (list(measure(cell, small)) for cell in (cells[0], cells[-1]))
+    assert [row["epoch"] for row in much] == [1, 2]
+    assert much[1]["train_loss"] > none[1]["train_loss"]
+    assert (much[0]["validation_accuracy"] * 150) % 1 == pytest.approx(0, abs=1e-9)
