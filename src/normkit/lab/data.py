@@ -121,6 +121,7 @@ def _drawn(labels: Tensor, count: int | None) -> NDArray[np.int64]:
     return drawn
 
 
+@lru_cache(maxsize=4)
 def validation_split(dataset: Dataset, share: float = 0.1) -> Dataset:
     """Return the data set with a stratified part of its training data in the place of the test data.
 

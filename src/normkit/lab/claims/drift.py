@@ -94,6 +94,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 over_epochs(of_norm(rows, norm), column, label=norm_label(norm), colour=colour)
                 for colour, norm in enumerate(norms)
             ],
+            log_y=column != "test_accuracy",
         )
         for title, unit, column in (
             ("Drift of the mean", "deviations per epoch", "mean"),
@@ -112,7 +113,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         header=["norm", "of the", *LAYERS],
         rows=lines,
         note="Mean ± standard deviation over seeds, in units of the deviation the input had before; 1000 training "
-        "images, statistics of their batch.",
+        "images, statistics of their batch. An input that hardly varied at the start makes the first step the largest.",
     )
     words = "; ".join(f"{norm_label(line[0])}, {line[1]}: {', '.join(line[2:])}" for line in lines)
     text = f"Curves by epoch of how far the layers' inputs move, and of the accuracy. By layer {', '.join(LAYERS)}: "
