@@ -98,7 +98,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 )
                 for colour, norm in enumerate(norms)
             ],
-            x_ticks=SHARES,
+            x_ticks=(0, 0.1, *HIGH),
         )
         for title, unit, column in (
             ("Test accuracy, last epoch", "share right", "test_accuracy"),

@@ -147,8 +147,8 @@ CLAIM = Claim(
     settings_rule="Three hidden layers of 128 with ReLU, trained on half of few training images, so that there is "
     "something to regularise: 300 of digits, 1000 of FashionMNIST. The other half chooses the decay, by the mean "
     "accuracy over seeds of the nets without a norm after the last epoch. The penalty is on all parameters, as torch's "
-    "SGD has it. Plain gradient descent on batches of 32 at 0.03, 0.1 or 0.3, searched without decay on the half that is trained on. "
-    f"{RATE_RULE}",
+    "SGD has it. Plain gradient descent on batches of 32 at 0.03, 0.1 or 0.3, searched without decay on the half that "
+    f"is trained on. {RATE_RULE}",
     meaning={
         "supported": "With the norm a fifth of the decay is enough here, and the net without loses more by the same "
         "step. The curve shows how flat the accuracy is on either side.",
