@@ -1,7 +1,8 @@
-"""The data sets of the laboratory: scikit-learn's digits, which need no download, and FashionMNIST.
+"""The data sets of the laboratory: scikit-learn's digits, which need no download, FashionMNIST and CIFAR-100.
 
-Every set comes as float images ``(N, 1, 28, 28)``, scaled to 0 to 1 and then standardised by the mean and the standard
-deviation of all training pixels, with a fixed split into training and test data.
+Every set comes as float images ``(N, 1, 28, 28)``, CIFAR-100 as ``(N, 3, 32, 32)``, scaled to 0 to 1 and then
+standardised by the mean and the standard deviation of all training pixels, with a fixed split into training and test
+data.
 """
 
 import hashlib
@@ -17,12 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import ArgumentError, DataError
+from .cifar import ARCHIVE, read_cifar100
 from .idx import read_idx
 
 __all__ = ["DATASETS", "Dataset", "limited", "load", "validation_split"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_ADDRESS = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+
+CIFAR_100_ADDRESS = "https://www.cs.toronto.edu/~kriz/"
+CIFAR_100_MD5 = "md5:03b5dce01913d631647c71ecec9e9cb8"
 
 # The sums that the data set's own page publishes, for the files as they are downloaded.
 FASHION_MNIST_MD5 = {
@@ -42,7 +47,7 @@ class Dataset:
 
     Attributes:
         name: the word that ``--data`` takes.
-        train_images: float32 ``(N, 1, 28, 28)``, standardised.
+        train_images: float32 ``(N, 1, 28, 28)``, or ``(N, 3, 32, 32)`` in colour, standardised.
         train_labels: int64 ``(N,)``.
         test_images: as the training images, standardised by the training pixels' mean and deviation.
         test_labels: as the training labels.
@@ -65,7 +70,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load a data set by name; a second call in the same process returns the same tensors.
 
     Args:
-        name: ``"digits"``, ``"fashion-mnist"``, or a reader's own function, ``"package.module:name"``.
+        name: ``"digits"``, ``"fashion-mnist"``, ``"cifar-100"``, or a reader's own function, ``"package.module:name"``.
         data_dir: the folder that holds the files, for a data set that is read from files.
 
     Raises:
@@ -189,6 +194,23 @@ def _fashion_mnist(data_dir: Path | None) -> Dataset:
     )
 
 
+def _cifar100(data_dir: Path | None) -> Dataset:
+    """Krizhevsky's 60,000 colour pictures in a hundred classes (Learning multiple layers of features, 2009)."""
+    advice = f"name the folder that holds {ARCHIVE}, or what is in it,"
+    folder = data_dir or _fetch(CIFAR_100_ADDRESS, ARCHIVE, CIFAR_100_MD5, "cifar-100", advice).parent
+    read = read_cifar100(folder)
+    scaled = [torch.from_numpy(part.astype(np.float32) / 255.0) for part in (read.train_images, read.test_images)]
+    return _standardised(
+        name="cifar-100",
+        images=(scaled[0], scaled[1]),
+        labels=(read.train_labels.astype(np.int64), read.test_labels.astype(np.int64)),
+        classes=read.classes,
+        description=f"CIFAR-100 (Krizhevsky 2009), 32x32 in colour, a hundred classes; its own split: "
+        f"{len(read.train_labels)} training and {len(read.test_labels)} test images.",
+        digest=_digest(read.train_images, read.test_images, read.train_labels, read.test_labels),
+    )
+
+
 def _standardised(
     *,
     name: str,
@@ -226,17 +248,25 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _download(name: str) -> Path:
-    """Fetch one file of FashionMNIST into the user's cache, once, and check its sum."""
+    """Fetch one file of FashionMNIST."""
+    advice = "install Debian's package dataset-fashion-mnist, or name the folder that holds"
+    return _fetch(
+        FASHION_MNIST_ADDRESS,
+        name,
+        FASHION_MNIST_MD5[name],
+        "fashion-mnist",
+        f"{advice} {', '.join(FASHION_MNIST_MD5)}",
+    )
+
+
+def _fetch(address: str, name: str, checksum: str, folder: str, advice: str) -> Path:
+    """Fetch a file into the user's cache, once, and check its sum."""
     import pooch
 
-    cache = pooch.os_cache("normkit") / "fashion-mnist"
     try:
-        fetched = pooch.retrieve(FASHION_MNIST_ADDRESS + name, FASHION_MNIST_MD5[name], fname=name, path=cache)
+        fetched = pooch.retrieve(address + name, checksum, fname=name, path=pooch.os_cache("normkit") / folder)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{FASHION_MNIST_ADDRESS}{name}: could not be downloaded ({error}); install Debian's package "
-            f"dataset-fashion-mnist, or name the folder that holds {', '.join(FASHION_MNIST_MD5)} with --data-dir"
-        ) from error
+        raise DataError(f"{address}{name}: could not be downloaded ({error}); {advice} with --data-dir") from error
     return Path(fetched)
 
 
@@ -255,4 +285,8 @@ def _digest(*arrays: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar-100": _cifar100,
+}
