@@ -8,7 +8,7 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from ..layers.catalog import METHODS, create
 
-__all__ = ["DenseNetwork", "FourConvolutions", "LeNet5", "known_norms", "norm_layer"]
+__all__ = ["AlexNet", "DenseNetwork", "FourConvolutions", "LeNet5", "known_norms", "norm_layer"]
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
@@ -121,6 +121,59 @@ class FourConvolutions(nn.Module):
             x = functional.relu(norm(convolution(x)))
             x = functional.max_pool2d(x, 2) if place < 2 else x
         logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+class AlexNet(nn.Module):
+    """AlexNet for small images: its five convolutions and three dense layers, all kernels 3x3 (SPEC C4).
+
+    ``conv norm ReLU pool2  conv norm ReLU pool2  [conv norm ReLU] x 3  pool2  flatten
+    dropout fc norm ReLU  dropout fc norm ReLU  fc``
+
+    The convolutions' widths stand to each other as the original's 96, 256, 384, 384 and 256, without its two groups.
+    Dropout stands where the original has it, in front of the first two dense layers.
+
+    Args:
+        norm: ``"none"`` or a name of the catalog.
+        dropout: its rate; 0 for none.
+        width: channels of the first convolution, a multiple of 3; 96 is the original's.
+        in_channels: 1 for grey, 3 for colour.
+        size: the images' height and width, at least 8.
+        classes: how many logits.
+
+    Shape:
+        Input ``(N, in_channels, size, size)``, output ``(N, classes)``.
+
+    >>> import torch
+    >>> AlexNet("batch", width=6, in_channels=3, size=32, classes=100)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 100])
+    """
+
+    def __init__(
+        self,
+        norm: str = "none",
+        *,
+        dropout: float = 0.0,
+        width: int = 96,
+        in_channels: int = 1,
+        size: int = 28,
+        classes: int = 10,
+    ) -> None:
+        super().__init__()
+        widths = [width, 8 * width // 3, 4 * width, 4 * width, 8 * width // 3]
+        hidden = 16 * width
+        layers: list[nn.Module] = []
+        for place, (ins, outs) in enumerate(zip([in_channels, *widths], widths, strict=False)):
+            layers += [nn.Conv2d(ins, outs, kernel_size=3, padding=1), norm_layer(norm, outs, dimensions=2), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if place in (0, 1, 4) else []
+        layers.append(nn.Flatten())
+        for ins in (widths[-1] * (size // 8) ** 2, hidden):
+            layers += [nn.Dropout(dropout), nn.Linear(ins, hidden), norm_layer(norm, hidden, dimensions=0), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of each image."""
+        logits: Tensor = self.layers(images)
         return logits
 
 
