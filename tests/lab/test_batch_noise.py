@@ -17,13 +17,14 @@ def rows_of(narrower=0.03, noise=0.02, spread=0.2, power=-0.5, seeds=5):
                 gap = 0.1
                 if norm == "batch":
                     gap -= narrower + 0.001 * (seed - 2) + (part == 4) * (noise + 0.001 * (seed - 2))
-                sizes = [spread * jitter * (size / 64) ** (power * jitter) for size in PARTS]
+                sizes = PARTS if (norm, part) == ("batch", 64) else [part]
+                spreads = [(norm == "batch") * spread * jitter * (size / 64) ** (power * jitter) for size in sizes]
                 for epoch, accuracy in ((1, 0.0), (2, 1.0 - gap)):
                     rows.append(
                         {
                             "norm": norm, "part": part, "seed": seed, "epoch": epoch, "rate": 0.1,
                             "train_accuracy": 1.0, "test_accuracy": accuracy,
-                            "spreads": [] if epoch == 1 else sizes if norm == "batch" else [0.0] * len(PARTS),
+                            "sizes": list(sizes), "spreads": spreads if epoch == 2 else [],
                         }
                     )  # fmt: skip
     return rows
@@ -77,7 +78,8 @@ def test_measured_is_the_spread_after_the_last_epoch_alone():
         if dict(cell.variant)["part"] != 16
     ]
     rows = {(cell.norm, dict(cell.variant)["part"]): list(measure(cell, small)) for cell in cells}
-    assert [len(row["spreads"]) for row in rows["batch", 4]] == [0, len(PARTS)]
+    assert [len(row["spreads"]) for row in rows["batch", 64]] == [0, len(PARTS)]
+    assert [len(row["spreads"]) for row in rows["batch", 4]] == [0, 1]
     # Without a norm the parts make no difference; with it they do.
     assert rows["none", 4][1]["train_loss"] == rows["none", 64][1]["train_loss"]
     assert rows["batch", 4][1]["train_loss"] != rows["batch", 64][1]["train_loss"]

@@ -56,7 +56,7 @@ def test_too_little_to_judge_is_inconclusive():
 def test_shown_are_all_four_sides():
     chart, table = CLAIM.show(rows_of())
     assert [mark.label for mark in chart.panels[0].marks] == [
-        "without norm", "with batch norm", "without norm and noise", "with batch norm and noise",
+        "without norm", "with batch norm", "without norm, with noise", "with batch norm, with noise",
     ]  # fmt: skip
     assert [line[0] for line in table.rows] == [mark.label for mark in chart.panels[0].marks]
 

@@ -67,6 +67,7 @@ def build(norm: str, part: int = BATCH) -> DenseNetwork:
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train and yield each epoch's training and test accuracy; after the last, the spread of a sample's output."""
     part = int(dict(cell.variant)["part"])
+    sizes = PARTS if (cell.norm, part) == ("batch", BATCH) else (part,)
     rate = best_rate(build, cell.norm, dataset, cell.settings, RATES, cell.device)
     model = with_seed(lambda: build(cell.norm, part), cell.seed)
     images, labels = dataset.train_images.to(cell.device), dataset.train_labels.to(cell.device)
@@ -75,7 +76,8 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
         yield {
             "rate": rate,
             "train_accuracy": evaluate(model, images, labels)[1],
-            "spreads": [spread(model, dataset, size, cell.seed) for size in PARTS] if last else [],
+            "sizes": sizes,
+            "spreads": [spread(model, dataset, size, cell.seed) for size in sizes] if last else [],
             **asdict(replace(epoch, step_losses=())),
         }
 
@@ -129,7 +131,7 @@ def _last(column: str, run: Sequence[Row]) -> float:
 
 
 def _spread_at(size: int, run: Sequence[Row]) -> float:
-    return as_number(run[-1]["spreads"][PARTS.index(size)])
+    return as_number(run[-1]["spreads"][run[-1]["sizes"].index(size)])
 
 
 def _off(run: Sequence[Row]) -> float:

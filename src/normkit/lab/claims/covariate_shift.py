@@ -48,7 +48,7 @@ MOVES = Rule(
     direction="above",
     threshold=0.0,
 )
-SETTINGS = TrainingSettings(epochs=15, batch_size=64, optimizer="sgd", learning_rate=0.0)
+SETTINGS = TrainingSettings(epochs=12, batch_size=64, optimizer="sgd", learning_rate=0.0)
 
 
 class MovingNoise(nn.Module):
@@ -134,12 +134,13 @@ def decide(rows: Sequence[Row]) -> Verdict:
 
 
 def _side_label(norm: str, noise: str) -> str:
-    return norm_label(norm) if noise == "none" else f"{norm_label(norm)} and noise"
+    return norm_label(norm) if noise == "none" else f"{norm_label(norm)}, with noise"
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show accuracy, training loss and drift by epoch for every side."""
     sides = list(dict.fromkeys((row["norm"], row["noise"]) for row in rows))
+    rows = [{**row, "log_moved": _decades([row])} for row in rows]
     panels = [
         Panel(
             title=title,
@@ -155,12 +156,11 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 )
                 for colour, (norm, noise) in enumerate(sides)
             ],
-            log_y=column == "moved",
         )
         for title, unit, column in (
             ("Test accuracy", "share right", "test_accuracy"),
             ("Training loss", "cross-entropy", "train_loss"),
-            ("Drift of the layers' inputs", "deviations in one step", "moved"),
+            ("Drift of the layers' inputs", "log10 of deviations in one step", "log_moved"),
         )
     ]
     lines = []
