@@ -5,6 +5,7 @@
 names, one a line. The three files lie in one folder, or in the archive that the data set's page offers.
 """
 
+import gzip
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -90,12 +91,15 @@ def _read_archive(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """Return the bytes of the archive's members of these names; nothing is unpacked to the disk."""
     found = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with gzip.open(path, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 stream = archive.extractfile(member) if name in names and member.isfile() else None
                 if stream is not None:
                     found[name] = stream.read(_longest(name) + 1)
+            # To the end, where the sum over everything stands.
+            while unpacked.read(1 << 20):
+                pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{path}: damaged or cut short ({error}); expected the complete archive {ARCHIVE}") from error
     missing = [name for name in names if name not in found]
