@@ -14,10 +14,11 @@ from normkit.bench import correctness
 from normkit.bench.cases import OURS, make_case, make_peers
 from normkit.bench.document import new_document, read_document, reuse_memory, write_document
 from normkit.bench.imports import measure_imports
-from normkit.bench.measure import Skipped, limit_threads, measure, measure_row
+from normkit.bench.measure import NotTimed, limit_threads, measure, measure_row
+from normkit.bench.networks import BUILDERS, LeNet, ResNet
 from normkit.bench.shapes import CHAINS, DTYPES, LAYOUTS, WORKS, Row, Shape
 from normkit.bench.timing import interleave, summarize
-from normkit.bench.training import CASES, ResNet, TorchNormAct2d, TrainingCase, measure_training, normkit_norm_act
+from normkit.bench.training import CASES, TrainingCase, measure_training
 from normkit.errors import ResultsError, RunError
 from normkit.kernels import cpu_channels
 
@@ -119,10 +120,34 @@ def test_a_planted_wrong_kernel_is_named_and_not_timed(monkeypatch, spoiled):
     monkeypatch.setattr(cpu_channels, "forward", forward)
     monkeypatch.setattr(cpu_channels, "backward", backward)
     monkeypatch.setattr("normkit.bench.measure.interleave", lambda *_, **__: pytest.fail("a wrong kernel was timed"))
-    with pytest.raises(RunError, match="the numba kernel is wrong and was not timed, edge 3x5x7x2 float32") as refused:
-        measure_row(row(), seconds=0.0)
     named = {"running": "running_mean", "gradient": "dx"}.get(spoiled, "output")
-    assert f"{named} is off by" in str(refused.value)
+    with pytest.raises(RunError, match=f"the numba kernel is wrong: {named} is off by"):
+        measure_row(row(), seconds=0.0)
+
+
+def test_a_wrong_row_does_not_keep_the_others_from_being_timed(monkeypatch):
+    true_forward = cpu_channels.forward
+
+    def forward(x, *more):
+        y, saved = true_forward(x, *more)
+        return (y + 1e-3 if x.dtype is torch.float32 else y), saved
+
+    monkeypatch.setattr(cpu_channels, "forward", forward)
+    bad, good = measure([row("forward", "bn"), row("forward", "bn", "bfloat16")], seconds=0.0, least=1)
+    assert (bad.row, bad.wrong) == (row("forward", "bn").name, True)
+    assert "output is off by 0.000" in bad.reason
+    assert good["peers"]["normkit"]["samples"] == 1
+
+
+def test_a_sum_that_cancels_is_judged_by_what_its_terms_allow():
+    case = make_case(row(chain="bn", shape=Shape((400, 1, 100))))
+    case.dy[:] = torch.linspace(-1, 1, 100)  # sums to nothing; a typical sum of as many values is 200
+    found = make_peers(case)[OURS].results()
+    found["dbias"] = found["dbias"] + 3e-4
+    assert not correctness.faults(correctness.compare(case, {OURS: found})[OURS], torch.float32)
+    found["dbias"] = found["dbias"] + 3e-3
+    (fault,) = correctness.faults(correctness.compare(case, {OURS: found})[OURS], torch.float32)
+    assert fault.startswith("dbias is off by")
 
 
 def test_a_measured_row_holds_what_a_document_needs(tmp_path):
@@ -182,7 +207,8 @@ def test_a_row_that_does_not_fit_the_memory_is_left_out_with_a_word(monkeypatch)
 
     monkeypatch.setattr("psutil.virtual_memory", Memory)
     (skipped,) = measure([row()], seconds=0.0)
-    assert isinstance(skipped, Skipped)
+    assert isinstance(skipped, NotTimed)
+    assert not skipped.wrong
     assert "GB of memory" in skipped.reason
     assert skipped.row == row().name
 
@@ -211,33 +237,53 @@ def test_threads_are_limited_inside_and_restored():
 
 
 def test_training_compares_networks_with_the_same_weights():
-    ours, theirs = partial(ResNet, normkit_norm_act, 4), partial(ResNet, TorchNormAct2d, 4)
-    case = TrainingCase("ResNet", ours, theirs, (4, 3, 8, 8), "channels_last")
-    lenet = TrainingCase("LeNet-5", CASES[0].ours, CASES[0].torch, (2, 1, 28, 28))
-    found = list(measure_training((case, lenet), seconds=0.0))
+    resnet = TrainingCase("ResNet", partial(ResNet, width=4), (4, 3, 8, 8), "channels_last")
+    found = list(measure_training((resnet, TrainingCase("LeNet-5", LeNet, (16, 1, 28, 28))), seconds=0.0))
     assert [entry["network"] for entry in found] == ["ResNet", "LeNet-5"]
     for entry in found:
+        assert list(entry["peers"]) == ["torch", "torch in place", "normkit", "normkit dropped in"]
         assert entry["loss_difference"] < 1e-4
         torch_time, ours = (entry["peers"][name]["median"] for name in ("torch", "normkit"))
         assert entry["ratio"] == pytest.approx(torch_time / ours)
 
 
-def test_training_uses_each_peers_own_layers():
-    kinds = {type(module) for module in CASES[0].torch().modules()} | {type(m) for m in CASES[2].torch().modules()}
-    assert not {kind for kind in kinds if kind.__module__.startswith("normkit.layers")}
-    assert sum(isinstance(module, normkit.BatchNormAct2d) for module in CASES[2].ours().modules()) == 15
-    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in CASES[2].torch().modules()) == 15
+@pytest.mark.parametrize(("case", "count"), [(CASES[0], 4), (CASES[2], 15)], ids=["LeNet-5", "ResNet"])
+def test_training_uses_each_peers_own_layers(case, count):
+    def kinds(builder):
+        batch_norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+        fused = (normkit.BatchNormAct1d, normkit.BatchNormAct2d)
+        found = [module for module in case.build(BUILDERS[builder]).modules() if isinstance(module, batch_norms)]
+        ours = [module for module in found if type(module).__module__.startswith("normkit.")]
+        held = [module for module in case.build(BUILDERS[builder]).modules() if isinstance(module, fused)]
+        return len(found), len(ours), len(held)
+
+    assert kinds("torch") == kinds("torch in place") == (count, 0, 0)
+    assert kinds("normkit dropped in") == (count, count, 0)
+    assert kinds("normkit") == (count, count, count)
+
+
+def test_training_lays_images_and_filters_out_as_the_case_says():
+    seen = []
+
+    class Spied(ResNet):
+        def forward(self, images):
+            seen.append((images.stride(), self.conv.weight.stride()))
+            return super().forward(images)
+
+    case = TrainingCase("ResNet", partial(Spied, width=4), (2, 3, 8, 8), "channels_last")
+    list(measure_training((case,), seconds=0.0))
+    assert set(seen) == {((192, 1, 24, 3), (27, 1, 9, 3))}
 
 
 def test_training_with_a_wrong_layer_is_refused():
-    def wrong(channels, activation):
-        layer = normkit_norm_act(channels, activation)
+    def wrong(*arguments):
+        layer = BUILDERS["normkit"](*arguments)
         layer.register_forward_hook(lambda module, inputs, output: output * 1.1)
         return layer
 
-    case = TrainingCase("ResNet", lambda: ResNet(wrong, 4), lambda: ResNet(TorchNormAct2d, 4), (4, 3, 8, 8))
+    case = TrainingCase("ResNet", partial(ResNet, width=4), (4, 3, 8, 8))
     with pytest.raises(RunError, match="nothing was timed"):
-        list(measure_training((case,), seconds=0.0))
+        list(measure_training((case,), seconds=0.0, builders={"torch": BUILDERS["torch"], "normkit": wrong}))
 
 
 def test_imports_are_interleaved_and_the_first_round_is_not_counted(monkeypatch):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from normkit.bench.goals import TINY
 from normkit.bench.shapes import CHAINS, SETS, WORKS, Row, Shape, plan
 from normkit.errors import ArgumentError
 
@@ -27,6 +28,13 @@ def test_every_set_has_a_quick_row_in_every_kind_of_work():
         (name, work, chain) for name in SETS for work in WORKS for chain in CHAINS
     }
     assert max(row.shape.elements for row in quick) < 2_000_000
+    assert {row.set for row in quick if row.dtype == "bfloat16"} == {"resnet50", "tiny"}
+    assert {row.set for row in plan(dtypes=["bfloat16"], quick=True)} == set(SETS)
+
+
+def test_tiny_shapes_are_tiny():
+    assert max(shape.elements for shape in SETS["tiny"]) <= TINY
+    assert {len(shape.sizes) for shape in SETS["tiny"]} == {2, 3, 4, 5}
 
 
 def test_channels_last_is_left_out_where_it_is_contiguous_too():

@@ -2,14 +2,16 @@
 
 import pytest
 
-from normkit.bench.summary import GOALS, geometric_mean, groups, markdown, of_copy, ratio
+from normkit.bench.goals import verdicts
+from normkit.bench.markdown import markdown
+from normkit.bench.summary import TABLE, geometric_mean, groups, of_copy, ratio
 
 
-def peer(median, gb=1.0, error=1e-7):
+def peer(median, gb=1.0, error=1e-7, noise=0.0):
     return {
         "median": median,
-        "low": median,
-        "high": median,
+        "low": median - noise,
+        "high": median + noise,
         "gb_per_second": gb,
         "error": error,
         "gradient_error": None,
@@ -17,12 +19,15 @@ def peer(median, gb=1.0, error=1e-7):
 
 
 def made(shape, torch, ours, *, work="forward", chain="bn", dtype="float32", layout="contiguous", **more):
-    peers = {"torch": peer(torch, error=1e-5), "normkit": peer(ours, gb=2.0), "copy": peer(1.0, gb=3.0),
-             "clone": peer(1.0, gb=1.0), **more}  # fmt: skip
-    return {
+    noise = more.pop("noise", 0.0)
+    peers = {"torch": peer(torch, error=1e-5, noise=noise), "normkit": peer(ours, gb=2.0, noise=noise),
+             "copy": peer(1.0, gb=3.0), "clone": peer(1.0, gb=1.0)}  # fmt: skip
+    row = {
         "set": "edge", "shape": shape, "count": 1, "dtype": dtype, "layout": layout, "work": work, "chain": chain,
-        "activation": None, "elements": 1, "bytes": 80, "backend": "numba", "kernel": "", "peers": peers,
+        "activation": None, "elements": 10**6, "bytes": 80, "backend": "numba", "kernel": "",
     }  # fmt: skip
+    rivals = {name: more.pop(name) for name in list(more) if isinstance(more[name], dict)}
+    return {**row, "peers": peers | rivals, **more}
 
 
 def document(**sections):
@@ -31,7 +36,7 @@ def document(**sections):
         "machine": {"cpu": "A processor", "vectors": "AVX512", "threads": 2, "cores": 4, "load": 0.1,
                     "last_level_cache": 32},
         "versions": {"torch": "2.13", "numba": "0.68", "normkit": "0.1.0"}, "commit": "0123456789abcdef",
-        "rows": [], "skipped": [], "training": [], "imports": [], **sections,
+        "rows": [], "wrong": [], "skipped": [], "training": [], "imports": [], **sections,
     }  # fmt: skip
 
 
@@ -48,6 +53,7 @@ def test_groups_hold_mean_worst_shape_and_errors():
     assert (first.worst, first.worst_shape) == (0.5, "edge 2x1x1")
     assert (first.error, first.torch_error) == (1e-7, 1e-5)
     assert (first.goal, second.goal) == (4.0, 2.0)
+    assert (first.met, second.met) == (False, True)
     assert ratio(rows[0]) == 8.0
     assert of_copy(rows[0]) == 1.5
     assert first.of_copy == pytest.approx(1.5)
@@ -62,26 +68,111 @@ def test_a_peer_that_some_rows_lack_has_no_mean():
 
 
 def test_goals_are_those_of_eight_groups_and_of_bfloat16():
-    assert len(GOALS) == 8
+    assert len(TABLE) == 8
     (found,) = groups([made([4, 3], 1.0, 1.0, work="eval", dtype="bfloat16")])
     assert found.goal is None
+    assert found.met is None
+
+
+def test_tiny_shapes_are_groups_of_their_own_without_a_goal():
+    network, tiny = groups([made([4, 3], 8.0, 1.0), made([4, 3], 1.0, 1.0, set="tiny", dtype="bfloat16")])
+    assert (network.rows, network.faster["torch"], network.goal) == (1, pytest.approx(8.0), 4.0)
+    assert (tiny.key[3], tiny.goal) == ("tiny, contiguous", None)
+
+
+def judged(**sections):
+    """The verdicts by their goals' first words."""
+    return {verdict.goal[:20]: verdict for verdict in verdicts(document(**sections))}
+
+
+def test_nothing_measured_is_not_judged():
+    assert verdicts(document()) == []
+
+
+def test_a_shape_is_slower_only_beyond_noise():
+    slow, noisy = made([7, 3], 0.9, 1.0), made([5, 3], 0.9, 1.0, noise=0.06)
+    for rows, met in (([noisy], True), ([noisy, slow], False), ([made([4, 3], 0.96, 1.0)], True)):
+        assert judged(rows=rows)["no shape above 4096 "].met is met
+        assert judged(rows=[{**row, "elements": 4096} for row in rows])["no input of up to 40"].met is met
+    assert "1 of 2 are; mean 0.90, least 0.90 (edge" in judged(rows=[noisy, slow])["no shape above 4096 "].found
+
+
+def test_few_channels_are_judged_apart():
+    few, many = made([4, 3], 12.0, 1.0, layout="channels_last"), made([4, 17], 2.0, 1.0, layout="channels_last")
+    verdict = judged(rows=[few, many])["training forward, fl"]
+    assert verdict.met
+    assert verdict.found == "12.00 over 1 rows, least 12.00"
+    assert not judged(rows=[made([4, 16], 9.9, 1.0, layout="channels_last")])["training forward, fl"].met
+
+
+def test_compile_is_judged_in_each_row_of_the_table_and_together():
+    def compiled(time, **more):
+        return made([4, 3], 8.0, 1.0, **{"torch.compile": peer(time)}, **more)
+
+    rows = [
+        compiled(0.9),
+        compiled(3.6, work="forward+backward"),
+        compiled(0.1, work="eval"),
+        compiled(0.1, set="tiny"),
+    ]
+    found = judged(rows=rows)
+    assert not found["forward, bn, float32"].met
+    assert found["forward+backward, bn"].met
+    together = found["these together: 1.3 "]
+    assert together.met
+    assert together.found == "1.80 over 2 rows, least 0.90"
+
+
+def test_a_large_forward_is_judged_by_a_copy_into_the_same_kind_of_memory():
+    fresh, reused = (
+        {verdict.goal: verdict for verdict in verdicts(document(rows=[made([4, 3], 8.0, 1.0)], settings=settings))}
+        for settings in ({"reuse_memory": False}, {"reuse_memory": True})
+    )
+    goal = "training forward larger than the last cache: at most 1.5 times a copy into "
+    assert fresh[f"{goal}fresh memory"].found == "0.50 over 1 rows, at most 0.50"
+    assert fresh[f"{goal}fresh memory"].met
+    assert reused[f"{goal}memory that is there"].found == "1.50 over 1 rows, at most 1.50"
+    smaller = document(rows=[made([4, 3], 8.0, 1.0, bytes=64)])
+    assert not [verdict for verdict in verdicts(smaller) if verdict.goal.startswith(goal)]
+
+
+def step(network, torch, in_place, ours):
+    peers = {"torch": peer(torch), "torch in place": peer(in_place), "normkit": peer(ours)}
+    return {"network": network, "batch": [32, 1, 28, 28], "layout": "contiguous", "ratio": torch / ours, "peers": peers}
+
+
+def test_a_training_step_must_beat_the_faster_of_torchs_two():
+    won, lost = step("LeNet-5", 0.006, 0.005, 0.004), step("small ResNet", 0.006, 0.003, 0.004)
+    assert judged(training=[won])["a training step fast"].met
+    verdict = judged(training=[won, lost])["a training step fast"]
+    assert not verdict.met
+    assert verdict.found.startswith("least 0.75 (small ResNet 32 contiguous); LeNet-5 32 contiguous 1.25")
+
+
+@pytest.mark.parametrize(("overhead", "met"), [(0.05, True), (0.051, False)])
+def test_an_import_may_cost_five_percent(overhead, met):
+    assert judged(imports=[{"overhead": overhead, "modules": {"torch": peer(1.5)}}])["import normkit at mo"].met is met
 
 
 def test_markdown_shows_machine_rows_copies_training_and_imports():
-    steps = [{"network": "LeNet-5", "batch": [32, 1, 28, 28], "layout": "contiguous", "ratio": 1.25,
-              "peers": {"torch": peer(0.005), "normkit": peer(0.004)}}]  # fmt: skip
+    steps = [step("LeNet-5", 0.005, 0.0045, 0.004)]
     imports = [{"overhead": 0.031, "modules": {"torch": peer(1.5), "normkit": peer(1.55)}}]
+    wrong = [{"row": "edge 3x5", "reason": "off"}]
     skipped = [{"row": "unet3d 2x32x128x128x128", "reason": "needs 9.0 GB"}]
-    text = markdown([document(rows=[made([4, 3], 8.0, 1.0)], skipped=skipped, training=steps, imports=imports)])
+    text = markdown(
+        [document(rows=[made([4, 3], 8.0, 1.0)], wrong=wrong, skipped=skipped, training=steps, imports=imports)]
+    )
     lines = text.splitlines()
     assert lines[0].startswith("A processor (AVX512), 2 of 4 cores, load 0.1 at the start; torch 2.13")
     assert "normkit 0123456789ab; memory as the system gives it; 2026-01-02." in lines[0]
     assert (
-        "| forward | bn | float32 | contiguous | 1 | 8.00 | 4 | 1.50 | 8.00 (edge 4x3) | 1.0e-07 | 1.0e-05 |" in lines
+        "| forward | bn | float32 | contiguous | 1 | 8.00 | 4 | yes | 1.50 | 8.00 (edge 4x3) | 1.0e-07 | 1.0e-05 |"
+        in lines
     )
-    assert any(line.endswith("1.50 times `copy_` into memory that is there, 0.50 times `clone`.") for line in lines)
-    assert "| LeNet-5 | 32x1x28x28 | contiguous | 5.00 | 4.00 | 1.25 |" in lines
+    assert "| LeNet-5 | 32x1x28x28 | contiguous | 5.00 | 4.50 | 4.00 | 1.25 |" in lines
+    assert "| import normkit at most 5% over import torch | +3.1% | yes |" in lines
     assert "`import normkit` takes +3.1% over `import torch` (1.50 s)." in lines
+    assert "Wrong, and not timed: edge 3x5 (off)." in lines
     assert "Left out: unet3d 2x32x128x128x128 (needs 9.0 GB)." in lines
 
 

@@ -23,7 +23,7 @@ SCHEMA = "normkit-bench/1"
 
 _SECTIONS: dict[str, type] = {
     "date": str, "complete": bool, "settings": dict, "machine": dict, "versions": dict,
-    "rows": list, "skipped": list, "training": list, "imports": list,
+    "rows": list, "wrong": list, "skipped": list, "training": list, "imports": list,
 }  # fmt: skip
 _ROW = frozenset(
     {"set", "shape", "count", "dtype", "layout", "work", "chain", "activation", "elements", "bytes", "backend",
@@ -49,6 +49,7 @@ def new_document(settings: dict[str, Any], threads: int) -> dict[str, Any]:
         "versions": versions() | {name: version(name) for name in ("numba", "llvmlite")},
         "commit": commit(),
         "rows": [],
+        "wrong": [],
         "skipped": [],
         "training": [],
         "imports": [],

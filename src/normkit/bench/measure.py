@@ -15,38 +15,45 @@ from .cases import OURS, Case, Peer, make_case, make_peers
 from .shapes import DTYPES, Row
 from .timing import Timing, interleave
 
-__all__ = ["Skipped", "limit_threads", "measure", "measure_row"]
+__all__ = ["NotTimed", "limit_threads", "measure", "measure_row"]
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A row that was left out, and why."""
+class NotTimed:
+    """A row that was not timed, and why.
+
+    Attributes:
+        row: its name.
+        reason: in words.
+        wrong: normkit's result on it is wrong; otherwise it only does not fit this machine.
+    """
 
     row: str
     reason: str
+    wrong: bool
 
 
 def measure(
     rows: Sequence[Row], *, seconds: float, least: int = 5, compiled: bool = False
-) -> Iterator[dict[str, Any] | Skipped]:
-    """Yield the result of every row, or why it was left out.
+) -> Iterator[dict[str, Any] | NotTimed]:
+    """Yield the result of every row, or why it was not timed.
 
     Args:
         rows: from `shapes.plan`.
         seconds: for the timing of one row, all peers together.
         least: so many samples of each peer at least.
         compiled: time torch.compile too.
-
-    Raises:
-        RunError: normkit's result on a row is wrong. It is not timed.
     """
     for row in rows:
         needed, available = row.bytes_needed(4 if compiled else 3), psutil.virtual_memory().available
         if needed > 0.8 * available:
             reason = f"needs {needed / 1e9:.1f} GB of memory, of which {available / 1e9:.1f} GB are free"
-            yield Skipped(row.name, reason)
-        else:
+            yield NotTimed(row.name, reason, wrong=False)
+            continue
+        try:
             yield measure_row(row, seconds=seconds, least=least, compiled=compiled)
+        except RunError as error:
+            yield NotTimed(row.name, str(error), wrong=True)
 
 
 def measure_row(row: Row, *, seconds: float, least: int = 5, compiled: bool = False) -> dict[str, Any]:
@@ -61,7 +68,7 @@ def measure_row(row: Row, *, seconds: float, least: int = 5, compiled: bool = Fa
     errors = correctness.compare(case, {name: peer.results() for name, peer in peers.items()})
     wrong = correctness.faults(errors[OURS], DTYPES[row.dtype])
     if wrong:
-        raise RunError(f"the {used.backend} kernel is wrong and was not timed, {row.name}: {'; '.join(wrong)}")
+        raise RunError(f"the {used.backend} kernel is wrong: {'; '.join(wrong)}")
     timings = _time(case, peers, seconds, least)
     return {
         "set": row.set,

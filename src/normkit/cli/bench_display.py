@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,12 +17,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..bench.goals import Verdict, verdicts
+from ..bench.markdown import yes_or_no
 from ..bench.summary import Group, groups, of_copy, ratio
 
 __all__ = ["BenchProgress", "print_document"]
 
-# A file or a pipe has no width of its own, and rich would cut the columns to 80 characters.
-_WIDTH = 220
+# Wider than any table.
+_WIDEST = 1000
 
 
 class BenchProgress:
@@ -60,24 +63,33 @@ class BenchProgress:
 def print_document(document: dict[str, Any]) -> None:
     """Print the tables of what was measured."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
     if document["rows"]:
-        console.print(_rows_table(document["rows"]))
+        _print(console, _rows_table(document["rows"]))
         found = groups(document["rows"])
-        console.print(_groups_table(found))
+        _print(console, _groups_table(found))
         worst = min(found, key=lambda group: group.worst)
         console.print(f"worst: {worst.worst:.2f} times torch, {worst.worst_shape}, {', '.join(worst.key)}")
     for row in document["skipped"]:
         console.print(f"left out: {row['row']}: {row['reason']}", soft_wrap=True, highlight=False)
     if document["training"]:
-        console.print(_training_table(document["training"]))
+        _print(console, _training_table(document["training"]))
     for found_imports in document["imports"]:
         seconds = found_imports["modules"]
         console.print(
             f"import torch {_range(seconds['torch'])}, import normkit {_range(seconds['normkit'])}: "
             f"{found_imports['overhead']:+.1%}"
         )
+    judged = verdicts(document)
+    if judged:
+        _print(console, _verdicts_table(judged))
+    for row in document["wrong"]:
+        console.print(f"WRONG, not timed: {row['row']}: {row['reason']}", soft_wrap=True, highlight=False)
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: a narrow terminal breaks its lines, and no number is cut off."""
+    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    Console(width=max(console.width, width)).print(table, crop=False)
 
 
 def _range(timing: dict[str, Any]) -> str:
@@ -120,24 +132,30 @@ def _groups_table(found: Sequence[Group]) -> Table:
     table = _table(
         "Geometric means over the shapes: how many times faster normkit is",
         ["work", "layers", "type", "layout"],
-        ["shapes", *(f"over {name}" for name in rivals), "of copy", "worst", "worst shape"],
+        ["shapes", *(f"over {name}" for name in rivals), "goal", "met", "of copy", "worst", "worst shape"],
     )
     for group in found:
         over = [f"{group.faster[name]:.2f}" if name in group.faster else "" for name in rivals]
-        table.add_row(
-            *group.key, str(group.rows), *over, f"{group.of_copy:.2f}", f"{group.worst:.2f}", group.worst_shape
-        )
+        goal = "" if group.goal is None else f"{group.goal:g}"
+        worst = [f"{group.worst:.2f}", group.worst_shape]
+        table.add_row(*group.key, str(group.rows), *over, goal, yes_or_no(group.met), f"{group.of_copy:.2f}", *worst)
+    return table
+
+
+def _verdicts_table(found: Sequence[Verdict]) -> Table:
+    table = _table("Goals", ["met", "goal", "found"], [])
+    for verdict in found:
+        table.add_row(yes_or_no(verdict.met), verdict.goal, verdict.found)
     return table
 
 
 def _training_table(rows: Sequence[dict[str, Any]]) -> Table:
+    peers = list(rows[0]["peers"])
     table = _table(
-        "One training step: median (20 % to 80 %)",
-        ["network", "batch", "layout"],
-        ["torch", "normkit", "over torch"],
+        "One training step: median (20 % to 80 %)", ["network", "batch", "layout"], [*peers, "normkit over torch"]
     )
     for row in rows:
-        times = [_range(row["peers"][name]) for name in ("torch", "normkit")]
+        times = [_range(row["peers"][name]) for name in peers]
         table.add_row(row["network"], "x".join(map(str, row["batch"])), row["layout"], *times, f"{row['ratio']:.2f}")
     return table
 
