@@ -39,3 +39,35 @@ def fresh_compiler() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+class KernelCalls(list[tuple[str, torch.dtype, str | None, bool]]):
+    """The CPU kernels that calls have asked for: name, element type, activation, residual."""
+
+    def names(self) -> set[str]:
+        """Their names: layout, a point, and what they do."""
+        return {name for name, *_ in self}
+
+    def served(self, dtype: torch.dtype, *, backward: bool = False) -> bool:
+        """Tell whether kernels of this type have run a forward, or a backward, since the list was last cleared."""
+        steps = ("backward", "backward_partial") if backward else ("forward", "partial", "stored")
+        return any(of is dtype and name.rpartition(".")[2] in steps for name, of, *_ in self)
+
+    def dtypes(self) -> set[torch.dtype]:
+        """Their element types."""
+        return {dtype for _, dtype, *_ in self}
+
+
+@pytest.fixture
+def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> KernelCalls:
+    """Note every CPU kernel per channel that is asked for, so that a test can say what it has compared."""
+    from normkit.kernels import cpu_channels
+
+    calls, kernel = KernelCalls(), cpu_channels._kernel
+
+    def noted(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
+        calls.append((name, dtype, activation, residual))
+        return kernel(name, dtype, activation, residual)
+
+    monkeypatch.setattr(cpu_channels, "_kernel", noted)
+    return calls

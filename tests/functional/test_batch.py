@@ -86,7 +86,7 @@ def test_torchs_own_batch_norm_does_not_run(training):
 
 @every_layout
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_training_matches_the_reference(shape, layout):
+def test_training_matches_the_reference(shape, layout, kernels_ran):
     for dtype in DTYPES:
         exact = torch.float64 if dtype is torch.float64 else torch.float32
         weight, bias = parameters(shape[1], exact)
@@ -94,6 +94,9 @@ def test_training_matches_the_reference(shape, layout):
         dy = layout(torch.randn(shape, dtype=dtype))
         y = batch_norm(x, None, None, weight, bias, True)
         dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
+        assert kernels_ran.served(dtype)
+        assert kernels_ran.served(dtype, backward=True)
+        kernels_ran.clear()
         step = reference.batch_norm(*(v.detach().double().numpy() for v in (x, weight, bias)))
         back = reference.batch_norm_backward(dy.double().numpy(), step)
         assert (y.dtype, dx.dtype, dweight.dtype, dbias.dtype) == (dtype, dtype, exact, exact)
@@ -105,7 +108,7 @@ def test_training_matches_the_reference(shape, layout):
 
 @every_layout
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_prediction_matches_the_reference(shape, layout):
+def test_prediction_matches_the_reference(shape, layout, kernels_ran):
     for dtype in DTYPES:
         exact = torch.float64 if dtype is torch.float64 else torch.float32
         weight, bias = parameters(shape[1], exact)
@@ -115,6 +118,9 @@ def test_prediction_matches_the_reference(shape, layout):
         dy = layout(torch.randn(shape, dtype=dtype))
         y = batch_norm(x, mean, var, weight, bias, False)
         dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
+        assert kernels_ran.served(dtype)
+        assert kernels_ran.served(dtype, backward=True)
+        kernels_ran.clear()
         step = reference.batch_norm_inference(*(v.detach().double().numpy() for v in (x, mean, var, weight, bias)))
         back = reference.batch_norm_inference_backward(dy.double().numpy(), step)
         assert (y.dtype, dx.dtype, dweight.dtype, dbias.dtype) == (dtype, dtype, exact, exact)
@@ -307,7 +313,7 @@ RATIOS = (0, 1, 10, 100, 1e3, 1e4)
 
 @every_layout
 @pytest.mark.parametrize("shape", [(1021, 3), (31, 3, 53), (16, 3, 17, 19), (7, 3, 5, 6, 7)], ids=str)
-def test_output_is_within_four_ulp_for_any_mean(shape, layout):
+def test_output_is_within_four_ulp_for_any_mean(shape, layout, kernels_ran):
     for ratio in RATIOS:
         x = layout(torch.randn(shape) + ratio)
         weight, bias = torch.tensor([1.0, -0.7, 0.3]), torch.tensor([0.0, 0.5, -1.0])
@@ -317,7 +323,9 @@ def test_output_is_within_four_ulp_for_any_mean(shape, layout):
             expected = reference.batch_norm(
                 x.double().numpy(), *(None if v is None else v.double().numpy() for v in given)
             ).output
+            assert kernels_ran.served(torch.float32)
             assert ulps(y, expected) <= FORWARD_ULP, (ratio, with_parameters)
+            kernels_ran.clear()
 
 
 def test_torchs_output_is_not():
@@ -330,7 +338,7 @@ def test_torchs_output_is_not():
 @every_layout
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [7.0, 0.1, -100.0, 1e10, -1e30])
-def test_constant_channel_gives_the_bias_exactly(value, dtype, layout):
+def test_constant_channel_gives_the_bias_exactly(value, dtype, layout, kernels_ran):
     if dtype is torch.float16 and abs(value) > 6e4:
         value = math.copysign(6e4, value)
     exact = torch.float64 if dtype is torch.float64 else torch.float32
@@ -340,6 +348,7 @@ def test_constant_channel_gives_the_bias_exactly(value, dtype, layout):
     mean, var = torch.zeros(3, dtype=exact), torch.ones(3, dtype=exact)
     weight, bias = parameters(3, exact)
     y = batch_norm(x, mean, var, weight, bias, True, momentum=1.0)
+    assert kernels_ran.served(dtype)
     assert torch.equal(y[:, 1], bias[1].detach().to(dtype).expand(6, 5, 7))
     assert mean[1].item() == x[0, 1, 0, 0].to(exact).item()
     assert var[1].item() == 0
@@ -348,10 +357,11 @@ def test_constant_channel_gives_the_bias_exactly(value, dtype, layout):
 
 @every_layout
 @pytest.mark.parametrize("scale", [1e20, 1e30, 1e-20, 1e-40])
-def test_huge_and_tiny_values_stay_finite(scale, layout):
+def test_huge_and_tiny_values_stay_finite(scale, layout, kernels_ran):
     x = layout((torch.randn(4, 3, 5, 7).double() * scale).float())
     y = batch_norm(x, None, None, training=True)
     expected = reference.batch_norm(x.double().numpy()).output
+    assert kernels_ran.served(torch.float32)
     assert torch.isfinite(y).all()
     assert ulps(y, expected) <= FORWARD_ULP
 
@@ -402,11 +412,12 @@ def exact_fill(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
 
 @every_layout
 @pytest.mark.parametrize("shape", [(64, 9), (16, 9, 8), (8, 9, 4, 4), (2, 9, 4, 4, 8), (32, 9, 16, 16)], ids=str)
-def test_exactly_representable_statistics_are_exact(shape, layout):
+def test_exactly_representable_statistics_are_exact(shape, layout, kernels_ran):
     x, expected_mean, expected_var = exact_fill(shape)
     assert torch.equal(expected_var.float().double(), expected_var)
     mean, var = torch.zeros(9), torch.ones(9)
     batch_norm(layout(x), mean, var, training=True, momentum=1.0, unbiased=False)
+    assert kernels_ran.served(torch.float32)
     assert torch.equal(mean, expected_mean)
     assert torch.equal(var, expected_var.float())
 

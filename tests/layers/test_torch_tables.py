@@ -25,6 +25,14 @@ uses_torch_script = pytest.mark.filterwarnings("ignore:.torch.jit.script. is dep
 WIDE, LOW = (torch.float32, torch.float64), (torch.bfloat16, torch.float16)
 
 
+def assert_served(kernels_ran, case: Case, dtype: torch.dtype) -> None:
+    """The CPU kernels of this type ran forward and backward; an input without values needs none."""
+    if case.input.numel():
+        assert kernels_ran.served(dtype), f"{case.name}: torch operations ran instead"
+        assert kernels_ran.served(dtype, backward=True), f"{case.name}: torch operations ran instead"
+    kernels_ran.clear()
+
+
 def run(module: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     """Forward and backward; output, gradients and buffers by name."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -48,7 +56,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], case: Case, 
 
 @every_mode
 @every_layer
-def test_output_gradients_and_buffers_match_torch(layer, training):
+def test_output_gradients_and_buffers_match_torch(layer, training, kernels_ran):
     ran = 0
     for dtype in WIDE + LOW:
         for case in cases(layer, dtype, training):
@@ -56,6 +64,7 @@ def test_output_gradients_and_buffers_match_torch(layer, training):
             dy = torch.randn_like(case.input)
             expected = run(theirs.double(), case.input.double(), dy.double())
             found = run(ours, case.input, dy)
+            assert_served(kernels_ran, case, dtype)
             assert found["output"].dtype is dtype
             assert found["input gradient"].dtype is dtype
             assert_same(found, expected, case, dtype)
@@ -104,7 +113,7 @@ def test_gradients_agree_with_differences(layer, training):
 
 @every_mode
 @every_layer
-def test_strides_of_input_and_cotangent_do_not_matter(layer, training):
+def test_strides_of_input_and_cotangent_do_not_matter(layer, training, kernels_ran):
     ran = 0
     for case in cases(layer, torch.float64, training):
         ours, _ = case.pair()
@@ -113,11 +122,13 @@ def test_strides_of_input_and_cotangent_do_not_matter(layer, training):
         other = copy.deepcopy(ours)
         dy = torch.randn_like(case.input)
         expected = run(other, case.input, dy)
+        kernels_ran.clear()
         x, cotangent = noncontiguous_like(case.input), noncontiguous_like(dy)
         assert x.numel() < 2 or not x.is_contiguous()
         leaf = x.detach().requires_grad_()
         y = ours(leaf)
         gradients = torch.autograd.grad(y, [leaf, *ours.parameters()], cotangent)
+        assert_served(kernels_ran, case, torch.float64)
         found = {
             "output": y.detach(),
             **dict(zip(list(expected)[1:], gradients, strict=False)),
@@ -131,7 +142,7 @@ def test_strides_of_input_and_cotangent_do_not_matter(layer, training):
 
 @every_mode
 @every_layer
-def test_memory_format_of_the_input_is_kept(layer, training):
+def test_memory_format_of_the_input_is_kept(layer, training, kernels_ran):
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     ran = 0
     for case in cases(layer, torch.float32, training):
@@ -142,6 +153,8 @@ def test_memory_format_of_the_input_is_kept(layer, training):
         dy = torch.randn_like(case.input)
         expected = run(theirs.double(), case.input.double(), dy.double())
         found = run(ours, case.input.to(memory_format=memory_format), dy.to(memory_format=memory_format))
+        assert all(name.startswith("rows.") or name == "stored" for name in kernels_ran.names()), case.name
+        assert_served(kernels_ran, case, torch.float32)
         assert found["output"].is_contiguous(memory_format=memory_format), case.name
         assert found["input gradient"].is_contiguous(memory_format=memory_format), case.name
         assert_same(found, expected, case, torch.float32)
@@ -253,7 +266,7 @@ def _allowed(x: Tensor, kwargs: dict[str, object]) -> dict[str, object]:
     return kwargs if 0 <= momentum <= 1 else {**kwargs, "momentum": 0.3}
 
 
-def test_operator_samples_match_torch():
+def test_operator_samples_match_torch(kernels_ran):
     ran = one_dimensional = negative_momentum = 0
     for dtype in WIDE + LOW:
         for x, args, kwargs in operator_samples(dtype):
@@ -276,6 +289,8 @@ def test_operator_samples_match_torch():
             assert_close(y, expected, dtype=dtype, what=f"{tuple(x.shape)} {kwargs}")
             (dx,), (expected_dx,) = torch.autograd.grad(y, leaf, dy), torch.autograd.grad(expected, twin, dy.double())
             assert_close(dx, expected_dx, dtype=dtype, what=f"{tuple(x.shape)} {kwargs}: input gradient")
+            assert not x.numel() or (kernels_ran.served(dtype) and kernels_ran.served(dtype, backward=True)), kwargs
+            kernels_ran.clear()
             for value, other in zip(args, wide, strict=True):
                 if value is not None:
                     assert_close(value, other, dtype=dtype, what=f"{tuple(x.shape)} {kwargs}: argument after the call")
