@@ -42,7 +42,18 @@ def residual(width: int, blocks: int) -> nn.Module:
     )  # fmt: skip
 
 
+def lenet() -> nn.Module:
+    """LeNet-5 with a batch normalization after every hidden layer."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.BatchNorm1d(120), nn.ReLU(),
+        nn.Linear(120, 84), nn.BatchNorm1d(84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "LeNet-5, 4 layers, batch (64, 1, 28, 28)": (lenet, (64, 1, 28, 28)),
     "residual, 19 layers of 32 channels, batch (32, 3, 32, 32)": (lambda: residual(32, 9), (32, 3, 32, 32)),
     "residual, 19 layers of 16 channels, batch (32, 3, 16, 16)": (lambda: residual(16, 9), (32, 3, 16, 16)),
 }

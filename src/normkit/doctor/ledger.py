@@ -85,14 +85,18 @@ class Ledger:
 
     def record(self, write: Write) -> None:
         """Write one change down."""
-        layer = self.layers[write.layer]
+        _, name, writer, place, _, values = write
+        layer = self.layers[name]
         self.writes.append(write)
-        layer.writers[write.writer] += 1
-        layer.places.setdefault(write.writer, Counter())[write.place] += 1
-        if write.writer == "forward":
+        layer.writers[writer] += 1
+        places = layer.places.get(writer)
+        if places is None:
+            places = layer.places[writer] = Counter()
+        places[place] += 1
+        if writer == "forward":
             layer.this_step += 1
-        if write.values and (layer.fewest_values is None or write.values < layer.fewest_values):
-            layer.fewest_values = write.values
+        if values and (layer.fewest_values is None or values < layer.fewest_values):
+            layer.fewest_values = values
 
     def close_step(self) -> None:
         """Count the writes of the step that ends here."""

@@ -1,5 +1,6 @@
 """``watch``: hooks that keep the buffer ledger while a model trains."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,7 +74,8 @@ class _Watcher:
         self.ledger = Ledger({s.name: _entry(s) for s in subjects}, waivers)
         self._model = model
         self._modules = {s.name: s.layer.module for s in subjects if s.layer is not None}
-        self._seen = {name: _version(module) for name, module in self._modules.items()}
+        self._seen = {name: _stamp(module._buffers) for name, module in self._modules.items()}
+        self._watched = [(name, module, module._buffers) for name, module in self._modules.items()]
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._owns: dict[int, bool] = {}
         self._place: str | None = None
@@ -103,37 +105,37 @@ class _Watcher:
 
     def _hook(self, name: str) -> Callable[..., None]:
         """Return the hook of one layer. It runs in every forward, so it does as little as it can."""
+        seen, buffers, ledger = self._seen, self._modules[name]._buffers, self.ledger
+        in_backward, learning = torch._C._current_graph_task_id, torch.is_grad_enabled
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            version = _version(module)
-            if (version == self._seen[name] and not _writes_uncounted(module)) or is_held(module):
+            stamp = _stamp(buffers)
+            if (stamp == seen[name] and (stamp[3] >= 0 or not _writes(module))) or is_held(module):
                 return
-            self._seen[name] = version
-            given = hooked_input(args, kwargs)
-            samples, values = (0, 0) if given is None else (given.shape[0], given.numel() // max(given.shape[1], 1))
-            self._write(name, self._writer(), samples, values)
+            seen[name] = stamp
+            given = args[0] if args else hooked_input(args, kwargs)
+            samples = values = 0
+            if isinstance(given, Tensor):
+                shape = given.shape
+                samples, values = shape[0], given.numel() // (shape[1] or 1)
+            # A forward inside a backward is what torch's checkpoint asks for.
+            writer: Writer = "recompute" if in_backward() != -1 else "forward" if learning() else "probe"
+            ledger.record(Write(ledger.steps + 1, name, writer, self._place or self._caller(), samples, values))
 
         return after
 
-    def _writer(self) -> Writer:
-        if torch._C._current_graph_task_id() != -1:  # a forward inside a backward, as torch's checkpoint asks it
-            return "recompute"
-        return "forward" if torch.is_grad_enabled() else "probe"
-
-    def _write(self, name: str, writer: Writer, samples: int, values: int) -> None:
-        place = self._place or self._caller()
-        self.ledger.record(Write(self.ledger.steps + 1, name, writer, place, samples, values))
-
     def _notice_outside(self, name: str, module: nn.Module) -> None:
-        version = _version(module)
-        if version != self._seen[name]:
-            self._seen[name] = version
-            self._write(name, "outside", 0, 0)
+        stamp = _stamp(module._buffers)
+        if stamp != self._seen[name]:
+            self._seen[name] = stamp
+            place = self._place or self._caller()
+            self.ledger.record(Write(self.ledger.steps + 1, name, "outside", place, 0, 0))
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._place = self._caller()
-        for name, layer in self._modules.items():
-            if _version(layer) != self._seen[name] and not is_held(layer):
+        seen = self._seen
+        for name, layer, buffers in self._watched:
+            if _stamp(buffers) != seen[name] and not is_held(layer):
                 self._notice_outside(name, layer)
         # Gradients came and are gone, and no step was taken: a scaler dropped it.
         if self._backward_since_step and self._witness is not None and self._witness.grad is None:
@@ -162,24 +164,34 @@ class _Watcher:
         self._check_finite()
 
     def _check_finite(self) -> None:
-        """Ask whether all statistics are finite; the answer is read a step later, when an accelerator has it."""
-        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for module in self._modules.values():
-            for tensor in (module._buffers.get("running_mean"), module._buffers.get("running_var")):
-                if tensor is not None:
-                    kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach())
-        for tensors in kinds.values():
-            self._pending.append((self.ledger.steps, torch.cat(tensors).isfinite().all()))
+        """Ask whether all statistics are finite; the answer is read a step later, when an accelerator has it.
+
+        One sum over all of them answers it, for a fraction of what asking each value costs: it is finite unless one of
+        them is not, or all together overflow, and then the layers are asked one by one.
+        """
+        tensors = [
+            tensor
+            for _, _, buffers in self._watched
+            for tensor in (buffers.get("running_mean"), buffers.get("running_var"))
+            if tensor is not None
+        ]
+        kinds = {(tensor.device, tensor.dtype) for tensor in tensors}
+        with torch.no_grad():
+            for device, dtype in kinds:
+                same = tensors if len(kinds) == 1 else [t for t in tensors if t.device == device and t.dtype == dtype]
+                wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+                self._pending.append((self.ledger.steps, torch.cat(same).sum(dtype=wide)))
 
     def _read_flags(self) -> None:
-        bad_steps = [step for step, flag in self._pending if not bool(flag)]
+        bad_steps = [step for step, total in self._pending if not math.isfinite(total.item())]
         self._pending.clear()
         if not bad_steps:
             return
         for name, module in self._modules.items():
             entry, values = self.ledger.layers[name], (module.running_mean, module.running_var)
-            finite = all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))
-            if not finite and entry.nonfinite_step is None:
+            if entry.nonfinite_step is None and not all(
+                bool(value.isfinite().all()) for value in values if isinstance(value, Tensor)
+            ):
                 entry.nonfinite_step = bad_steps[0]
 
     def _caller(self) -> str:
@@ -198,16 +210,15 @@ def _entry(subject: Subject) -> LayerLedger:
     return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind)
 
 
-def _writes_uncounted(module: nn.Module) -> bool:
+def _writes(module: nn.Module) -> bool:
     """Say whether a layer without a counter has just written: torch's kernels leave no trace then."""
-    tracks = module.training and bool(getattr(module, "track_running_stats", True))
-    return tracks and module._buffers.get("num_batches_tracked") is None
+    return module.training and bool(getattr(module, "track_running_stats", True))
 
 
-def _version(module: nn.Module) -> tuple[int, ...]:
-    """Identify the contents of the statistics by torch's count of writes into a tensor.
+def _stamp(buffers: Mapping[str, Tensor | None]) -> tuple[int, int, int, int]:
+    """Identify the contents of the statistics by torch's count of writes into a tensor; -1 where there is none.
 
     The counter is asked too, because torch's own kernels write into the statistics without being counted.
     """
-    mean, count = module._buffers.get("running_mean"), module._buffers.get("num_batches_tracked")
+    mean, count = buffers.get("running_mean"), buffers.get("num_batches_tracked")
     return (id(mean), -1 if mean is None else mean._version, id(count), -1 if count is None else count._version)
