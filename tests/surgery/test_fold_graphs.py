@@ -11,6 +11,7 @@ from torch import nn
 from normkit import fold
 from normkit.anatomy import fingerprint, norm_layers
 from normkit.errors import SurgeryError
+from normkit.lab import networks as lab_networks
 
 from .nets import NETS
 from .networks import randomize
@@ -114,18 +115,59 @@ def test_sweep_folds_something():
     assert sum(counts) >= 10
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_onnx_runtime_agrees_with_the_folded_export(name, tmp_path):
+def in_onnx_runtime(model, example, input, folder):
+    """Export a model and return what onnxruntime makes of an input."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own parts
         import onnxruntime
 
         from normkit.surgery.program import write_onnx
 
-        model, example = randomize(NETS[name][0]()).eval(), torch.randn(2, 3, 16, 16)
-        folded = fold(model, example).model
-        write_onnx(folded, example, tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
-    input = torch.randn(3, 3, 16, 16)
+        write_onnx(model, example, folder / "net.onnx")
+    session = onnxruntime.InferenceSession(str(folder / "net.onnx"), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
-    assert relative(model(input).detach(), torch.from_numpy(output)) <= 1e-5
+    return torch.from_numpy(output)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_onnx_runtime_agrees_with_the_folded_export(name, tmp_path):
+    model, example, input = randomize(NETS[name][0]()).eval(), torch.randn(2, 3, 16, 16), torch.randn(3, 3, 16, 16)
+    folded = fold(model, example).model
+    assert relative(model(input).detach(), in_onnx_runtime(folded, example, input, tmp_path)) <= 1e-5
+
+
+LAB = {
+    "lenet5": (lambda: lab_networks.LeNet5("batch"), (2, 1, 28, 28)),
+    "four-convolutions": (lambda: lab_networks.FourConvolutions("batch"), (2, 1, 28, 28)),
+    "deep-relu": (lambda: lab_networks.DenseNetwork([20] * 12, "batch", inputs=49), (3, 1, 7, 7)),
+    "deep-sigmoid": (lambda: lab_networks.DenseNetwork([20] * 8, "batch", activation="sigmoid", inputs=49), (3, 7, 7)),
+    "dropout": (lambda: lab_networks.DenseNetwork([20] * 3, "batch", dropout=0.5, dropout_after=1, inputs=49), (3, 49)),
+}
+if hasattr(lab_networks, "AlexNet"):
+    LAB["alexnet"] = (lambda: lab_networks.AlexNet("batch", width=6, size=16), (2, 1, 16, 16))
+
+
+@pytest.mark.parametrize("name", LAB)
+def test_networks_of_the_laboratory_lose_every_norm_and_keep_their_function(name, tmp_path):
+    build, shape = LAB[name]
+    model, example = randomize(build()).eval(), torch.randn(shape)
+    other = torch.randn(5, *shape[1:])
+    record = fold(model, example)
+    assert not record.refused
+    assert not norm_layers(record.model)
+    assert record.largest_change <= 1e-5
+    with torch.no_grad():
+        assert relative(model(other), record.model(other)) <= 1e-5
+        assert relative(model(other), in_onnx_runtime(record.model, example, other, tmp_path)) <= 1e-5
+
+
+def test_every_kind_of_norm_of_the_laboratory_is_folded_or_refused_with_a_reason():
+    example = torch.randn(2, 1, 28, 28)
+    for norm in lab_networks.known_norms():
+        model = randomize(lab_networks.LeNet5(norm)).eval()
+        before = fingerprint(model)
+        if norm == "batch":
+            continue
+        with pytest.raises(SurgeryError, match=r"no layer to work on\. .+"):
+            fold(model, example)
+        assert fingerprint(model) == before

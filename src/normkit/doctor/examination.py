@@ -27,6 +27,7 @@ class Examination:
         optimizer: the optimizer that trains it, where it was given.
         measured: moments of the layers' inputs by layer, empty without batches.
         plan: how many samples the batches hold.
+        lengthened: how far more padding moved each layer's output before it, where there is padding and it is known.
         company: outputs of one sample alone and among others, in evaluation mode.
         awake: names of the layers that ``model.train()`` would set to training.
         asleep: names of the layers that ``model.eval()`` leaves in training.
@@ -39,6 +40,7 @@ class Examination:
     optimizer: Optimizer | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
     plan: BatchPlan | None = None
+    lengthened: Mapping[str, float] = field(default_factory=dict)
     company: Company | None = None
     awake: frozenset[str] = frozenset()
     asleep: frozenset[str] = frozenset()

@@ -15,8 +15,9 @@ from .checks.graph import pair_up
 from .company import keep_company
 from .examination import Check, Examination
 from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
+from .lengthen import lengthen
 from .measurements import Measured
-from .probes import measure, set_mode
+from .probes import Domains, measure, set_mode
 from .ranks import RankState, gather_ranks
 from .subjects import Subject, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
@@ -34,6 +35,7 @@ def diagnose(
     call: Call | None = None,
     waive: Waivers | None = None,
     samples: int | None = 2048,
+    domains: Domains | None = None,
     group: Any = None,
 ) -> Diagnosis:
     """Find what is wrong with the normalization layers of a model.
@@ -49,6 +51,8 @@ def diagnose(
         call: ``lambda model, batch: ...``, where the model is not called with the first part of a batch.
         waive: findings that are known and meant, ``{"check:layer pattern": "the reason"}``.
         samples: measure on so many samples; None takes all batches.
+        domains: ``lambda batch: ...``, which names the population of each sample of a batch (source and target, clean
+            and perturbed, ...), or of all of them: one layer that serves several is then found.
         group: a process group of ``torch.distributed``, to compare its ranks; then every rank must call this.
 
     Returns:
@@ -67,7 +71,7 @@ def diagnose(
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
     if isinstance(model, nn.Module):
-        examination, notes, seen = _examine(unwrap(model), batches, call, samples)
+        examination, notes, seen = _examine(unwrap(model), batches, call, samples, domains)
         examination = replace(examination, optimizer=optimizer, ranks=_ranks(examination, batches, group))
     elif isinstance(model, Mapping):
         if batches is not None or optimizer is not None:
@@ -98,7 +102,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _examine(
-    model: nn.Module, batches: Any, call: Call | None, samples: int | None
+    model: nn.Module, batches: Any, call: Call | None, samples: int | None, domains: Domains | None
 ) -> tuple[Examination, list[str], int]:
     """Measure everything that the checks may look at, and put the model back."""
     subjects = subjects_of_model(model)
@@ -112,11 +116,18 @@ def _examine(
         return examination, [*notes, "batches were not given: checks of the data did not run"], 0
     live = _live(model, subjects, awake)
     with preserved(model):
-        seen = measure(model, subjects, batches, call, samples, live)
+        seen = measure(model, subjects, batches, call, samples, live, domains)
     with preserved(model):
         company = keep_company(model, subjects, seen.example, call)
     notes += _notes(subjects, seen.measured)
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
+    if any(entry.padding is not None and entry.padding.ragged for entry in seen.measured.values()):
+        with preserved(model):
+            lengthened = lengthen(model, subjects, seen.example, call, live)
+        if isinstance(lengthened, str):
+            notes.append(lengthened)
+        else:
+            examination = replace(examination, lengthened=lengthened)
     if isinstance(company, str):
         notes.append(company)
     else:
@@ -127,7 +138,8 @@ def _examine(
 def _ranks(examination: Examination, batches: Any, group: Any) -> tuple[RankState, ...]:
     if group is None:
         return ()
-    return gather_ranks(examination.subjects, batches, examination.measured, group)
+    calls = {name: len(entry.calls) for name, entry in examination.measured.items()}
+    return gather_ranks(examination.subjects, batches, calls, group)
 
 
 def _training_after(model: nn.Module, subjects: tuple[Subject, ...], *, mode: bool) -> frozenset[str]:

@@ -73,6 +73,7 @@ class Ledger:
         steps: optimizer steps that were taken.
         skipped: steps whose gradients were dropped, as a gradient scaler does after an overflow.
         backwards: backward passes.
+        across_ranks: what was found where processes were compared.
     """
 
     def __init__(self, layers: Mapping[str, LayerLedger], waivers: list[Waiver]) -> None:
@@ -81,6 +82,7 @@ class Ledger:
         self.steps = 0
         self.skipped = 0
         self.backwards = 0
+        self.across_ranks: tuple[Finding, ...] = ()
         self._waivers = waivers
 
     def record(self, write: Write) -> None:
@@ -112,7 +114,7 @@ class Ledger:
     def diagnosis(self) -> Diagnosis:
         """Return findings and a table of the layers, in the form of :func:`normkit.diagnose`."""
         found = [finding for name, layer in self.layers.items() for finding in self._layer_findings(name, layer)]
-        kept, waived = set_aside(found + list(self._step_findings()), self._waivers)
+        kept, waived = set_aside([*found, *self._step_findings(), *self.across_ranks], self._waivers)
         return Diagnosis(
             findings=sort_findings(kept, _CHECKS),
             layers=tuple(self._row(name, layer, kept) for name, layer in self.layers.items()),

@@ -133,6 +133,7 @@ class Measured:
         sizes: ``(samples, values per channel)`` of every call of one batch.
         padding: of inputs of three dimensions.
         dtypes: the types of the inputs.
+        domains: moments by the label that the user gave the samples.
     """
 
     calls: list[PooledMoments] = field(default_factory=list)
@@ -140,6 +141,7 @@ class Measured:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     padding: Padding | None = None
     dtypes: set[torch.dtype] = field(default_factory=set)
+    domains: dict[str, PooledMoments] = field(default_factory=dict)
 
     @property
     def pooled(self) -> PooledMoments:

@@ -1,6 +1,6 @@
 """One pass over the batches that measures what every layer is given. The caller keeps the model's state."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,10 @@ from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
 
-__all__ = ["Pass", "hooked_input", "measure", "set_mode"]
+__all__ = ["Domains", "Pass", "hooked_input", "measure", "set_mode", "trailing_runs", "wake"]
+
+# Of one batch: a label for each sample, or one for all.
+Domains = Callable[[Any], Any]
 
 
 class Pass:
@@ -41,6 +44,7 @@ def measure(
     call: Call | None,
     samples: int | None,
     live: frozenset[str],
+    domains: Domains | None = None,
 ) -> Pass:
     """Run the model on the batches and pool the moments of every layer's input.
 
@@ -54,6 +58,7 @@ def measure(
         call: how to call the model on a batch.
         samples: stop after so many; None runs all.
         live: names of the layers that normalize with batch statistics in training.
+        domains: says from which population the samples of a batch are.
     """
     seen = Pass()
     dropouts = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
@@ -66,7 +71,8 @@ def measure(
                 exhausted = False
                 break
             seen.example = batch if seen.example is None else seen.example
-            with _listening(model, subjects, live, seen.measured, dropout=False):
+            labels = None if domains is None else _labels(domains(batch), sample_count(batch))
+            with _listening(model, subjects, live, seen.measured, dropout=False, labels=labels):
                 run(model, batch, call)
             if dropouts:
                 with _listening(model, subjects, live, seen.measured, dropout=True), _in_training(dropouts):
@@ -103,7 +109,13 @@ def hooked_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | N
 
 @contextmanager
 def _listening(
-    model: nn.Module, subjects: Sequence[Subject], live: frozenset[str], measured: dict[str, Measured], *, dropout: bool
+    model: nn.Module,
+    subjects: Sequence[Subject],
+    live: frozenset[str],
+    measured: dict[str, Measured],
+    *,
+    dropout: bool,
+    labels: list[str] | None = None,
 ) -> Iterator[None]:
     """Hook every layer for one forward."""
     counts: dict[str, int] = {}
@@ -118,7 +130,7 @@ def _listening(
             given = hooked_input(args, kwargs)
             if given is None or given.dim() < 2:
                 return
-            _wake(module, subject, given, subject.name in live)
+            wake(module, subject, given, is_live=subject.name in live)
             index = counts[subject.name] = counts.get(subject.name, -1) + 1
             entry = measured.setdefault(subject.name, Measured())
             if dropout:
@@ -126,6 +138,7 @@ def _listening(
                 entry.with_dropout.add(given)
             else:
                 _record(entry, subject, given, index)
+                _record_domains(entry, subject, given, labels)
 
         handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
     try:
@@ -135,7 +148,7 @@ def _listening(
             handle.remove()
 
 
-def _wake(module: nn.Module, subject: Subject, given: Tensor, is_live: bool) -> None:
+def wake(module: nn.Module, subject: Subject, given: Tensor, *, is_live: bool) -> None:
     """Let a live layer normalize with the batch's statistics, where the batch has any, and keep its own unwritten."""
     if not is_live:
         return
@@ -161,9 +174,34 @@ def _record(entry: Measured, subject: Subject, given: Tensor, index: int) -> Non
         _record_padding(entry, given)
 
 
+def _labels(given: Any, count: int) -> list[str]:
+    """Return a label for each sample of a batch.
+
+    Raises:
+        ArgumentError: the number of labels is neither 1 nor that of the samples.
+    """
+    values = given.tolist() if isinstance(given, Tensor) else given
+    labels = [str(value) for value in values] if isinstance(values, list | tuple) else [str(values)] * count
+    if len(labels) != count:
+        raise ArgumentError(
+            f"domains gave {len(labels)} labels for a batch of {count} samples; give one for each, or one for all"
+        )
+    return labels
+
+
+def _record_domains(entry: Measured, subject: Subject, given: Tensor, labels: list[str] | None) -> None:
+    if labels is None or not subject.is_batch or len(labels) != len(given) or not given.is_floating_point():
+        return
+    first = next(iter(entry.domains.values()), None)
+    for label in dict.fromkeys(labels):
+        rows = torch.tensor([other == label for other in labels], device=given.device)
+        entry.domains.setdefault(label, PooledMoments(first)).add(given[rows])
+        first = first or entry.domains[label]
+
+
 def _record_padding(entry: Measured, given: Tensor) -> None:
     entry.padding = Padding() if entry.padding is None else entry.padding
-    lengths = _trailing_runs(given)  # (N,)
+    lengths = trailing_runs(given)  # (N,)
     positions = given.shape[2]
     entry.padding.shares.append(float(lengths.double().mean()) / positions)
     entry.padding.ragged |= bool((lengths != lengths[0]).any())
@@ -172,7 +210,7 @@ def _record_padding(entry: Measured, given: Tensor) -> None:
             entry.padding.valid.add(sample[None, :, : positions - length])
 
 
-def _trailing_runs(given: Tensor) -> Tensor:
+def trailing_runs(given: Tensor) -> Tensor:
     """Return per sample how many positions at the end repeat the last vector; a run of one is none."""
     same = (given == given[:, :, -1:]).all(1).flip(1)  # (N, L), from the end
     lengths = same.long().cumprod(1).sum(1)

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor, distributed
 
 from ..errors import ArgumentError
-from .measurements import Measured
 from .subjects import Subject
 
-__all__ = ["RankState", "gather_ranks"]
+__all__ = ["RankState", "check_group", "gather_ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class RankState:
         statistics: running mean and variance by layer, float64 on the CPU.
         updates: the counters by layer.
         batches: how many batches its loader holds, None where it does not say.
-        calls: how often each layer was called in one forward.
+        calls: how often each layer was called: in one forward, or while it was watched.
     """
 
     rank: int
@@ -32,16 +31,25 @@ class RankState:
     calls: Mapping[str, int] = field(default_factory=dict)
 
 
+def check_group(group: Any) -> None:
+    """Refuse a group where no process group runs.
+
+    Raises:
+        ArgumentError: ``torch.distributed`` is not initialised.
+    """
+    if group is not None and not (distributed.is_available() and distributed.is_initialized()):
+        raise ArgumentError("group= needs a running process group: call torch.distributed.init_process_group first")
+
+
 def gather_ranks(
-    subjects: Sequence[Subject], batches: Any, measured: Mapping[str, Measured], group: Any
+    subjects: Sequence[Subject], batches: Any, calls: Mapping[str, int], group: Any
 ) -> tuple[RankState, ...]:
     """Gather the state of all processes; every process of the group must call this.
 
     Raises:
         ArgumentError: no process group is running.
     """
-    if not distributed.is_available() or not distributed.is_initialized():
-        raise ArgumentError("group= needs a running process group: call torch.distributed.init_process_group first")
+    check_group(group)
     own = RankState(
         rank=distributed.get_rank(group),
         statistics={
@@ -51,7 +59,7 @@ def gather_ranks(
         },
         updates={s.name: s.updates for s in subjects if s.tracks},
         batches=len(batches) if isinstance(batches, Sized) else None,
-        calls={name: len(entry.calls) for name, entry in measured.items()},
+        calls=dict(calls),
     )
     states: list[Any] = [None] * distributed.get_world_size(group)
     distributed.all_gather_object(states, own, group=group)

@@ -26,6 +26,7 @@ __all__ = [
     "PADDING_LOG_RATIO",
     "PADDING_SHARE",
     "PADDING_SPREAD",
+    "PADDING_UNMOVED",
     "RANK_ERROR",
     "RANK_WARNING",
     "RESIDUE_ERROR",
@@ -63,6 +64,7 @@ CONSTANT_LIMIT = 1e7  # |mean| of a constant channel beyond which rounding is am
 PADDING_SHARE = 0.05
 PADDING_SPREAD = 0.1
 PADDING_LOG_RATIO = 0.5
+PADDING_UNMOVED = 1e-5  # standard deviations that the output before the padding moves when padding is added
 
 DROPOUT_LOG_RATIO = 0.5  # |log2| of the variance with dropout over the one without
 

@@ -16,9 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.hold import is_held
 from .checks import CHECK_NAMES
+from .checks.ranks import rank_agreement
+from .examination import Examination
 from .examine import unwrap
 from .ledger import LayerLedger, Ledger, Write, Writer
 from .probes import hooked_input
+from .ranks import check_group, gather_ranks
 from .subjects import Subject, subjects_of_model
 from .waivers import parse_waivers
 
@@ -28,7 +31,7 @@ _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 @contextmanager
-def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None) -> Iterator[Ledger]:
+def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None, group: Any = None) -> Iterator[Ledger]:
     """Keep a ledger of who writes the running statistics while a model trains.
 
     A step ends when an optimizer that holds parameters of the model has taken it. The ledger finds extra forwards,
@@ -38,12 +41,14 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None) -> Iterat
     Args:
         model: the model that trains, or its wrapper.
         waive: findings that are known and meant, ``{"check:layer pattern": "the reason"}``.
+        group: a process group of ``torch.distributed``, whose processes compare their statistics and how often they
+            called each layer when the block ends; then every one must come to its end.
 
     Yields:
         The ledger; ask it for ``diagnosis()`` at any time, also after the block.
 
     Raises:
-        ArgumentError: a waiver names no check or no reason.
+        ArgumentError: a waiver names no check or no reason, or ``group`` came without a process group.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -59,12 +64,15 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None) -> Iterat
         8
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
+    check_group(group)
     model = unwrap(model)
     watcher = _Watcher(model, [s for s in subjects_of_model(model) if s.running_mean is not None], waivers)
     try:
         yield watcher.ledger
     finally:
         watcher.close()
+    if group is not None:
+        watcher.compare(group)
 
 
 class _Watcher:
@@ -102,6 +110,13 @@ class _Watcher:
             self._notice_outside(name, module)
         self._check_finite()
         self._read_flags()
+
+    def compare(self, group: Any) -> None:
+        """Compare what the processes hold now, and keep what is found in the ledger."""
+        subjects = tuple(subject for subject in subjects_of_model(self._model) if subject.name in self._modules)
+        calls = {name: entry.writers["forward"] for name, entry in self.ledger.layers.items()}
+        ranks = gather_ranks(subjects, None, calls, group)
+        self.ledger.across_ranks = tuple(rank_agreement(Examination(subjects=subjects, model=self._model, ranks=ranks)))
 
     def _hook(self, name: str) -> Callable[..., None]:
         """Return the hook of one layer. It runs in every forward, so it does as little as it can."""

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..anatomy import Call, NormLayer, iterate, preserved, run, sample_count
 from ..anatomy.frozen import Frozen, thaw
 from ..errors import SurgeryError
-from .moments import Moments
+from .moments import InstanceMoments, Moments
+from .ranks import together
 
 __all__ = ["Pass", "Seen", "collect"]
 
@@ -30,12 +32,14 @@ class Pass:
         samples: stop after this many; None takes all.
         call: how a batch goes into the model.
         dropout: whether dropout is on.
+        group: the processes whose data are pooled; None for this one alone.
     """
 
     batches: Any
     samples: int | None = None
     call: Call | None = None
     dropout: bool = False
+    group: Any = None
 
     def first_batch(self) -> "Pass":
         """Return the same pass over the first batch only."""
@@ -44,11 +48,28 @@ class Pass:
 
 @dataclass
 class Seen:
-    """What a pass saw: moments by path, in the order in which the layers were first called."""
+    """What a pass saw: moments by path, in the order in which the layers were first called.
+
+    Attributes:
+        moments: by path.
+        batches: how many were run.
+        samples: how many they held.
+        counters: the layers' counters before, the largest of all processes.
+    """
 
     moments: dict[str, Moments] = field(default_factory=dict)
     batches: int = 0
     samples: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def pool(self, other: "Seen") -> None:
+        """Take in what another process saw."""
+        for path, moments in other.moments.items():
+            self.moments.setdefault(path, type(moments)(len(moments.mean))).pool(moments)
+        self.batches += other.batches
+        self.samples += other.samples
+        for path, counter in other.counters.items():
+            self.counters[path] = max(counter, self.counters.get(path, 0))
 
 
 def collect(model: nn.Module, layers: list[NormLayer], settings: Pass, *, training: bool) -> Seen:
@@ -63,7 +84,21 @@ def collect(model: nn.Module, layers: list[NormLayer], settings: Pass, *, traini
     Raises:
         SurgeryError: no batch, too few samples, fewer than two values in a channel, or moments that are not finite.
     """
+    with together(settings.group, "recalibrate") as share:
+        share.brought = _own_share(model, layers, settings, training)
+    seen: Seen = share.all[0]
+    for other in share.all[1:]:
+        seen.pool(other)
+    _check(seen, layers, settings)
+    return seen
+
+
+def _own_share(model: nn.Module, layers: list[NormLayer], settings: Pass, training: bool) -> Seen:
+    """Run this process's batches."""
     seen = Seen()
+    for layer in layers:
+        counter = layer.module._buffers.get("num_batches_tracked")
+        seen.counters[layer.path] = 0 if counter is None else int(counter)
     with preserved(model), torch.no_grad(), ExitStack() as hooks:
         _set_modes(model, layers, training, settings.dropout)
         for layer in layers:
@@ -71,7 +106,6 @@ def collect(model: nn.Module, layers: list[NormLayer], settings: Pass, *, traini
             hooks.enter_context(_hooked(layer.module, watch))
         for batch in _counted(settings, seen):
             run(_unwrapped(model), batch, settings.call)
-    _check(seen, layers, settings)
     return seen
 
 
@@ -93,16 +127,18 @@ def _watch(layer: NormLayer, seen: Seen, training: bool) -> Callable[..., None]:
 
     def pool(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values: Tensor = args[0] if args else kwargs["input"]
-        channels = layer.channels
+        channels, per_sample = layer.channels, isinstance(layer.module, _InstanceNorm)
+        if isinstance(layer.module, _InstanceNorm) and values.ndim == layer.module._get_no_batch_dim():
+            values = values[None]
         if channels is None or values.ndim < 2 or values.shape[1] != channels:
             return  # the layer itself says it better
-        count = values.numel() // channels
-        if training and count == 1:
+        count = values.numel() // channels // (max(len(values), 1) if per_sample else 1)
+        if (training or per_sample) and count == 1:
             raise SurgeryError(
                 f"recalibrate: batch {seen.batches - 1} gives {layer} one value in a channel ({tuple(values.shape)}), "
                 "which has no variance to normalize with; use drop_last=True on the loader, or layerwise=True"
             )
-        moments = seen.moments.setdefault(layer.path, Moments(channels))
+        moments = seen.moments.setdefault(layer.path, (InstanceMoments if per_sample else Moments)(channels))
         moments.add(values)
         if not moments.is_finite():
             raise SurgeryError(

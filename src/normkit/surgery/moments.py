@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Intervals", "Moments"]
+__all__ = ["InstanceMoments", "Intervals", "Moments"]
 
 # The 97.5 % quantile of the normal distribution: an interval of 95 %.
 _QUANTILE = 1.959963984540054
@@ -62,9 +62,33 @@ class Moments:
         variance, mean = torch.var_mean(rows, (0, 2), correction=0)
         self._merge(count, mean.cpu(), variance.cpu() * count)
         if self._center is None:
-            self._center = mean
+            self._center = mean.cpu()
         shifted = rows - self._center.to(mean.device)[:, None]
         self._merge_samples(torch.stack((shifted.mean(2), shifted.square().mean(2))).cpu())
+
+    def pool(self, other: "Moments") -> None:
+        """Take in what another process or another part of the data brought; exact, whatever its size.
+
+        >>> first, second, whole = Moments(1), Moments(1), Moments(1)
+        >>> parts = torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0], [7.0], [9.0]])
+        >>> first.add(parts[0]), second.add(parts[1]), whole.add(torch.cat(parts))
+        (None, None, None)
+        >>> first.pool(second)
+        >>> first.count, first.mean, torch.allclose(first.intervals().variance_low, whole.intervals().variance_low)
+        (5, tensor([5.], dtype=torch.float64), True)
+        """
+        if other.count == 0 or other._center is None:
+            return
+        self._merge(other.count, other.mean, other._squares)
+        if self._center is None:
+            self._center = other._center
+        # The other's pairs are about its own center; a -> a + d and b -> b + 2 d a + d^2 is linear in the pair.
+        d = (other._center - self._center).cpu()
+        a, b = other._pair_mean
+        (aa, ab), (_, bb) = other._pair_squares
+        cross = ab + 2 * d * aa
+        squares = torch.stack((torch.stack((aa, cross)), torch.stack((cross, bb + 4 * d * ab + 4 * d.square() * aa))))
+        self._merge_pairs(other._samples, torch.stack((a + d, b + 2 * d * a + d.square())), squares)
 
     def variance(self, *, unbiased: bool) -> Tensor:
         """Return the pooled variance, divided by n - 1 or by n."""
@@ -107,9 +131,61 @@ class Moments:
         count = pairs.shape[1]
         mean = pairs.mean(1)
         apart = pairs - mean[:, None]
-        squares = torch.einsum("inc,jnc->ijc", apart, apart)
+        self._merge_pairs(count, mean, torch.einsum("inc,jnc->ijc", apart, apart))
+
+    def _merge_pairs(self, count: int, mean: Tensor, squares: Tensor) -> None:
         total, difference = self._samples + count, mean - self._pair_mean
         between = difference[:, None] * difference[None, :] * (self._samples * count / total)
         self._pair_squares = self._pair_squares + squares + between
         self._pair_mean = self._pair_mean + difference * (count / total)
         self._samples = total
+
+
+class InstanceMoments(Moments):
+    """What an instance norm that keeps running statistics averages: the mean and variance of each sample.
+
+    With the mean and the unbiased variance of each sample's channel over its positions, as torch stores them::
+
+        running_mean = average over samples of mean        running_var = average over samples of variance
+
+    >>> pooled = InstanceMoments(1)
+    >>> pooled.add(torch.tensor([[[1.0, 3.0]], [[10.0, 14.0]]]))
+    >>> pooled.mean, pooled.variance(unbiased=True)
+    (tensor([7.], dtype=torch.float64), tensor([5.], dtype=torch.float64))
+    """
+
+    def add(self, values: Tensor) -> None:
+        """Pool one batch ``(N, C, *)``."""
+        rows = values.detach().double().flatten(2)
+        if rows.numel() == 0:
+            return
+        variance, mean = torch.var_mean(rows, 2, correction=1)
+        self.count += rows.shape[0] * rows.shape[2]
+        self._center = torch.zeros(rows.shape[1], dtype=torch.float64)
+        self._merge_samples(torch.stack((mean, variance)).cpu())
+        self.mean, self._squares = self._pair_mean[0], self._pair_mean[1]
+
+    def pool(self, other: Moments) -> None:
+        """Take in what another process brought."""
+        if other.count:
+            self.count += other.count
+            self._center = other._center
+            self._merge_pairs(other._samples, other._pair_mean, other._pair_squares)
+            self.mean, self._squares = self._pair_mean[0], self._pair_mean[1]
+
+    def variance(self, *, unbiased: bool) -> Tensor:
+        """Return the average of the samples' variances, which are unbiased as torch's are."""
+        return self._squares
+
+    def intervals(self) -> Intervals:
+        """Return the intervals; with a single sample they are infinitely wide."""
+        wide = torch.full_like(self.mean, torch.inf)
+        spread = self._pair_squares / (self._samples - 1) / self._samples if self._samples > 1 else None
+        mean_error = wide if spread is None else _QUANTILE * spread[0, 0].clamp_min(0).sqrt()
+        variance_error = wide if spread is None else _QUANTILE * spread[1, 1].clamp_min(0).sqrt()
+        return Intervals(
+            mean_low=self.mean - mean_error,
+            mean_high=self.mean + mean_error,
+            variance_low=(self._squares - variance_error).clamp_min(0),
+            variance_high=self._squares + variance_error,
+        )

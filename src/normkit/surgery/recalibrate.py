@@ -8,17 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..anatomy import Call, NormLayer, norm_layers
 from ..anatomy.frozen import is_frozen
 from ..anatomy.select import Where
 from ..errors import SurgeryError
-from .collect import Pass, collect
+from ..layers import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+)
+from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
+from .ranks import check_group, others_hidden
 from .record import Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
 __all__ = ["Recalibration", "recalibrate"]
+
+# Relatives whose running statistics are those of the population, as batch normalization's are.
+_RENORMS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
+_RELATIVES = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, *_RENORMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +60,7 @@ def recalibrate(
     layerwise: bool = False,
     dropout: bool = False,
     include_frozen: bool = False,
+    group: Any = None,
 ) -> Recalibration:
     """Replace running statistics by those of the population that ``batches`` holds.
 
@@ -57,19 +72,23 @@ def recalibrate(
     batches changes the result. This is the population variance of Ioffe and Szegedy 2015, algorithm 2, with the
     variance between batches included; ``torch.optim.swa_utils.update_bn`` averages batches of any size alike and
     leaves that term out. A layer with ``unbiased=False`` gets the divisor n. ``num_batches_tracked`` becomes the number
-    of batches where it was smaller.
+    of batches where it was smaller. An instance norm that keeps running statistics gets the average of its samples'
+    means and of their unbiased variances.
 
     Args:
         model: changed in place: only the statistics of the chosen layers.
         batches: a tensor, a DataLoader, or anything that yields tensors, tuples, lists or dicts.
-        where: which layers, as for ``norm_layers``; None takes all batch normalization.
-        samples: stop after this many; without it all batches are used.
+        where: which layers, as for ``norm_layers``; None takes all that keep running statistics.
+        samples: stop after this many, in each process; without it all batches are used.
         call: ``lambda model, batch: ...``, where a batch does not simply go into the model.
         layerwise: measure one layer after another, those before it in evaluation mode with their new statistics, so
             that each sees what it will see in use. Costs one pass over ``batches`` for each layer. Otherwise all are
             measured in one pass, in training mode.
         dropout: leave dropout on.
         include_frozen: also layers that :func:`normkit.freeze` holds still; they stay frozen.
+        group: a process group of ``torch.distributed``, whose processes each bring their share of the data; then every
+            one must call this, and all get the same statistics, those of all data together. The shares need not be
+            of one size. Without it each process sees its own batches only.
 
     Returns:
         The record. ``largest_change`` is the largest shift of a mean, in standard deviations of its channel.
@@ -77,7 +96,8 @@ def recalibrate(
     Raises:
         ArgumentError: ``where`` takes nothing, or a batch has an unknown form.
         SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
-            and layer). Whatever is raised, also by the data or the model, the model is bit for bit as before.
+            and layer), or another process of the group failed. Whatever is raised, also by the data or the model, the
+            model is bit for bit as before.
 
     >>> norm = nn.BatchNorm1d(1)
     >>> record = recalibrate(norm, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]]).expand(2, 1)])
@@ -88,9 +108,10 @@ def recalibrate(
       touched (the model itself)
       2 batches, 4 samples
     """
-    chosen, refused = _choose(model, where, include_frozen)
+    check_group(group)
+    chosen, refused = _choose(model, where, include_frozen, layerwise)
     refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
-    settings = Pass(batches=batches, samples=samples, call=call, dropout=dropout)
+    settings = Pass(batches=batches, samples=samples, call=call, dropout=dropout, group=group)
     with restored_on_error(model):
         run = _one_by_one(model, chosen, settings) if layerwise else _all_at_once(model, chosen, settings)
         refused |= {layer.path: "no batch reached it" for layer in chosen if layer.path not in run.moments}
@@ -105,11 +126,18 @@ def recalibrate(
         largest_change=change,
         measure="standard deviations of a mean",
         exactness="exact" if layerwise or len(touched) == 1 else "approximate",
-        notes=(f"{run.batches} batches, {run.samples} samples",),
+        notes=_notes(run, group),
         batches=run.batches,
         samples=run.samples,
         intervals={path: moments.intervals() for path, moments in run.moments.items()},
     )
+
+
+def _notes(run: "_Run", group: Any) -> tuple[str, ...]:
+    hidden = others_hidden(group)
+    said = f"{run.batches} batches, {run.samples} samples"
+    alone = f"of this process alone; group= pools over it and the {hidden} other processes"
+    return (said, alone) if hidden else (said,)
 
 
 @dataclass
@@ -128,7 +156,7 @@ def _all_at_once(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _
     run = _Run(seen.moments, {}, seen.batches, seen.samples)
     for layer in chosen:
         if layer.path in run.moments:
-            run.changes[layer.path] = _write(layer, run.moments[layer.path], seen.batches)
+            run.changes[layer.path] = _write(layer, seen)
     return run
 
 
@@ -147,25 +175,31 @@ def _one_by_one(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _R
             continue
         run.batches, run.samples = seen.batches, seen.samples
         run.moments[path] = seen.moments[path]
-        run.changes[path] = _write(by_path[path], seen.moments[path], seen.batches)
+        run.changes[path] = _write(by_path[path], seen)
     return run
 
 
-def _choose(model: nn.Module, where: Where, include_frozen: bool) -> tuple[list[NormLayer], dict[str, str]]:
+def _choose(
+    model: nn.Module, where: Where, include_frozen: bool, layerwise: bool
+) -> tuple[list[NormLayer], dict[str, str]]:
     """Take the layers that can be recalibrated, and say of the others why not."""
     chosen, refused = [], {}
     for layer in norm_layers(model, where):
-        reason = _reason_against(layer, include_frozen)
+        reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or isinstance(layer.module, _BatchNorm) or layer.kind == "unknown":
+        elif where is not None or layer.tracks or isinstance(layer.module, _BatchNorm):
             refused[layer.path] = reason
     return chosen, refused
 
 
-def _reason_against(layer: NormLayer, include_frozen: bool) -> str | None:
-    if not isinstance(layer.module, _BatchNorm):
-        return f"a {type(layer.module).__name__} keeps no statistics of the population"
+def _reason_against(layer: NormLayer, include_frozen: bool, layerwise: bool) -> str | None:
+    module = layer.module
+    if not isinstance(module, (_BatchNorm, _InstanceNorm, *_RELATIVES)):
+        ways = "averages in a way of its own" if layer.tracks else "keeps no statistics of the population"
+        return f"a {type(module).__name__} {ways}"
+    if isinstance(module, _RENORMS) and not layerwise:
+        return f"a {type(module).__name__} trains with its running statistics; say layerwise=True"
     if layer.lazy:
         return "it is lazy and has no channels yet; run the model once first"
     if not layer.tracks:
@@ -175,9 +209,9 @@ def _reason_against(layer: NormLayer, include_frozen: bool) -> str | None:
     return None
 
 
-def _write(layer: NormLayer, moments: Moments, batches: int) -> float:
+def _write(layer: NormLayer, seen: Seen) -> float:
     """Write the statistics; return the largest shift of a mean in standard deviations."""
-    norm = layer.module
+    norm, moments = layer.module, seen.moments[layer.path]
     mean, variance, counter = (norm._buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked"))
     assert mean is not None
     assert variance is not None
@@ -188,7 +222,7 @@ def _write(layer: NormLayer, moments: Moments, batches: int) -> float:
         _fill(layer, mean, moments.mean)
         _fill(layer, variance, measured)
         if counter is not None:
-            counter.clamp_(min=batches)
+            counter.fill_(max(seen.batches, seen.counters[layer.path]))
     change = shift.abs().max().item()
     return math.inf if math.isnan(change) else change
 

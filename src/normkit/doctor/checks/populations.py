@@ -1,7 +1,9 @@
 """Checks of the statistics against the data: are they those of what the layer really sees?"""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from ..thresholds import (
     PADDING_LOG_RATIO,
     PADDING_SHARE,
     PADDING_SPREAD,
+    PADDING_UNMOVED,
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
@@ -171,6 +174,9 @@ def padding(examination: Examination) -> Iterator[Finding]:
         average, spread = sum(shares) / len(shares), max(shares) - min(shares)
         if (average <= PADDING_SHARE and spread <= PADDING_SPREAD) or not measured.padding.valid:
             continue
+        lengthened = examination.lengthened.get(subject.name)
+        if lengthened is not None and lengthened <= PADDING_UNMOVED:
+            continue  # more of it changes nothing: it is masked
         valid = measured.padding.valid
         ratio = torch.log2((measured.pooled.var + subject.eps) / (valid.var + subject.eps))
         moved = float((ratio.abs() > PADDING_LOG_RATIO).double().mean())
@@ -178,12 +184,14 @@ def padding(examination: Examination) -> Iterator[Finding]:
             check="padding",
             layer=subject.name,
             severity="error" if moved >= DRIFT_SHARE else "warning",
-            summary=f"{average:.0%} of the positions are padding, and they count in the mean and the variance",
+            summary=f"{average:.0%} of the positions are padding, and they count in the mean and the variance"
+            + (f": half as much again moves the data's outputs by {lengthened:.2g}" if lengthened is not None else ""),
             evidence={
                 "padded_share": average,
                 "spread_over_batches": spread,
                 "channels_moved": moved,
                 "log2_ratio_99th_percentile": percentile(ratio.abs()),
+                "moved_by_longer_padding": lengthened,
             },
             causes=(
                 "sequences of different lengths, filled up to the longest of the batch",
@@ -196,38 +204,71 @@ def padding(examination: Examination) -> Iterator[Finding]:
 
 
 def mixed_populations(examination: Examination) -> Iterator[Finding]:
-    """Find layers that are called several times in a forward with inputs of different moments."""
+    """Find layers that serve inputs of different moments: call by call, or by the labels that the user gave."""
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
-        calls = [call for call in measured.calls if call] if measured is not None else []
-        if len(calls) < 2 or not subject.is_batch or not subject.tracks:
+        if measured is None or not subject.is_batch or not subject.tracks:
             continue
-        pairs = [(i, j) for i in range(len(calls)) for j in range(i)]
-        worst = max(
-            (compare(calls[i].mean, calls[i].var, calls[j], subject.eps) for i, j in pairs), key=lambda d: d.share
-        )
-        if worst.share < DRIFT_SHARE:
-            continue
-        yield Finding(
-            check="mixed-populations",
-            layer=subject.name,
-            severity="warning",
-            summary=f"called {len(calls)} times in a forward with inputs that differ in {worst.share:.0%} of the "
-            "channels: one set of running statistics stands for several populations",
-            evidence={
-                "calls": len(calls),
-                "share": worst.share,
-                "z_99th_percentile": percentile(worst.certain_z),
-                "log2_ratio_99th_percentile": percentile(worst.certain_log_ratio.abs()),
-            },
-            causes=(
-                "real and generated, source and target, or clean and perturbed batches go through one by one",
-                "one head serves several levels of a pyramid",
-            ),
-            remedy="call the model once on both: model(torch.cat([first, second])).chunk(2)",
-            proof=f'not normkit.diagnose(model, batches, call=call).of("mixed-populations", {subject.name!r})',
-            channels={"z": tuple(worst.z.tolist()), "log2_ratio": tuple(worst.log_ratio.tolist())},
-        )
+        calls = {str(index + 1): call for index, call in enumerate(measured.calls) if call}
+        apart = _furthest_apart(calls, subject.eps)
+        if apart is not None:
+            yield _mixed_finding(
+                subject,
+                apart,
+                f"called {len(calls)} times in a forward with inputs that differ in {apart[2].share:.0%} of the "
+                "channels: one set of running statistics stands for several populations",
+                {"calls": len(calls)},
+                "call the model once on both: model(torch.cat([first, second])).chunk(2)",
+                "call=call",
+            )
+        apart = _furthest_apart(measured.domains, subject.eps)
+        if apart is not None:
+            yield _mixed_finding(
+                subject,
+                apart,
+                f"the domains {apart[0]} and {apart[1]} differ in {apart[2].share:.0%} of the channels: one set of "
+                "running statistics stands for both, and is right for neither",
+                {"domains": sorted(measured.domains), "apart": [apart[0], apart[1]]},
+                f'model = normkit.convert(model, to="group", where={subject.name!r}).model  # then train again; or '
+                "keep a model for each domain and recalibrate it there",
+                "domains=domains",
+            )
+
+
+def _furthest_apart(parts: Mapping[str, PooledMoments], eps: float) -> tuple[str, str, Drift] | None:
+    """Return the two populations that differ in the largest share of channels, if that is past the limit."""
+    full = {name: moments for name, moments in parts.items() if moments}
+    pairs = [
+        (other, name, compare(full[name].mean, full[name].var, full[other], eps))
+        for other, name in itertools.combinations(full, 2)
+    ]
+    worst = max(pairs, key=lambda pair: pair[2].share, default=None)
+    return None if worst is None or worst[2].share < DRIFT_SHARE else worst
+
+
+def _mixed_finding(
+    subject: Subject, apart: tuple[str, str, Drift], summary: str, evidence: dict[str, Any], remedy: str, argument: str
+) -> Finding:
+    drift = apart[2]
+    return Finding(
+        check="mixed-populations",
+        layer=subject.name,
+        severity="warning",
+        summary=summary,
+        evidence=evidence
+        | {
+            "share": drift.share,
+            "z_99th_percentile": percentile(drift.certain_z),
+            "log2_ratio_99th_percentile": percentile(drift.certain_log_ratio.abs()),
+        },
+        causes=(
+            "real and generated, source and target, or clean and perturbed batches go through one by one",
+            "one head serves several levels of a pyramid",
+        ),
+        remedy=remedy,
+        proof=f'not normkit.diagnose(model, batches, {argument}).of("mixed-populations", {subject.name!r})',
+        channels={"z": tuple(drift.z.tolist()), "log2_ratio": tuple(drift.log_ratio.tolist())},
+    )
 
 
 POPULATION_CHECKS: tuple[Check, ...] = (

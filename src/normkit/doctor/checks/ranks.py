@@ -10,7 +10,7 @@ from ..ranks import RankState
 from ..subjects import Subject
 from ..thresholds import RANK_ERROR, RANK_WARNING
 
-__all__ = ["RANK_CHECKS"]
+__all__ = ["RANK_CHECKS", "rank_agreement"]
 
 _REMEDY = "for buffer in model.buffers(): torch.distributed.broadcast(buffer, src=0)"
 

@@ -1,0 +1,61 @@
+"""Put together what the processes of a distributed run have measured, each on its own share of the data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import distributed
+
+from ..errors import ArgumentError, SurgeryError
+
+__all__ = ["check_group", "others_hidden", "together"]
+
+
+def check_group(group: Any) -> None:
+    """Refuse a group where no process group runs.
+
+    Raises:
+        ArgumentError: ``torch.distributed`` is not initialised.
+    """
+    if group is not None and not (distributed.is_available() and distributed.is_initialized()):
+        raise ArgumentError("group= needs a running process group: call torch.distributed.init_process_group first")
+
+
+def others_hidden(group: Any) -> int:
+    """Return how many processes run whose data are left out where no group is given; 0 where there is but this one."""
+    if group is not None or not (distributed.is_available() and distributed.is_initialized()):
+        return 0
+    return distributed.get_world_size() - 1
+
+
+class _Share:
+    """What one process hands in."""
+
+    def __init__(self) -> None:
+        self.brought: Any = None
+        self.all: list[Any] = []
+
+
+@contextmanager
+def together(group: Any, what: str) -> Iterator[_Share]:
+    """Let every process hand in ``share.brought`` inside the block; afterwards ``share.all`` holds those of all.
+
+    A process that fails inside the block tells the others, so that none waits for ever and all fail.
+
+    Raises:
+        SurgeryError: another process failed.
+    """
+    share, finished = _Share(), False
+    try:
+        yield share
+        finished = True
+    finally:
+        if group is None:
+            share.all = [share.brought]
+        else:
+            given: list[Any] = [None] * distributed.get_world_size(group)
+            distributed.all_gather_object(given, (finished, share.brought if finished else None), group=group)
+            failed = [rank for rank, (well, _) in enumerate(given) if not well]
+            share.all = [brought for _, brought in given]
+    if group is not None and failed:
+        raise SurgeryError(f"{what}: failed on rank {', '.join(map(str, failed))}, whose own message says why")
