@@ -135,7 +135,7 @@ MISUSE = {
     "not-a-file": (["absent.pt"], "absent.pt: no such file"),
     "damaged": (["damaged.safetensors"], "damaged.safetensors: not a readable safetensors file"),
     "batches-zero": (["demo:forgotten", "--batches", "0"], "--batches 0: expected 1 or more"),
-    "weights-of-demo": (["demo:forgotten", "--weights", "x.pt"], "leave --weights out"),
+    "weights-of-demo": (["demo:forgotten", "--weights", "state.pt"], "the state does not fit the model"),
     "unknown-data": (["doctor_models:build", "--data", "mnist"], "'mnist'; known are"),
     "data-no-batches": (["doctor_models:build", "--data", "doctor_models:number"], "something to iterate over"),
     "data-unfit": (["doctor_models:narrow", "--data", "doctor_models:batches"], "the model fails on the data: Runtime"),
@@ -161,3 +161,29 @@ def test_the_command_runs_as_a_program():
     )
     assert done.returncode == 2
     assert "known are stale" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["stale", "forgotten", "short-window", "poisoned"])
+def test_cure_that_is_printed_cures_in_the_shell(doctor, monkeypatch, capsys, name):
+    code, out, _ = doctor(f"demo:{name}")
+    assert code == 1
+    cure, proof = out.splitlines()[-2:]
+    assert cure.split()[:2] in (["normkit", "recalibrate"], ["normkit", "repair"])
+    monkeypatch.setattr(sys, "argv", cure.split())
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0
+    assert "wrote cured.safetensors" in capsys.readouterr().out
+    code, out, _ = doctor(*proof.split()[2:])
+    assert code == 0, out
+
+
+def test_cure_on_the_command_line_repeats_what_was_typed(doctor, tmp_path):
+    import doctor_models
+
+    state = doctor_models.build().state_dict()
+    state["2.running_mean"] += 5
+    torch.save(state, tmp_path / "a.pt")
+    _, out, _ = doctor("doctor_models:build", "--weights", "a.pt", "--data", "doctor_models:batches")
+    assert "doctor_models:build --weights a.pt --data doctor_models:batches --out cured.safetensors" in out
+    assert "on the command line" not in doctor("a.pt")[1]

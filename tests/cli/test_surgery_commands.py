@@ -118,7 +118,14 @@ def test_file_that_is_there_is_not_replaced_without_force(app, normkit):
     [
         (("fold", "user_app:biuld", "--shape", "1,3,8,8", "--out", "a.pt"), 2, "did you mean build"),
         (("fold", "nowhere:build", "--shape", "1,3,8,8", "--out", "a.pt"), 2, "no module named 'nowhere'"),
-        (("fold", "user_app:build", "--out", "a.pt"), 2, "either --shape"),
+        (("fold", "user_app:build", "--out", "a.pt"), 2, "give --shape"),
+        (
+            ("fold", "user_app:build", "--shape", "1,3,8,8", "--data", "user_app:batches", "--out", "a.pt"),
+            2,
+            "not both",
+        ),
+        (("recalibrate", "user_app:build", "--out", "a.pt"), 2, "--data is missing"),
+        (("recalibrate", "user_app:build", "--data", "mnist", "--out", "a.pt"), 2, "known are"),
         (("fold", "user_app:build", "--shape", "1,x", "--out", "a.pt"), 2, "whole numbers"),
         (("fold", "user_app:build", "--shape", "1,3,8,8", "--out", "a.txt"), 2, "ending is one of"),
         (("fold", "user_app:build", "--shape", "1,3,8,8", "--out", "no/a.pt"), 2, "does not exist"),
@@ -137,6 +144,25 @@ def test_every_mistake_is_one_line_and_writes_nothing(app, normkit, words, code,
     assert (found, error.count("\n")) == (code, 1)
     assert why in error
     assert [path for path in sorted(app.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_data_set_of_the_laboratory_is_taken_by_its_name(app, normkit):
+    (app / "grey_app.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))\n"
+    )
+    assert normkit("recalibrate", "grey_app:build", "--data", "digits", "--out", "a.pt")[0] == 0
+    code, out, _ = normkit("fold", "grey_app:build", "--data", "digits", "--weights", "a.pt", "--out", "b.pt")
+    assert code == 0
+    assert "1 layer touched" in out
+
+
+def test_demo_brings_its_own_batches(app, normkit):
+    for command in ("recalibrate", "fold"):
+        code, out, _ = normkit(command, "demo:stale", "--out", f"{command}.safetensors")
+        assert code == 0, out
+    code, out, _ = normkit("convert", "demo:small-batch", "--to", "normkit", "--out", "c.pt")
+    assert code == 0
+    assert "2 batch norms compute the activation after them too" in out
 
 
 def test_command_runs_as_a_process(app):

@@ -1,4 +1,4 @@
-"""The commands of the guides print what the guides show, line by line and in that order."""
+"""The commands of the guides run, one after another in one folder, and print what the guides show, in that order."""
 
 import re
 import shlex
@@ -6,29 +6,72 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from normkit import cli
+from normkit.anatomy.states import write_state
 
 GUIDES = sorted((Path(__file__).parents[2] / "docs" / "guides").glob("*.md"))
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    pytest.param(block, id=f"{guide.stem}-{index}")
+SESSIONS = {
+    guide.stem: [line for block in BLOCK.findall(guide.read_text(encoding="utf-8")) for line in block.splitlines()]
     for guide in GUIDES
-    for index, block in enumerate(BLOCK.findall(guide.read_text(encoding="utf-8")))
-    if "normkit doctor" in block
-]
+}
+
+# What a reader of the guides has: a package with a model and data, and the weights of a training on other data.
+MODELS = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )
+"""
+DATA = """
+import torch
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [3 + torch.randn(64, 3, 16, 16, generator=generator) for _ in range(16)]
+"""
 
 
-@pytest.mark.parametrize("block", COMMANDS)
-def test_command_of_a_guide_prints_what_is_shown(block, monkeypatch, capsys):
-    command, *shown = block.splitlines()
-    monkeypatch.setattr(sys, "argv", shlex.split(command.removeprefix("$ ")))
-    with pytest.raises(SystemExit):
-        cli.main()
-    printed = iter(capsys.readouterr().out.splitlines())
-    for line in shown:
-        assert line in printed, f"{line!r} is not printed, or not in this place"
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "app").mkdir()
+    for name, text in (("__init__", ""), ("models", MODELS), ("data", DATA)):
+        (tmp_path / "app" / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("app", "app.models", "app.data"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import app.models
+
+    model = app.models.build()
+    for _ in range(60):
+        model(torch.randn(16, 3, 16, 16))
+    write_state(tmp_path / "model.safetensors", model.state_dict())
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter to ONNX about its own parts
+@pytest.mark.parametrize("guide", [name for name, lines in SESSIONS.items() if lines])
+def test_commands_of_a_guide_print_what_is_shown(guide, folder, monkeypatch, capsys):
+    printed = iter(())
+    for line in SESSIONS[guide]:
+        if not line.startswith("$ "):
+            assert line in printed, f"{line!r} is not printed, or not in this place"
+            continue
+        monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("$ ")))
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        assert left.value.code in (0, 1), written.err
+        printed = iter(written.out.splitlines())
+    for name in re.findall(r"--out (\S+)", "\n".join(SESSIONS[guide])):
+        assert (folder / name).stat().st_size > 0
 
 
 def test_there_are_commands_to_test():
-    assert len(COMMANDS) >= 2
+    assert sum(line.startswith("$ normkit ") for lines in SESSIONS.values() for line in lines) >= 7

@@ -290,6 +290,27 @@ def test_failure_half_way_leaves_the_model_bit_identical(monkeypatch):
         assert fingerprint(model) == before
 
 
+def test_failure_half_way_leaves_a_frozen_model_bit_identical(monkeypatch):
+    operation = sys.modules["normkit.surgery.freeze"]
+    for failing_call in range(3):
+        model, calls = randomize(Small()), []
+        freeze(model)
+        original = operation.thaw
+
+        def explode(module, calls=calls, original=original, failing_call=failing_call):
+            calls.append(module)
+            if len(calls) > failing_call:
+                raise MemoryError
+            original(module)
+
+        before = fingerprint(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(operation, "thaw", explode)
+            with pytest.raises(MemoryError):
+                unfreeze(model)
+        assert fingerprint(model) == before
+
+
 def test_tracking_instance_norm_is_frozen_too():
     norm = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
     norm(torch.randn(4, 3, 5, 5))

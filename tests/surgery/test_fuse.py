@@ -17,7 +17,7 @@ from normkit.surgery import fuse as fuse_module
 from tolerances import assert_close
 
 from .nets import NETS
-from .networks import randomize
+from .networks import Failure, failing, leaves, randomize
 
 EXAMPLE = torch.linspace(-3, 5, 3 * 4 * 6 * 5).reshape(3, 4, 6, 5).sin()
 
@@ -405,6 +405,36 @@ def test_container_that_is_read_in_parts_is_left_alone():
     record = convert(model, "normkit", EXAMPLE)
     assert record.fused == {}
     same_step(model, record.model)
+
+
+@pytest.mark.parametrize("path", leaves(resnet()))
+def test_exception_in_any_layer_leaves_the_model_bit_identical(path):
+    for model, to in ((resnet(), "normkit"), (convert(resnet(), "normkit", EXAMPLE).model, "torch")):
+        names = dict(model.named_modules())
+        with failing(names.get(path, names.get(f"{path}.norm"))):
+            before = fingerprint(model)
+            if "relu" in path and to == "torch":
+                continue  # nobody calls it any more
+            with pytest.raises(Failure):
+                convert(model, to, EXAMPLE)
+            assert fingerprint(model) == before
+
+
+def test_exception_between_two_fusions_leaves_the_model_bit_identical(monkeypatch):
+    for failing_call in range(2):
+        model, calls = resnet(), []
+
+        def explode(block, program, calls=calls, failing_call=failing_call):
+            calls.append(block)
+            if len(calls) > failing_call:
+                raise MemoryError
+
+        before = fingerprint(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(fuse_module, "rewrite", explode)
+            with pytest.raises(MemoryError):
+                convert(model, "normkit", EXAMPLE)
+        assert fingerprint(model) == before
 
 
 def test_fusion_that_is_measured_to_be_wrong_is_taken_apart(monkeypatch):

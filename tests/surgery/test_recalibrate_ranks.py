@@ -64,8 +64,14 @@ with normkit.use_backend("plain"):
     except (OSError, SurgeryError) as error:
         seen["failed"] = [type(error).__name__, str(error), fingerprint(net) == before]
 
-    class Steps(nn.Module):
-        pass
+    try:
+        normkit.convert(model(), "sync")
+    except SurgeryError as error:
+        seen["sync"] = str(error)
+    try:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model()).train()(data)
+    except ValueError as error:
+        seen["torch sync"] = str(error)
 
     net = model().train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -130,6 +136,10 @@ def test_ranks_with_unequal_shares_get_the_statistics_of_all_data(tmp_path):
     assert second["failed"][:2] == ["OSError", "the disk is gone"]
     assert first["failed"][2]
     assert second["failed"][2]
+
+    # torch converts without a word, and refuses in the first step without naming a layer.
+    assert "GPU" in first["torch sync"]
+    assert "1: it is on the CPU, where torch's SyncBatchNorm refuses to run" in first["sync"]
 
     assert first["watched"] == second["watched"]
     assert ["1", "error"] in first["watched"]

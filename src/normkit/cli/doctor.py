@@ -1,23 +1,22 @@
 """``normkit doctor``: what is wrong with a model's normalization layers."""
 
 import json
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from torch import nn
 
+from ..anatomy.states import SUFFIXES
 from ..errors import ArgumentError, DataError
+from .inputs import named_batches, patient
 
 if TYPE_CHECKING:
     from ..doctor import Diagnosis
-    from ..doctor.demos import Patient
 
 __all__ = ["doctor"]
 
-_BATCH_SIZE = 64
 _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}
 
 # What models raise on data that they were not made for.
@@ -54,15 +53,17 @@ def doctor(
         typer.echo(json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False))
     else:
         _print(diagnosis, html)
+        for line in _cures(diagnosis, target, weights, data):
+            typer.echo(line)
     raise typer.Exit(1 if diagnosis.count("error") else 0)
 
 
 def _diagnose(target: str, weights: Path | None, data: str | None, count: int | None) -> "Diagnosis":
     from ..doctor import diagnose
 
-    patient = _patient(target, weights)
-    given = patient.batches if data is None else _batches(data)
-    if not isinstance(patient.model, nn.Module) and data is not None:
+    sick = patient(target, weights)
+    given = sick.batches if data is None else named_batches(data)
+    if not isinstance(sick.model, nn.Module) and data is not None:
         raise ArgumentError(
             f"{target} is a state file alone, which cannot run on data: name the model with --weights {target}"
         )
@@ -70,10 +71,10 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
         given = list(islice(given, count))
     try:
         return diagnose(
-            patient.model,
+            sick.model,
             given,
-            optimizer=patient.optimizer,
-            call=patient.call,
+            optimizer=sick.optimizer if weights is None else None,
+            call=sick.call,
             samples=2048 if count is None else None,
         )
     except ArgumentError:
@@ -84,39 +85,22 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
         raise ArgumentError(f"the model fails on the data: {type(error).__name__}: {error}") from error
 
 
-def _patient(target: str, weights: Path | None) -> "Patient":
-    """Load what TARGET names."""
-    from ..anatomy.targets import load_target
-    from ..doctor.demos import Patient, build
-
-    if target.startswith("demo:"):
-        if weights is not None:
-            raise ArgumentError(f"{target} is made with its weights; leave --weights out")
-        return build(target.removeprefix("demo:"))
-    loaded = load_target(target, weights)
-    return Patient(model=loaded.state if loaded.model is None else loaded.model, batches=None)
-
-
-def _batches(name: str) -> Iterable[Any]:
-    """Return the batches of a data set of the lab, or of a function of one's own."""
-    if ":" in name:
-        from ..anatomy.targets import load_object
-
-        made = load_object(name)
-        made = made() if callable(made) else made
-        if not isinstance(made, Iterable):
-            raise ArgumentError(
-                f"--data {name} gives a {type(made).__name__}; batches must be something to iterate over"
-            )
-        return made
-    from ..lab.data import load
-
-    images = load(name).train_images
-    return [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
-
-
 def _print(diagnosis: "Diagnosis", html: Path | None) -> None:
     for line in str(diagnosis).splitlines():
         typer.secho(line, fg=_COLOURS.get(line.partition(" ")[0]))
     if html is not None:
         typer.echo(f"\npage: {html}")
+
+
+def _cures(diagnosis: "Diagnosis", target: str, weights: Path | None, data: str | None) -> list[str]:
+    """Return the commands that do what the calls named by the findings do, where there are such commands."""
+    if Path(target).suffix in SUFFIXES:
+        return []
+    remedies = [finding.remedy for finding in diagnosis.findings if finding.severity != "info"]
+    names = [name for name in ("repair", "recalibrate") if any(r.startswith(f"normkit.{name}(") for r in remedies)]
+    if not names:
+        return []
+    given = f" --weights {weights}" if weights is not None else ""
+    batches = f" --data {data}" if data is not None else "" if target.startswith("demo:") else " --data DATA"
+    cure = f"  normkit {names[0]} {target}{given}{batches} --out cured.safetensors"
+    return ["", "on the command line:", cure, f"  normkit doctor {target} --weights cured.safetensors{batches}"]

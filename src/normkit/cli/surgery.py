@@ -6,19 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
+from .inputs import named_batches, patient
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..doctor.demos import Patient
     from ..surgery import Record
 
 __all__ = ["add_commands"]
 
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="package.module:factory that builds the model.")]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="package.module:factory that builds the model, or demo:NAME.")
+]
 Weights = Annotated[Path | None, typer.Option(help="State file to load: .safetensors, .pt, .pth, .bin, .ckpt.")]
 Out = Annotated[Path, typer.Option(help="File to write; its ending says the form.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
-Data = Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="What returns the batches, in any form.")]
+Data = Annotated[
+    str | None, typer.Option(metavar="NAME|module:function", help="A data set of the lab, or what yields batches.")
+]
 Where = Annotated[list[str] | None, typer.Option(help="Pattern of layer paths, such as 'backbone.*'; may be repeated.")]
 Shape = Annotated[str | None, typer.Option(help="Shape of a random example, such as 1,3,224,224.")]
 
@@ -31,8 +37,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def recalibrate(
     target: Target,
-    data: Data,
     out: Out,
+    data: Data = None,
     weights: Weights = None,
     where: Where = None,
     samples: Annotated[int | None, typer.Option(help="Stop after this many.")] = None,
@@ -43,8 +49,12 @@ def recalibrate(
     from ..surgery import recalibrate as operate
 
     _check_out(out, force)
-    model = _model(target, weights)
-    record = operate(model, _batches(data), where=where or None, samples=samples, layerwise=layerwise)
+    sick = patient(target, weights)
+    model = _model(sick, target)
+    given = _batches(sick, data)
+    if given is None:
+        raise ArgumentError("--data is missing; give the name of a data set, or module:function that returns batches")
+    record = operate(model, given, where=where or None, samples=samples, layerwise=layerwise, call=sick.call)
     _write_state(record, model.state_dict(), out, force)
 
 
@@ -61,8 +71,9 @@ def fold(
     from ..surgery import fold as operate
 
     _check_out(out, force, programs=True)
-    example = _example(shape, data)
-    record = operate(_model(target, weights).eval(), example, where=where or None)
+    sick = patient(target, weights)
+    example = _example(sick, shape, data)
+    record = operate(_model(sick, target).eval(), example, where=where or None, call=sick.call)
     if out.suffix in (".pt2", ".onnx"):
         _write_program(record, example, out, force)
     else:
@@ -86,13 +97,16 @@ def convert(
     from ..surgery import convert as operate
 
     _check_out(out, force)
-    example = None if shape is None and data is None else _example(shape, data)
-    record = operate(_model(target, weights), to, example, where=where or None, groups=groups)
+    sick = patient(target, weights)
+    example = None if shape is None and _batches(sick, data) is None else _example(sick, shape, data)
+    record = operate(_model(sick, target), to, example, where=where or None, groups=groups, call=sick.call)
     _write_state(record, record.model.state_dict(), out, force)
 
 
 def repair(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="package.module:factory, or a state file.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="package.module:factory, a state file, or demo:NAME.")
+    ],
     out: Out,
     weights: Weights = None,
     donor: Annotated[Path | None, typer.Option(help="A sound state file of the same architecture.")] = None,
@@ -101,46 +115,41 @@ def repair(
 ) -> None:
     """Mend statistics that are not finite, negative, in a narrow type or without counter, and write the state."""
     from ..anatomy.states import read_state
-    from ..anatomy.targets import load_target
     from ..surgery import repair as operate
 
     _check_out(out, force)
-    loaded = load_target(target, weights)
+    sick = patient(target, weights)
     given = None if donor is None else read_state(donor)
-    subject = loaded.state if loaded.model is None else loaded.model
-    record = operate(subject, None if data is None else _batches(data), given)
+    record = operate(sick.model, _batches(sick, data), given, call=sick.call)
     _write_state(record, record.state, out, force)
 
 
-def _model(target: str, weights: Path | None) -> "nn.Module":
-    from ..anatomy.targets import load_target
+def _model(sick: "Patient", target: str) -> "nn.Module":
+    from torch import nn
 
-    model = load_target(target, weights).model
-    if model is None:
+    if not isinstance(sick.model, nn.Module):
         raise ArgumentError(f"{target} is a state file; give package.module:factory with --weights {target}")
-    return model
+    return sick.model
 
 
-def _batches(name: str | None) -> Any:
-    """Return what a function of the user's gives."""
-    from ..anatomy.targets import load_object
-
-    if name is None:
-        raise ArgumentError("--data is missing; give module:function, where the function returns the batches")
-    found = load_object(name)
-    return found() if callable(found) else found
+def _batches(sick: "Patient", data: str | None) -> Any:
+    """Return the batches that --data names, or those that a demo brings."""
+    return sick.batches if data is None else named_batches(data)
 
 
-def _example(shape: str | None, data: str | None) -> Any:
+def _example(sick: "Patient", shape: str | None, data: str | None) -> Any:
     """Return the first batch of the data, or a random tensor of the shape."""
     import torch
 
     from ..anatomy import iterate
 
-    if (shape is None) == (data is None):
-        raise ArgumentError("give either --shape, such as 1,3,224,224, or --data module:function")
+    if shape is not None and data is not None:
+        raise ArgumentError("give either --shape or --data, not both")
     if shape is None:
-        return next(iterate(_batches(data)))
+        given = _batches(sick, data)
+        if given is None:
+            raise ArgumentError("give --shape, such as 1,3,224,224, or --data with a data set or module:function")
+        return next(iterate(given))
     sizes = shape.split(",")
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise ArgumentError(f"--shape {shape}: whole numbers with commas between them, such as 1,3,224,224")
