@@ -1,5 +1,6 @@
 """Networks and data that the doctor's tests train: digits, small nets, a fraction of a second each."""
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from normkit.doctor.demos import Patient, build
+
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
@@ -18,6 +21,16 @@ def digits() -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     images = torch.as_tensor(data.images, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16
     return images, torch.as_tensor(data.target)[order]
+
+
+@cache
+def _made(name: str) -> Patient:
+    return build(name)
+
+
+def patient(name: str) -> Patient:
+    """A sick model of its own for each test; it is trained once."""
+    return copy.deepcopy(_made(name))
 
 
 def loader(batch_size: int = 64, count: int = 1400, *, shuffle: bool = True, drop_last: bool = True) -> DataLoader:

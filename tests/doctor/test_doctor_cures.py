@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import normkit
-from normkit.doctor.demos import build
+
+from . import networks
 
 # A checkpointed model is cured in training (the test of the watch), a mixed one by another call (below).
 CURED_AT_ONCE = (
@@ -19,7 +20,7 @@ RETRAINED = {"small-batch"}
 
 @pytest.mark.parametrize("name", CURED_AT_ONCE)
 def test_calls_that_are_named_cure_the_model(name):
-    patient = build(name)
+    patient = networks.patient(name)
     space = {
         "normkit": normkit, "torch": torch, "model": patient.model, "batches": patient.batches,
         "loader": patient.batches, "optimizer": patient.optimizer,
@@ -38,7 +39,7 @@ def test_calls_that_are_named_cure_the_model(name):
 
 
 def test_populations_that_go_through_together_are_one():
-    patient = build("mixed")
+    patient = networks.patient("mixed")
     assert normkit.diagnose(patient.model, patient.batches, call=patient.call).of("mixed-populations")
 
     def together(model, batch):

@@ -9,6 +9,8 @@ from normkit.doctor import Diagnosis
 from normkit.doctor.demos import DEMOS, build
 from normkit.errors import ArgumentError
 
+from . import networks
+
 # demo: the layers named, the worst severity, a word of the likeliest cause, a word of the cure
 EXPECTED = {
     "stale": (["1", "4"], "error", "the weights changed after the statistics", "normkit.recalibrate"),
@@ -29,7 +31,7 @@ EXPECTED = {
 
 
 def examine(name: str) -> Diagnosis:
-    patient = build(name)
+    patient = networks.patient(name)
     return normkit.diagnose(patient.model, patient.batches, optimizer=patient.optimizer, call=patient.call)
 
 
@@ -62,7 +64,7 @@ def test_build_leaves_the_random_state_alone():
 
 
 def test_stale_statistics_cost_accuracy_that_batch_statistics_show():
-    patient = build("stale")
+    patient = networks.patient("stale")
     images, labels = patient.batches.dataset.tensors
 
     def accuracy(model: nn.Module) -> float:

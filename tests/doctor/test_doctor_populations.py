@@ -7,8 +7,10 @@ from torch.nn import functional
 
 import normkit
 from normkit.anatomy import fingerprint
-from normkit.doctor.demos import build, network, patterns
+from normkit.doctor.demos import network, patterns
 from normkit.errors import ArgumentError
+
+from . import networks
 
 
 def sequences(count=256, positions=24, offset=2.0):
@@ -156,6 +158,6 @@ def test_wrong_number_of_labels_is_refused():
 
 
 def test_demo_of_padding_is_confirmed():
-    patient = build("padded")
+    patient = networks.patient("padded")
     finding = normkit.diagnose(patient.model, patient.batches).of("padding")[0]
     assert finding.evidence["moved_by_longer_padding"] > 0.01

@@ -6,7 +6,6 @@ from torch import nn
 
 import normkit
 from normkit.anatomy import fingerprint
-from normkit.doctor.demos import build
 
 from . import networks
 
@@ -76,7 +75,7 @@ def test_diagnose_restores_the_model_when_the_batches_fail():
 
 @pytest.mark.parametrize("name", ["never-evaluates", "low-precision", "mixed"])
 def test_diagnose_leaves_sick_models_as_they_are(name):
-    patient = build(name)
+    patient = networks.patient(name)
     before = fingerprint(patient.model)
     normkit.diagnose(patient.model, patient.batches, call=patient.call)
     assert not differences(before, fingerprint(patient.model))
