@@ -71,6 +71,19 @@ def test_graph_captured_in_training_is_found_and_cured_by_the_call_that_is_named
     assert eval(finding.proof, space)
 
 
+@pytest.mark.parametrize("layer", [normkit.GhostBatchNorm1d, normkit.BatchRenorm1d])
+def test_relative_with_foreign_statistics_is_cured_by_the_call_that_is_named(layer):
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(8, 4), layer(4), nn.Linear(4, 2)), torch.randn(1200, 8).split(32)
+    with normkit.use_backend("plain"):  # nothing to compile
+        for batch in batches:
+            model(3 * batch + 2)  # a warm-up on other data
+        finding = normkit.diagnose(model.eval(), batches).of("drift")[0]
+        space = {"normkit": normkit, "model": model, "batches": batches}
+        exec(finding.remedy, space)
+        assert eval(finding.proof, space)
+
+
 class Twice(nn.Module):
     """One convolution before two batch normalizations: folding it into either spoils the other."""
 

@@ -130,7 +130,7 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
         "the data: evaluation normalizes with other numbers than training did",
         evidence=evidence,
         causes=_drift_causes(subject, measured, shift),
-        remedy="normkit.recalibrate(model, batches)",
+        remedy=f"normkit.recalibrate(model, batches{', layerwise=True' if subject.kind == 'renorm' else ''})",
         proof=f'not normkit.diagnose(model, batches).of("drift", {subject.name!r})',
         channels=running_and_true(subject, measured) | {"z": tuple(found.z.tolist())},
     )
