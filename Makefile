@@ -41,6 +41,8 @@ clean:
 
 .venv/test.done: .venv/lab.done
 	$(PIP) -c constraints.txt --group test
+# Alone, for it asks for 100 MB more that store checkpoints, which no test does; what it imports is in the group.
+	$(PIP) -c constraints.txt --no-deps flax
 	touch $@
 
 .venv/check.done: .venv/lab.done

@@ -165,8 +165,8 @@ CASES = [
     ),
     *(
         Case(
-            f"whitening-{groups}-{iterations}-{shrinkage}",
-            {"input": (9, 4, 2), "weight": (4,), "bias": (4,)},
+            f"whitening-{shape}-{groups}-{iterations}-{shrinkage}",
+            {"input": shape, "weight": (4,), "bias": (4,)},
             lambda input, weight, bias, g=groups, i=iterations, s=shrinkage: F.whitening_batch_norm(
                 input, None, None, weight, bias, True, num_groups=g, iterations=i, shrinkage=s
             ),
@@ -178,7 +178,12 @@ CASES = [
                 **AFFINE,
             ),
         )
-        for groups, iterations, shrinkage in [(1, None, 0.0), (2, None, 0.2), (2, 4, 0.0), (1, 3, 0.2)]
+        for shape, groups, iterations, shrinkage in [
+            ((6, 4), 1, None, 0.0),
+            ((3, 4, 2), 2, None, 0.2),
+            ((6, 4), 2, 4, 0.0),
+            ((3, 4, 2), 1, 3, 0.2),
+        ]
     ),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -209,8 +214,10 @@ def test_gradients_agree_with_differences_to_second_order(case):
         return case.call(**dict(zip(given, values, strict=True)))
 
     values = tuple(given.values())
-    assert gradcheck(call, values, check_forward_ad=True)
-    assert gradgradcheck(call, values)
+    # The fast mode looks along one direction alone, and a wrong second derivative of the matrix root passed it.
+    fast = not case.name.startswith("whitening")
+    assert gradcheck(call, values, check_forward_ad=True, fast_mode=fast)
+    assert gradgradcheck(call, values, fast_mode=fast)
 
 
 @every_case

@@ -172,7 +172,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         defaults=_defaults(1e-5, 0.99, 1e-6, 32),
         channels_last=True,
         takes_one=True,
-        ignored=frozenset({"axis", "use_bias", "use_scale"}),
+        ignored=frozenset({"axis", "use_bias", "use_scale", "use_running_average", "use_fast_variance"}),
     ),
     "onnx": Convention(
         name="onnx",

@@ -1,0 +1,59 @@
+"""The square root of covariances: its equation, and its derivatives to second order where eigenvalues are equal."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from normkit.functional.matrix_root import matrix_root
+from tolerances import assert_close
+
+
+def covariance(seed: Tensor) -> Tensor:
+    """A symmetric matrix that any small change of the seed leaves symmetric and well above the floor."""
+    return seed @ seed.mT + torch.eye(seed.shape[-1], dtype=seed.dtype)
+
+
+def seeds(kind: str) -> Tensor:
+    made = {
+        "distinct": torch.randn(2, 3, 3, dtype=torch.float64),
+        "equal": torch.eye(3, dtype=torch.float64)[None],
+        "a pair": torch.diag(torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[None],
+    }
+    return made[kind].requires_grad_()
+
+
+every_kind = pytest.mark.parametrize("kind", ["distinct", "equal", "a pair"])
+
+
+@every_kind
+def test_root_times_itself_is_the_matrix(kind):
+    given = covariance(seeds(kind)).detach()
+    root = matrix_root(given, 1e-3)
+    assert_close(root @ root, given, dtype=torch.float64)
+    assert_close(root, root.mT, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@every_kind
+def test_every_entry_of_both_derivatives_agrees_with_differences(kind):
+    def call(seed: Tensor) -> Tensor:
+        return matrix_root(covariance(seed), 1e-3)
+
+    given = seeds(kind)
+    assert gradcheck(call, given, check_forward_ad=True)
+    assert gradgradcheck(call, given)
+
+
+def test_third_derivative_of_a_number_is_the_closed_form():
+    value = torch.tensor([[[4.0]]], dtype=torch.float64, requires_grad=True)
+    found = matrix_root(value, 1e-3)
+    for expected in (1 / 4, -1 / 32, 3 / 256):
+        (found,) = torch.autograd.grad(found.sum(), value, create_graph=True)
+        assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_eigenvalues_that_rounding_made_negative_are_held_at_the_floor():
+    singular = torch.tensor([[[1.0, 1.0], [1.0, 1.0 - 1e-9]]], dtype=torch.float64)
+    values = torch.linalg.eigvalsh(matrix_root(singular, 1e-4))
+    assert values.min().item() == pytest.approx(1e-2, rel=1e-9)
