@@ -11,7 +11,6 @@ Triton is imported at the first call. Without a GPU its interpreter runs the ker
 """
 
 import functools
-import importlib.util
 import math
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,16 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .triton_launch import EXACT, computed, piece, power, unavailable
+
 __all__ = ["backward", "forward", "inference", "plan", "unavailable"]
 
-ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 4096  # values that a program of many tiles holds at a time
 _WHOLE = 16384  # values that a program of one tile holds
 _PROGRAMS = 2048  # enough to keep every GPU busy
 _SPLITS = 256  # at most; one program merges those of a channel
-# The kernels say themselves where a product and a sum are rounded once: the backward must compute what the forward did,
-# bit for bit.
-_EXACT = {"enable_fp_fusion": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ class Plan:
             "INNER_STEP": steps[0],
             "CHANNEL_STEP": steps[1],
             "num_warps": self.warps,
-            **_EXACT,
+            **EXACT,
         }
 
 
@@ -91,15 +88,15 @@ def plan(shape: tuple[int, ...], layout: str) -> Plan:
     outer, inner = (samples * positions, 1) if rows else (samples, positions)
     chunks = 1
     if rows:
-        pieces, run = outer, min(_power(channels), 16)
-        if _power(pieces) * run > _WHOLE or pieces > 1024:
-            run = min(_power(channels), 64)
+        pieces, run = outer, min(power(channels), 16)
+        if power(pieces) * run > _WHOLE or pieces > 1024:
+            run = min(power(channels), 64)
         programs = -(-channels // run)
     else:
-        run = _piece(inner)
+        run = piece(inner)
         chunks = -(-inner // run)
         pieces, programs = outer * chunks, channels
-    depth = _power(pieces)
+    depth = power(pieces)
     # Planes of odd length are read one value at a time, and each needs registers for an address of its own.
     whole = _WHOLE if rows or inner % 4 == 0 else _WHOLE // 2
     if depth * run > whole or (rows and depth > 1024):
@@ -108,36 +105,6 @@ def plan(shape: tuple[int, ...], layout: str) -> Plan:
     splits = max(1, min(_SPLITS, tiles, -(-_PROGRAMS // programs)))
     warps = max(1, min(16, depth * run // 512))
     return Plan(rows, outer, channels, inner, chunks, depth, run, tiles, splits, programs, warps)
-
-
-def _power(size: int) -> int:
-    """The power of two that holds this many."""
-    return 1 << (size - 1).bit_length()
-
-
-def _piece(positions: int) -> int:
-    """The piece of a plane that pads it least, a power of two; of equals the longest."""
-    longest = min(1024, _power(positions))
-    runs = [1 << k for k in range(min(6, longest.bit_length() - 1), longest.bit_length())]
-    return min(runs, key=lambda run: (-(-positions // run) * run, -run))
-
-
-def unavailable(x: Tensor) -> str | None:
-    """Say why Triton cannot serve this tensor, or None where it can."""
-    if x.dtype not in ELEMENTS:
-        return f"Triton kernels take float32, bfloat16 and float16, got {x.dtype}"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; it comes with torch's CUDA builds for Linux"
-    if not x.is_cuda and not _is_interpreted():
-        return f"Triton kernels run on a CUDA GPU, got a tensor on {x.device}"
-    return None
-
-
-@functools.cache
-def _is_interpreted() -> bool:
-    import triton
-
-    return not isinstance(_steps().finish, triton.runtime.JITFunction)
 
 
 def _steps() -> ModuleType:
@@ -158,14 +125,10 @@ def _backward() -> ModuleType:
     return triton_backward
 
 
-def _computed(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach().float().contiguous()
-
-
 def _merging(cut: Plan) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and settings of the kernels that merge shares."""
-    width = min(_power(cut.channels), 8)
-    return (-(-cut.channels // width),), {"SPLITS": _power(cut.splits), "WIDTH": width, **_EXACT}
+    width = min(power(cut.channels), 8)
+    return (-(-cut.channels // width),), {"SPLITS": power(cut.splits), "WIDTH": width, **EXACT}
 
 
 def forward(
@@ -204,7 +167,7 @@ def forward(
     cut = plan(tuple(x.shape), layout)
     y = torch.empty_like(x) if out is None else out
     saved = torch.empty((2, cut.channels), dtype=torch.float64, device=x.device)
-    weight, bias = _computed(weight), _computed(bias)
+    weight, bias = computed(weight), computed(bias)
     stored = (running_mean, running_var)
     with torch.cuda.device_of(x):
         if cut.whole:
@@ -244,7 +207,7 @@ def inference(
     cut = plan(tuple(x.shape), layout)
     y = torch.empty_like(x) if out is None else out
     saved = torch.empty((2, cut.channels), dtype=torch.float64, device=x.device)
-    weight, bias, mean, var = map(_computed, (weight, bias, running_mean, running_var))
+    weight, bias, mean, var = map(computed, (weight, bias, running_mean, running_var))
     with torch.cuda.device_of(x):
         _forward().apply[(cut.programs, cut.splits)](
             x, y, residual, weight, bias, mean, var, saved, *cut.sizes, cut.tiles, cut.splits, float(eps),
@@ -284,7 +247,7 @@ def backward(
     dx = torch.empty_like(x)
     written = torch.empty_like(x) if residual and activation is not None else None
     sums = torch.empty((2, cut.channels), dtype=torch.float32, device=x.device)
-    weight, bias = _computed(weight), _computed(bias)
+    weight, bias = computed(weight), computed(bias)
     tensors = (dy, x, other if residual else None, dx, written, weight, bias, saved)
     with torch.cuda.device_of(x):
         if cut.whole:

@@ -99,6 +99,14 @@ def merge(count, mean, m2, n, other_mean, other_m2):
 
 
 @triton.jit
+def combine(n, means, m2, valid, base, count):
+    """Merge parts that lie along axis 0, all at once: their mean and sum of squares together. ``base`` is near it."""
+    mean = base + tl.sum(n * tl.where(valid, means - base, 0.0), 0) / count
+    apart = tl.where(valid, means - mean, 0.0)
+    return mean, tl.sum(m2, 0) + tl.sum(n * apart * apart, 0)
+
+
+@triton.jit
 def coefficients(c, inside, mean, rstd, weight_ptr, bias_ptr):
     """What turns x into y: ``y = (x - centre) * scale + offset``, float32.
 
@@ -196,11 +204,9 @@ def finish(
     plane = splits * channels
     n = tl.load(partials_ptr + at, mask=valid, other=0.0)
     means = tl.load(partials_ptr + plane + at, mask=valid, other=0.0)
-    m2 = tl.sum(tl.load(partials_ptr + 2 * plane + at, mask=valid, other=0.0), 0)
+    m2 = tl.load(partials_ptr + 2 * plane + at, mask=valid, other=0.0)
     base = tl.load(partials_ptr + plane + c, mask=inside, other=0.0)
-    mean = base + tl.sum(n * tl.where(valid, means - base[None, :], 0.0), 0) / count
-    apart = tl.where(valid, means - mean[None, :], 0.0)
-    m2 += tl.sum(n * apart * apart, 0)
+    mean, m2 = combine(n, means, m2, valid, base, count)
     settle(c, inside, channels, mean, m2, count, saved_ptr, running_mean_ptr, running_var_ptr, momentum, eps, UNBIASED)
 
 
