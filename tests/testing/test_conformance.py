@@ -1,13 +1,18 @@
 """The conformance kit finds every planted fault, names it, and finds nothing where nothing is wrong."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.testing import check_norm_layer
+from normkit.layers.catalog import METHODS, METHODS_OF_WEIGHTS
+from normkit.testing import Report, check_norm_layer
+from normkit.testing.contracts import CONTRACTS
 
+from .faulty_family import FAULTS as FAMILY_FAULTS
 from .faulty_layers import FAULTS, InterleavedGroups, LeakyLayerNorm, Sound
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a deterministic:UserWarning")
@@ -25,14 +30,37 @@ OURS = [
     ("layer", lambda channels: normkit.LayerNorm((channels, 7, 3)), 2),
     ("layer", normkit.SampleLayerNorm, 1),
     ("rms", lambda channels: normkit.RMSNorm((channels, 7)), 1),
+    ("response", lambda channels: normkit.LocalResponseNorm(3, alpha=2.0), 2),
+    ("response", lambda channels: normkit.LocalResponseNorm(4, alpha=2.0), 1),
+    ("adaptive", normkit.AdaptiveInstanceNorm, 2),
+    ("renorm", normkit.BatchRenorm2d, 2),
+    ("renorm", normkit.BatchRenorm1d, 0),
+    ("ghost", lambda channels: normkit.GhostBatchNorm2d(channels, ghost_size=2), 2),
+    ("ghost", lambda channels: normkit.GhostBatchNorm1d(channels, ghost_size=4), 1),
+    ("masked", normkit.MaskedBatchNorm1d, 1),
+    ("masked", normkit.MaskedBatchNorm1d, 0),
+    ("whitening", lambda channels: normkit.WhiteningBatchNorm2d(channels, num_groups=2), 2),
+    ("whitening", lambda channels: normkit.WhiteningBatchNorm1d(channels, num_groups=3, shrinkage=0.1), 0),
+    ("whitening", lambda channels: normkit.WhiteningBatchNorm1d(channels, iterations=5, unbiased=False), 1),
 ]
 
 
-@pytest.mark.parametrize(("method", "factory", "dimensions"), OURS)
-def test_our_layers_conform(method, factory, dimensions):
-    report = check_norm_layer(factory, method, dimensions=dimensions)
-    assert report.conforms, str(report)
-    assert len(report.passed) >= 15
+def test_every_row_of_the_catalog_has_a_contract_and_conforms_to_it():
+    rows = {row.name for row in METHODS}
+    assert set(CONTRACTS) == rows
+    assert {method for method, _, _ in OURS} == rows
+
+
+@functools.cache
+def report_of(k: int) -> Report:
+    method, factory, dimensions = OURS[k]
+    return check_norm_layer(factory, method, dimensions=dimensions)
+
+
+@pytest.mark.parametrize("k", range(len(OURS)), ids=lambda k: f"{OURS[k][0]}-{k}")
+def test_our_layers_conform(k):
+    assert report_of(k).conforms, str(report_of(k))
+    assert len(report_of(k).passed) >= 14
 
 
 def test_a_sound_layer_of_another_house_conforms():
@@ -44,6 +72,29 @@ def test_a_sound_layer_of_another_house_conforms():
 def test_planted_fault_is_found_and_named(fault):
     report = check_norm_layer(fault)
     assert any(FAULTS[fault] in words for words in report.conventions), str(report)
+
+
+@pytest.mark.parametrize(("method", "factory", "dimensions", "words"), FAMILY_FAULTS)
+def test_planted_fault_of_the_family_is_found_and_named(method, factory, dimensions, words):
+    report = check_norm_layer(factory, method, dimensions=dimensions)
+    assert any(words in said for said in report.conventions), str(report)
+
+
+def test_every_check_runs_or_is_skipped_with_a_reason():
+    every = set(report_of(0).passed)
+    for k, (method, _, _) in enumerate(OURS):
+        report = report_of(k)
+        seen = set(report.passed) | set(report.skipped)
+        assert every - {"single value"} <= seen, method
+        assert ("single value" in seen) != ("sample independence" in seen), method
+        assert ("padding" in seen) == (method == "masked")
+        assert all(report.skipped.values())
+
+
+def test_weights_have_no_contract_and_the_refusal_says_so():
+    for row in METHODS_OF_WEIGHTS:
+        with pytest.raises(ArgumentError, match="Weights have none"):
+            check_norm_layer(normkit.BatchNorm2d, row.name)
 
 
 def test_interleaved_groups_are_found_and_named():
@@ -79,5 +130,5 @@ def test_a_batch_norm_is_not_a_group_norm():
 
 
 def test_an_unknown_method_lists_the_known():
-    with pytest.raises(ArgumentError, match="contract for batch, group, instance, layer, rms"):
+    with pytest.raises(ArgumentError, match="contract for adaptive, batch, ghost, group, instance, layer, masked"):
         check_norm_layer(normkit.BatchNorm2d, "bach")

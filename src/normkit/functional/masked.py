@@ -112,8 +112,9 @@ def _normalize_valid(
     """Return y, mean and biased variance over the valid positions, differentiable to every order."""
     axes, broadcast = batch_axes(x.dim()), channel_shape(x.dim(), x.shape[1])
     # Centred on the first valid value, so that a large mean costs nothing and a constant channel stays constant.
-    place = valid.flatten().int().argmax()
-    first = x.detach().movedim(1, -1).flatten(0, -2)[place].to(wide(x))
+    place = valid.flatten().int().argmax(0, keepdim=True)
+    # Not by an index, which would have to be known: a meta tensor's is not, nor that of a graph being compiled.
+    first = x.detach().movedim(1, -1).flatten(0, -2).index_select(0, place).squeeze(0).to(wide(x))
     distance = (x.to(wide(x)) - first.reshape(broadcast)).masked_fill(~valid, 0)
     offset = distance.sum(axes) / count
     centred = (distance - offset.reshape(broadcast)).masked_fill(~valid, 0)

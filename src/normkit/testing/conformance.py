@@ -6,12 +6,11 @@ from torch import nn
 
 from ..errors import ArgumentError
 from . import forward, learning, state
+from .contracts import CONTRACTS
 from .report import Finding, Report
 from .subject import Subject
 
 __all__ = ["check_norm_layer"]
-
-_METHODS = ("batch", "group", "instance", "layer", "rms")
 
 Check = Callable[[Subject], Iterator[Finding]]
 
@@ -50,10 +49,13 @@ def check_norm_layer(
     Args:
         layer_or_factory: a layer of ``channels`` channels, which is copied and left alone; or a function of the number
             of channels that builds one, for instance the class.
-        method: batch, group, instance, layer or rms. A group layer says its groups in ``num_groups``, a layer or RMS
-            layer its shape in ``normalized_shape`` (by default all of a sample).
+        method: a row of the catalog. Settings are read from the layer by torch's names or ours: ``num_groups``,
+            ``normalized_shape`` (by default all of a sample), ``size``, ``alpha``, ``beta`` and ``k``, ``ghost_size``,
+            ``r_max`` and ``d_max``, ``shrinkage`` and ``iterations``. An adaptive layer is called with a style, a
+            masked one with a mask, as second argument.
         channels: C of the inputs.
-        dimensions: how many spatial dimensions the inputs have; instance normalization needs one.
+        dimensions: how many spatial dimensions the inputs have; instance, adaptive and local response normalization
+            need one.
 
     Returns:
         The findings, the checks that passed, and those that do not apply.
@@ -67,22 +69,13 @@ def check_norm_layer(
         >>> report.conforms, len(report.passed)
         (True, 18)
     """
-    if method not in _METHODS:
-        raise ArgumentError(f"method is {method!r}; there is a contract for {', '.join(_METHODS)}")
+    if method not in CONTRACTS:
+        known = ", ".join(sorted(CONTRACTS))
+        raise ArgumentError(
+            f"method is {method!r}; there is a contract for {known}. Weights have none: they are no layer"
+        )
     subject = Subject(source=layer_or_factory, method=method, channels=channels, dimensions=dimensions)
-    checks = dict(_ALWAYS)
-    skipped: dict[str, str] = {}
-    if subject.keeps_statistics:
-        checks |= _STORED
-    else:
-        skipped = dict.fromkeys(_STORED, "the layer stores no statistics")
-    if method == "instance" and "counter" in checks:
-        del checks["counter"]
-        skipped["counter"] = "torch's instance normalization has a counter and leaves it at 0"
-    if method == "batch":
-        checks["single value"] = state.check_single_value
-    else:
-        checks["sample independence"] = forward.check_sample_independence
+    checks, skipped = _choose(subject)
     findings: list[Finding] = []
     for name, check in checks.items():
         findings += _run(name, check, subject)
@@ -94,6 +87,24 @@ def check_norm_layer(
         passed=tuple(name for name in checks if name not in failed),
         skipped=skipped,
     )
+
+
+def _choose(subject: Subject) -> tuple[dict[str, Check], dict[str, str]]:
+    """Return the checks that apply to a layer of this method, and why the others do not."""
+    checks, contract = dict(_ALWAYS), subject.contract
+    skipped: dict[str, str] = {}
+    if subject.keeps_statistics:
+        checks |= _STORED
+    else:
+        skipped = dict.fromkeys(_STORED, "the layer stores no statistics")
+    if contract.per_sample:
+        checks["sample independence"] = forward.check_sample_independence
+    else:
+        checks["single value"] = state.check_single_value
+    if subject.method == "masked":
+        checks["padding"] = forward.check_padding
+    skipped |= {name: reason for name, reason in contract.skipped.items() if name in checks}
+    return {name: check for name, check in checks.items() if name not in skipped}, skipped
 
 
 def _run(name: str, check: Check, subject: Subject) -> list[Finding]:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..reference.arrays import Array
+from .judges import parameter
 from .report import Finding
-from .subject import Subject, parameter
+from .subject import Subject
 
 __all__ = [
     "check_constant_channel",
@@ -18,6 +19,7 @@ __all__ = [
     "check_huge_mean",
     "check_input_kept",
     "check_memory_layout",
+    "check_padding",
     "check_sample_independence",
     "check_shape_and_type",
     "check_training_output",
@@ -48,7 +50,7 @@ def recognise(found: Array, candidates: Iterator[tuple[str, Array]]) -> str:
 def check_training_output(subject: Subject) -> Iterator[Finding]:
     """The training output is the reference's; if not, known variants are tried."""
     module, x = subject.build(), subject.input()
-    found = module(x).detach().double().numpy()
+    found = subject.call(module, x).detach().double().numpy()
     gap = distance(found, subject.judge(module, x).output)
     if gap > _CLOSE:
         words = recognise(found, _variants(subject, module, x.double().numpy()))
@@ -57,6 +59,7 @@ def check_training_output(subject: Subject) -> Iterator[Finding]:
 
 def _variants(subject: Subject, module: nn.Module, x: Array) -> Iterator[tuple[str, Array]]:
     """Yield what the usual mistakes would have given."""
+    yield from subject.contract.variants(subject.case(module, torch.from_numpy(x)))
     space = tuple(range(2, x.ndim))
     axes = {
         "batch": (0, *space),
@@ -125,38 +128,20 @@ def check_evaluation(subject: Subject) -> Iterator[Finding]:
     """Evaluation uses what is stored, and writes nothing."""
     module, x = subject.build(), subject.input()
     if not subject.keeps_statistics:
-        expected = module(x).detach().double().numpy()
-        gap = distance(module.eval()(x).detach().double().numpy(), expected)
+        expected = subject.call(module, x).detach().double().numpy()
+        gap = distance(subject.call(module.eval(), x).detach().double().numpy(), expected)
         if gap > _CLOSE:
             yield Finding(check="evaluation", problem=f"it differs from training by {gap:.3g}, and nothing is stored.")
         return
-    mean, var = module.get_buffer("running_mean"), module.get_buffer("running_var")
-    mean.copy_(torch.linspace(-1, 1, mean.numel()))
-    var.copy_(torch.linspace(0.5, 2, var.numel()))
-    stored, eps, given = (mean.double().numpy().copy(), var.double().numpy().copy()), subject.eps(module), x.double()
+    _store(subject, module)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    found = module.eval()(x).detach().double().numpy()
-    affine = (parameter(module, "weight"), parameter(module, "bias"))
-    gap = distance(found, reference.batch_norm_inference(given.numpy(), *stored, *affine, eps=eps).output)
+    found = subject.call(module.eval(), x).detach().double().numpy()
+    gap = distance(found, subject.predict(module, x))
     if gap > _CLOSE:
-        batch = subject.judge(module, x).output
-        as_std = reference.batch_norm_inference(given.numpy(), stored[0], stored[1] ** 2, *affine, eps=eps).output
-        outside = [value.reshape(1, -1, *(1 for _ in x.shape[2:])) for value in stored]
-        words = recognise(
-            found,
-            iter(
-                (
-                    ("uses the statistics of the batch in evaluation", batch),
-                    ("takes the running variance for a deviation", as_std),
-                    (
-                        "adds eps to the deviation, outside the root",
-                        _affine(module, (given.numpy() - outside[0]) / (np.sqrt(outside[1]) + eps)),
-                    ),
-                )
-            ),
-        )
         yield Finding(
-            check="evaluation", problem=f"it is off by {gap:.3g} from the stored statistics.", convention=words
+            check="evaluation",
+            problem=f"it is off by {gap:.3g} from the stored statistics.",
+            convention=recognise(found, _evaluations(subject, module, x)),
         )
     changed = [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])]
     if changed:
@@ -164,11 +149,37 @@ def check_evaluation(subject: Subject) -> Iterator[Finding]:
         yield Finding(check="evaluation", problem=f"it wrote {', '.join(changed)}.", convention=words)
 
 
+def _store(subject: Subject, module: nn.Module) -> None:
+    """Give a layer running statistics that no batch has, and a covariance that is one."""
+    for name, value in subject.stores(module).items():
+        if value.dim() == 3:
+            mixed = torch.linspace(-1, 1, value.numel()).reshape(value.shape)
+            value.copy_(mixed @ mixed.mT + torch.eye(value.shape[-1]))
+        else:
+            low, high = (-1.0, 1.0) if name == "running_mean" else (0.5, 2.0)
+            value.copy_(torch.linspace(low, high, value.numel()))
+
+
+def _evaluations(subject: Subject, module: nn.Module, x: Tensor) -> Iterator[tuple[str, Array]]:
+    """Yield what the usual mistakes would have given in evaluation."""
+    yield "uses the statistics of the batch in evaluation", subject.judge(module, x).output
+    if "running_var" not in subject.contract.stored:
+        return
+    given, eps = x.double().numpy(), subject.eps(module)
+    mean, var = (value.double().numpy() for value in subject.stores(module).values())
+    weight, bias = parameter(module, "weight"), parameter(module, "bias")
+    as_std = reference.batch_norm_inference(given, mean, var**2, weight, bias, eps=eps).output
+    yield "takes the running variance for a deviation", as_std
+    outside = [value.reshape(1, -1, *(1 for _ in x.shape[2:])) for value in (mean, var)]
+    words = "adds eps to the deviation, outside the root"
+    yield words, _affine(module, (given - outside[0]) / (np.sqrt(outside[1]) + eps))
+
+
 def check_shape_and_type(subject: Subject) -> Iterator[Finding]:
     """The output has the input's shape and type."""
     for dtype in (torch.float32, torch.float64):
         x = subject.input(dtype=dtype)
-        y = subject.build(dtype)(x)
+        y = subject.call(subject.build(dtype), x)
         if y.shape != x.shape:
             yield Finding(check="shape and type", problem=f"{tuple(x.shape)} became {tuple(y.shape)}.")
         if y.dtype != dtype:
@@ -180,7 +191,7 @@ def check_half_precision(subject: Subject) -> Iterator[Finding]:
     """In bfloat16 the statistics are still computed in float32 or wider."""
     module = subject.build(torch.bfloat16)
     x = (subject.input(dtype=torch.float32, samples=9) + 8).bfloat16()
-    y = module(x)
+    y = subject.call(module, x)
     gap = distance(y.detach().double().numpy(), subject.judge(module, x).output)
     if y.dtype != torch.bfloat16:
         yield Finding(
@@ -196,13 +207,11 @@ def check_half_precision(subject: Subject) -> Iterator[Finding]:
 def check_huge_mean(subject: Subject) -> Iterator[Finding]:
     """A mean of ten thousand deviations costs no digits."""
     x = (torch.randn(subject.shape(16), generator=torch.Generator().manual_seed(3)) + 1e4).float()
-    if subject.method == "rms":
-        return
     for name, given in _layouts(x):
         module = subject.build(torch.float32)
         expected = subject.judge(module, x).output
         unit = np.spacing(np.maximum(1, np.abs(expected)).astype(np.float32)).astype(np.float64)
-        off = float((np.abs(module(given).detach().double().numpy() - expected) / unit).max())
+        off = float((np.abs(subject.call(module, given).detach().double().numpy() - expected) / unit).max())
         if not off <= _ULPS:
             words = "loses its digits to a large mean, as E[x^2] - E[x]^2 does" if off > 1e5 else ""
             problem = f"at mean/std 1e4 ({name}) it is off by {off:.3g} units in the last place."
@@ -211,10 +220,8 @@ def check_huge_mean(subject: Subject) -> Iterator[Finding]:
 
 def check_constant_channel(subject: Subject) -> Iterator[Finding]:
     """A constant input gives the bias exactly."""
-    if subject.method == "rms":
-        return
     module = subject.build(torch.float32)
-    y = module(torch.full(subject.shape(), 100.1)).detach().double().numpy()
+    y = subject.call(module, torch.full(subject.shape(), 100.1)).detach().double().numpy()
     expected = subject.judge(module, torch.full(subject.shape(), 100.0, dtype=torch.float64)).output
     off = float(np.abs(y - expected).max())
     if off > 0:
@@ -232,14 +239,14 @@ def _layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 def check_memory_layout(subject: Subject) -> Iterator[Finding]:
     """Strides do not change the result."""
     x = subject.input()
-    expected = subject.build()(x).detach()
+    expected = subject.call(subject.build(), x).detach()
     other = {
         "channels last": list(_layouts(x))[-1][1],
         "transposed": x.transpose(0, -1).contiguous().transpose(0, -1),
         "with gaps": torch.stack([x, x], -1)[..., 0],
     }
     for name, given in other.items():
-        gap = distance(subject.build()(given).detach().numpy(), expected.numpy())
+        gap = distance(subject.call(subject.build(), given).detach().numpy(), expected.numpy())
         if gap > _CLOSE:
             words = "reads memory in an order that the strides do not have"
             yield Finding(check="memory layout", problem=f"{name} input is off by {gap:.3g}.", convention=words)
@@ -249,7 +256,7 @@ def check_input_kept(subject: Subject) -> Iterator[Finding]:
     """The input is not written."""
     x = subject.input()
     kept = x.clone()
-    subject.build()(x)
+    subject.call(subject.build(), x)
     if not torch.equal(x, kept):
         yield Finding(check="input kept", problem="the input changed.", convention="writes into its input")
 
@@ -257,7 +264,27 @@ def check_input_kept(subject: Subject) -> Iterator[Finding]:
 def check_sample_independence(subject: Subject) -> Iterator[Finding]:
     """In a method that averages per sample, a sample's output does not depend on its batch mates."""
     x = subject.input()
-    gap = distance(subject.build()(x[:2]).detach().numpy(), subject.build()(x).detach().numpy()[:2])
+    extra = subject.company(x)
+    alone = subject.build()(x[:2], *(value[:2] for value in extra))
+    gap = distance(alone.detach().numpy(), subject.build()(x, *extra).detach().numpy()[:2])
     if gap > _CLOSE:
         words = "lets samples of a batch see each other"
         yield Finding(check="sample independence", problem=f"outputs differ by {gap:.3g}.", convention=words)
+
+
+def check_padding(subject: Subject) -> Iterator[Finding]:
+    """What stands in the padding changes nothing, NaN included, and nor does more of it."""
+    x = subject.input()
+    (mask,) = subject.company(x)
+    expected = subject.build()(x, mask).detach()
+    filled = x.masked_fill(~mask.unsqueeze(1), float("nan"))
+    found = subject.build()(filled, mask).detach()
+    if distance(found.numpy(), expected.numpy()) > _CLOSE:
+        words = "lets the padding into the output"
+        yield Finding(check="padding", problem="NaN in the padding changes the output.", convention=words)
+    if x.dim() > 2:
+        longer, more = torch.cat([x, x[..., :2]], -1), torch.cat([mask, torch.zeros_like(mask[..., :2])], -1)
+        found = subject.build()(longer, more).detach()[..., : x.shape[-1]]
+        if distance(found.numpy(), expected.numpy()) > _CLOSE:
+            words = "lets the padding into the output"
+            yield Finding(check="padding", problem="more padding changes the output.", convention=words)

@@ -25,10 +25,12 @@ def check_gradients(subject: Subject) -> Iterator[Finding]:
     module, x = subject.build(), subject.input().requires_grad_()
     dy = subject.cotangent(x)
     judge = subject.judge(module, x, dy)
-    y = module(x)
+    extra = [value.requires_grad_(value.is_floating_point()) for value in subject.company(x.detach())]
+    y = module(x, *extra)
     wanted = {"input": x, **{name: value for name, value in module.named_parameters() if name in ("weight", "bias")}}
+    wanted |= dict(zip(["style"], (value for value in extra if value.requires_grad), strict=False))
     found: tuple[Tensor | None, ...] = torch.autograd.grad(y, list(wanted.values()), dy, allow_unused=True)
-    expected = {"input": judge.dx, "weight": judge.dweight, "bias": judge.dbias}
+    expected = {"input": judge.dx, "weight": judge.dweight, "bias": judge.dbias, "style": judge.dstyle}
     for name, gradient in zip(wanted, found, strict=True):
         target = expected[name]
         if target is None:
@@ -64,7 +66,8 @@ def _variants(subject: Subject, module: nn.Module, x: Tensor, dy: Tensor) -> Ite
 def check_double_gradients(subject: Subject) -> Iterator[Finding]:
     """The gradient can be differentiated, or refuses in words; it is not silently wrong."""
     module = subject.build().double()
-    shape = (3, subject.channels, *(2 for _ in range(subject.dimensions)))
+    # Few values, since every one is moved; more than channels, since a covariance wants them.
+    shape = (3 if subject.dimensions else 9, subject.channels, *(2 for _ in range(subject.dimensions)))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     if subject.method in ("layer", "rms") and x.shape[1:] != subject.shape()[1:]:
         x = subject.input(samples=2)
@@ -72,7 +75,9 @@ def check_double_gradients(subject: Subject) -> Iterator[Finding]:
         with warnings.catch_warnings():
             # A layer that changes the type is another check's finding.
             warnings.simplefilter("ignore", UserWarning)
-            torch.autograd.gradgradcheck(module, (x.requires_grad_(),), atol=1e-4, rtol=1e-3)
+            torch.autograd.gradgradcheck(
+                lambda value: subject.call(module, value), (x.requires_grad_(),), atol=1e-4, rtol=1e-3
+            )
     except GradcheckError:
         words = "gives second derivatives that are wrong"
         problem = "finite differences of the gradient disagree with its derivative."
@@ -85,16 +90,14 @@ def check_double_gradients(subject: Subject) -> Iterator[Finding]:
 def check_running_update(subject: Subject) -> Iterator[Finding]:
     """One training step moves the running statistics as the layer's settings say."""
     module, x = subject.build(), subject.input()
-    start = {name: module.get_buffer(name).double().numpy().copy() for name in ("running_mean", "running_var")}
-    module(x)
-    batch = _batch(subject, x)
+    start = {name: value.double().numpy().copy() for name, value in subject.stores(module).items()}
+    subject.call(module, x)
     value = getattr(module, "momentum", 0.1)
     rate = 1.0 if value is None else float(value)
-    unbiased = bool(getattr(module, "unbiased", True))
-    target = _updates(batch, rate)
-    wanted = "unbiased" if unbiased else "biased"
-    found = {name: module.get_buffer(name).detach().double().numpy() for name in start}
-    for name, kind in (("running_mean", "mean"), ("running_var", wanted)):
+    target = _updates(subject, module, x)
+    wanted = "unbiased" if getattr(module, "unbiased", True) else "biased"
+    found = {name: value.detach().double().numpy() for name, value in subject.stores(module).items()}
+    for name, kind in zip(subject.contract.stored, ("mean", wanted), strict=True):
         expected = start[name] + rate * (target[kind] - start[name])
         gap = distance(found[name], expected)
         if gap > _CLOSE:
@@ -103,22 +106,24 @@ def check_running_update(subject: Subject) -> Iterator[Finding]:
             yield Finding(check="running update", problem=problem, convention=words)
 
 
-def _batch(subject: Subject, x: Tensor) -> reference.Statistics:
-    given = x.double().numpy()
+def _updates(subject: Subject, module: nn.Module, x: Tensor) -> dict[str, Array]:
+    """Return what a layer may store of a batch, by kind."""
+    given = subject.contract.seen(subject.case(module, x))
     if subject.method == "instance":
-        return reference.instance_statistics(reference.instance_norm(given))
-    return reference.batch_statistics(given)
-
-
-def _updates(batch: reference.Statistics, rate: float) -> dict[str, Array]:
+        batch = reference.instance_statistics(reference.instance_norm(given))
+    else:
+        batch = reference.batch_statistics(given)
     count = batch.count
-    return {
-        "mean": batch.mean,
+    kinds = {"mean": batch.mean, "scaled mean": batch.mean * count / (count - 1)}
+    if "running_covariance" in subject.contract.stored:
+        groups = int(getattr(module, "num_groups", 1))
+        covariance = reference.whitening_batch_norm(given, num_groups=groups, eps=subject.eps(module)).covariance
+        return kinds | {"biased": covariance, "unbiased": covariance * count / (count - 1)}
+    return kinds | {
         "biased": batch.var,
         "unbiased": batch.unbiased_var,
         "deviation": np.sqrt(batch.var),
         "unbiased deviation": np.sqrt(batch.unbiased_var),
-        "scaled mean": batch.mean * count / (count - 1),
         "twice corrected": batch.unbiased_var * count / (count - 1),
     }
 
@@ -142,7 +147,8 @@ def _update_variants(start: Array, target: dict[str, Array], name: str, rate: fl
         1.0: "stores the last batch alone",
         rate / 2: "weights the new value by half of momentum",
     }
-    for (kind, stored), (weight, weighs) in itertools.product(kinds.items(), weights.items()):
+    known = {kind: stored for kind, stored in kinds.items() if kind in target}
+    for (kind, stored), (weight, weighs) in itertools.product(known.items(), weights.items()):
         words = " and ".join(part for part in (weighs, stored) if part)
         yield words, start + weight * (target[kind] - start)
 
@@ -154,7 +160,7 @@ def check_counter(subject: Subject) -> Iterator[Finding]:
     if not isinstance(counter, Tensor):
         return
     before = int(counter)
-    module(subject.input())
+    subject.call(module, subject.input())
     advanced = int(module.get_buffer("num_batches_tracked")) - before
     if advanced != 1:
         words = "does not count its batches" if advanced == 0 else "counts a batch more than once"

@@ -29,13 +29,13 @@ def _changed(module: nn.Module, kept: dict[str, Tensor]) -> list[str]:
 def check_saving(subject: Subject) -> Iterator[Finding]:
     """A state dict carries all that evaluation needs."""
     module, x = subject.build(), subject.input()
-    module(x)
+    subject.call(module, x)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
     twin = subject.build()
     twin.load_state_dict(torch.load(file, weights_only=True))
-    if not torch.equal(twin.eval()(x), module.eval()(x)):
+    if not torch.equal(subject.call(twin.eval(), x), subject.call(module.eval(), x)):
         words = "keeps statistics outside its state dict"
         yield Finding(check="saving", problem="a loaded copy predicts otherwise.", convention=words)
 
@@ -45,13 +45,13 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
     x = subject.input()
     for name, duplicate in (("deepcopy", copy.deepcopy), ("pickle", lambda layer: pickle.loads(pickle.dumps(layer)))):  # noqa: S301
         module = subject.build()
-        module(x)
+        subject.call(module, x)
         try:
             twin = duplicate(module)
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             yield Finding(check="copies", problem=f"{name} fails: {error}.")
             continue
-        if not torch.equal(twin.eval()(x), module.eval()(x)):
+        if not torch.equal(subject.call(twin.eval(), x), subject.call(module.eval(), x)):
             yield Finding(check="copies", problem=f"a {name} predicts otherwise.")
 
 
@@ -59,7 +59,7 @@ def check_meta(subject: Subject) -> Iterator[Finding]:
     """On the meta device the output has the right shape."""
     x = subject.input().to("meta")
     try:
-        y = subject.build().to("meta")(x)
+        y = subject.call(subject.build().to("meta"), x)
     except _REFUSALS as error:
         yield Finding(check="meta", problem=f"meta tensors are refused: {error}")
         return
@@ -69,17 +69,19 @@ def check_meta(subject: Subject) -> Iterator[Finding]:
 
 def check_bad_input(subject: Subject) -> Iterator[Finding]:
     """Bad input is refused, and nothing has changed then."""
-    shape = subject.shape()
+    shape, extra = subject.shape(), subject.company(subject.input())
     bad = {
-        "a wrong number of channels": torch.ones(shape[0], 1, *shape[2:], dtype=torch.float64),
         "integers": torch.ones(shape, dtype=torch.int64),
         "a number": torch.tensor(1.0, dtype=torch.float64),
     }
+    if subject.method != "response":
+        # That one has nothing per channel, and takes any number of them.
+        bad["a wrong number of channels"] = torch.ones(shape[0], 1, *shape[2:], dtype=torch.float64)
     for name, value in bad.items():
         module = subject.build()
         kept = _fingerprint(module)
         try:
-            module(value)
+            module(value, *extra)
         except _REFUSALS:
             changed = _changed(module, kept)
             if changed:
@@ -96,7 +98,7 @@ def check_single_value(subject: Subject) -> Iterator[Finding]:
     kept = _fingerprint(module)
     x = torch.ones(1, subject.channels, *(1 for _ in range(subject.dimensions)), dtype=torch.float64)
     try:
-        module(x)
+        subject.call(module, x)
     except _REFUSALS:
         changed = _changed(module, kept)
         if changed:
@@ -116,7 +118,7 @@ def check_empty_batch(subject: Subject) -> Iterator[Finding]:
     module = subject.build()
     kept = _fingerprint(module)
     try:
-        y = module(torch.ones(0, *subject.shape()[1:], dtype=torch.float64))
+        y = subject.call(module, torch.ones(0, *subject.shape()[1:], dtype=torch.float64))
     except _REFUSALS:
         y = None
     changed = _changed(module, kept)

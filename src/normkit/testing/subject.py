@@ -8,20 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import reference
 from ..reference.arrays import Array
+from .contracts import CONTRACTS, Contract
+from .judges import Case, Judgement
 
-__all__ = ["Judgement", "Subject"]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Judgement:
-    """What the reference computes: the output, and the gradients for a cotangent."""
-
-    output: Array
-    dx: Array
-    dweight: Array
-    dbias: Array | None
+__all__ = ["Subject"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +65,8 @@ class Subject:
     @property
     def keeps_statistics(self) -> bool:
         """Tell whether the layer has running statistics to examine."""
-        return isinstance(getattr(self.build(), "running_mean", None), Tensor)
+        module = self.build()
+        return all(isinstance(getattr(module, name, None), Tensor) for name in self.contract.stored)
 
     def eps(self, module: nn.Module) -> float:
         """Return the layer's eps; where it names none, torch's."""
@@ -83,36 +75,34 @@ class Subject:
             return float(value)
         return float(np.finfo(np.float64).eps) if self.method == "rms" else 1e-5
 
+    @property
+    def contract(self) -> Contract:
+        """Return what holds of the method."""
+        return CONTRACTS[self.method]
+
+    def company(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return what a layer of this method is called with besides x: a style, or a mask."""
+        return self.contract.company(self, x)
+
+    def call(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Call a layer as its method is called."""
+        y: Tensor = module(x, *self.company(x))
+        return y
+
+    def case(self, module: nn.Module, x: Tensor, dy: Tensor | None = None) -> Case:
+        """Return what the reference is to compute."""
+        given = x.detach().double().numpy()
+        grad = np.zeros_like(given) if dy is None else dy.double().numpy()
+        return Case(subject=self, module=module, x=given, dy=grad)
+
     def judge(self, module: nn.Module, x: Tensor, dy: Tensor | None = None) -> Judgement:
         """Compute the training forward and backward with the reference."""
-        given = x.detach().double().numpy()
-        weight, bias = parameter(module, "weight"), parameter(module, "bias")
-        eps = self.eps(module)
-        grad = np.zeros_like(given) if dy is None else dy.double().numpy()
-        if self.method == "rms":
-            normalized = tuple(getattr(module, "normalized_shape", given.shape[1:]))
-            step = reference.rms_norm(given, normalized, weight, eps=eps)
-            back = reference.rms_norm_backward(grad, step)
-            return Judgement(output=step.output, dx=back.dx, dweight=back.dweight, dbias=None)
-        if self.method == "batch":
-            batch = reference.batch_norm(given, weight, bias, eps=eps)
-            found = reference.batch_norm_backward(grad, batch)
-            return Judgement(output=batch.output, dx=found.dx, dweight=found.dweight, dbias=found.dbias)
-        per_channel = weight is not None and weight.shape == (self.channels,)
-        if self.method == "layer" and per_channel and not hasattr(module, "normalized_shape"):
-            sample = reference.group_norm(given, 1, weight, bias, eps=eps)
-        elif self.method == "layer":
-            wanted = tuple(getattr(module, "normalized_shape", given.shape[1:]))
-            sample = reference.layer_norm(given, wanted, weight, bias, eps=eps)
-        elif self.method == "group":
-            sample = reference.group_norm(given, int(getattr(module, "num_groups", 1)), weight, bias, eps=eps)
-        else:
-            sample = reference.instance_norm(given, weight, bias, eps=eps)
-        each = reference.layer_norm_backward(grad, sample)
-        return Judgement(output=sample.output, dx=each.dx, dweight=each.dweight, dbias=each.dbias)
+        return self.contract.judge(self.case(module, x, dy))
 
+    def predict(self, module: nn.Module, x: Tensor) -> Array:
+        """Compute with the reference what the layer gives in evaluation, from what it stores."""
+        return self.contract.predict(self.case(module, x))
 
-def parameter(module: nn.Module, name: str) -> Array | None:
-    """Return a parameter's values, or None where the layer has none."""
-    value = getattr(module, name, None)
-    return value.detach().double().numpy() if isinstance(value, Tensor) else None
+    def stores(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the running statistics of a layer by name."""
+        return {name: module.get_buffer(name) for name in self.contract.stored}
