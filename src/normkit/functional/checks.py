@@ -27,6 +27,7 @@ __all__ = [
     "check_input",
     "check_match",
     "check_momentum",
+    "check_number",
     "check_parameter",
     "check_rank",
     "check_statistics",
@@ -278,6 +279,17 @@ def check_activation(activation: object, caller: nn.Module | None) -> None:
     if activation is not None and activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         refuse(ArgumentError, f"unknown activation {activation!r}; known are: {known}, None", caller)
+
+
+def check_number(name: str, value: object, example: float, caller: nn.Module | None = None) -> None:
+    """Refuse a setting that is no real number; its range is checked elsewhere.
+
+    Raises:
+        ArgumentError: the value is of another type.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        kind = type(value).__name__
+        refuse(ArgumentError, f"{name} must be a number, got {kind} {value!r}; pass {name}={example}", caller)
 
 
 def check_momentum(momentum: object, caller: nn.Module | None = None) -> None:

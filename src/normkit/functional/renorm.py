@@ -112,8 +112,10 @@ def check_limits(r_max: float, d_max: float, caller: nn.Module | None = None) ->
     """Refuse limits that would turn r or d inside out.
 
     Raises:
-        ArgumentError: r_max below 1, d_max below 0, or NaN.
+        ArgumentError: r_max below 1, d_max below 0, NaN, or no number.
     """
+    checks.check_number("r_max", r_max, 3.0, caller)
+    checks.check_number("d_max", d_max, 5.0, caller)
     if not r_max >= 1:
         checks.refuse(ArgumentError, f"r_max must be at least 1, got {r_max}; 1 is batch normalization", caller)
     if not d_max >= 0:

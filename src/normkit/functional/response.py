@@ -89,9 +89,10 @@ def check_response(size: int, alpha: float, beta: float, k: float, caller: nn.Mo
         channels = operator.index(size)
     except TypeError:
         checks.refuse(ArgumentError, f"size must be an integer, got {type(size).__name__} {size!r}", caller)
-    if channels < 1:
+    if channels < 1 or isinstance(size, bool):
         checks.refuse(ArgumentError, f"size must be at least 1, got {size}; 5 is the paper's", caller)
     for name, value, low in (("alpha", alpha, 0.0), ("beta", beta, -float("inf")), ("k", k, 0.0)):
+        checks.check_number(name, value, {"alpha": 1e-4, "beta": 0.75, "k": 1.0}[name], caller)
         if not (low <= value < float("inf")) or (name == "k" and value == 0):
             allowed = {"alpha": "at least 0", "beta": "finite", "k": "positive"}[name]
             checks.refuse(ArgumentError, f"{name} must be {allowed}, got {value}", caller)

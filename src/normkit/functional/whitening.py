@@ -142,6 +142,7 @@ def check_whitening(
         ArgumentError: groups that do not divide the channels, shrinkage outside 0 to 1, or iterations below 1.
     """
     shapes.check_divides(num_groups, channels, caller)
+    checks.check_number("shrinkage", shrinkage, 0.1, caller)
     if not 0 <= shrinkage <= 1:
         checks.refuse(ArgumentError, f"shrinkage must be from 0 to 1, got {shrinkage}; pass shrinkage=0.1", caller)
     if iterations is not None and (isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1):
