@@ -6,6 +6,7 @@ Expected values are torch.nn's in float64 on the same numbers. Every test counts
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.testing._internal.common_utils import gradcheck, gradgradcheck, nonco
 import normkit
 from normkit import functional
 from tolerances import assert_close
-from torch_tables import scramble
+from torch_tables import EAGER, scramble
 
 # Ours, torch's, and how many rows torch 2.13 has for it: a newer torch may add some, none may vanish unseen.
 LAYERS = {
@@ -161,6 +162,26 @@ def test_meta_layer_gives_the_shape(layer, training):
         assert y.shape == x.shape
 
 
+# How many of torch's rows bring a function of their own to compare with; the others have torch.nn alone.
+OWN_REFERENCES = {normkit.RMSNorm: 6, normkit.InstanceNorm1d: 2, normkit.InstanceNorm2d: 2, normkit.InstanceNorm3d: 2}
+
+
+@every_mode
+@every_layer
+def test_rows_agree_with_the_references_that_torch_gives_them(layer, training):
+    info, ran = _INFO[LAYERS[layer][0]], 0
+    for row in info.module_inputs_func(info, "cpu", torch.float64, False, training):
+        if row.reference_fn is not None:
+            ours = layer(*row.constructor_input.args, **row.constructor_input.kwargs).double().train(training)
+            scramble(ours)
+            x = row.forward_input.args[0]
+            # Some of them compute in float32, whatever they are given.
+            expected = row.reference_fn(copy.deepcopy(ours), x)
+            assert_close(ours(x), expected, dtype=torch.float32, what=f"{layer.__name__} {row.desc}")
+            ran += 1
+    assert ran == OWN_REFERENCES.get(layer, 0)
+
+
 def test_error_rows_of_group_norm_raise_torchs_error():
     info = _INFO[nn.GroupNorm]
     table = list(info.module_error_inputs_func(info, "cpu", torch.float32, False, True))
@@ -216,6 +237,34 @@ def test_operator_samples_match_torch(name, dtype):
     assert (ran, refusals) == (expected_runs, expected_refusals)
 
 
+# How many samples of an operator torch compares with NumPy, and how many of them we refuse.
+NUMPY_REFERENCES = {
+    "nn.functional.group_norm": (29, 4),
+    "nn.functional.instance_norm": (0, 0),
+    "nn.functional.layer_norm": (5, 1),
+    "nn.functional.local_response_norm": (0, 0),
+    "nn.functional.rms_norm": (5, 1),
+}
+
+
+@every_operator
+def test_operator_samples_match_torchs_numpy_references(name):
+    ran = refusals = 0
+    for info in op_db:
+        if info.name != name or info.ref is None:
+            continue
+        for sample in info.reference_inputs("cpu", torch.float64):
+            if sample.kwargs.get("eps", 1) < 0:
+                refusals += 1
+                continue
+            given = sample.numpy()
+            expected = torch.as_tensor(info.ref(given.input, *given.args, **given.kwargs))
+            y = OPERATORS[name][0](sample.input, *sample.args, **sample.kwargs)
+            assert_close(y, expected, dtype=torch.float64, what=f"{given.args} {given.kwargs}")
+            ran += 1
+    assert (ran, refusals) == NUMPY_REFERENCES[name]
+
+
 @uses_torch_script
 @every_operator
 def test_operator_samples_pass_gradcheck(name):
@@ -245,12 +294,29 @@ def test_operator_samples_pass_gradcheck(name):
 
 @every_operator
 def test_operator_errors_are_torchs(name):
+    ran = 0
     for info in op_db:
         if info.name == name and info.error_inputs_func:
             for row in info.error_inputs("cpu"):
                 sample = row.sample_input
                 with pytest.raises(row.error_type, match=row.error_regex):
                     OPERATORS[name][0](sample.input, *sample.args, **sample.kwargs)
+                ran += 1
+    # torch's table has five in all.
+    assert ran == {"nn.functional.group_norm": 2, "nn.functional.rms_norm": 3}.get(name, 0)
+
+
+def test_all_ten_layers_and_six_operators_are_run():
+    assert {twin.__name__ for twin, _ in LAYERS.values()} | {twin.__name__ for twin in EAGER.values()} == {
+        *(f"{kind}Norm{n}d" for kind in ("Batch", "Instance") for n in (1, 2, 3)),
+        *("GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"),
+    }
+    norms = {
+        info.name
+        for info in op_db
+        if re.fullmatch(r"nn\.functional\.(\w+_)?(batch|group|instance|layer|rms|response)_norm", info.name)
+    }
+    assert norms == {*OPERATORS, "nn.functional.batch_norm"}
 
 
 @traces
