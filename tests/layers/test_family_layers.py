@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 import normkit
 from normkit import functional, reference
 from normkit.errors import ArgumentError, DtypeError, ShapeError
-from normkit.layers.catalog import METHODS_OF_WEIGHTS
+from normkit.layers.catalog import METHODS, METHODS_OF_WEIGHTS
 from tolerances import assert_close
 
 
@@ -131,6 +131,30 @@ def test_whitening_of_single_channels_is_batch_norm():
     ours, plain = normkit.WhiteningBatchNorm1d(4, num_groups=4), normkit.BatchNorm1d(4)
     assert_close(ours(x).detach(), plain(x).detach(), dtype=torch.float32)
     assert_close(ours.running_covariance.flatten(), plain.running_var, dtype=torch.float32)
+
+
+# torch's compiler makes an instance of the matrix root's autograd function, and warns of what it does.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_layer_compiles_into_one_graph(row, training):
+    dimensions = min(max(row.layers), 2)
+    layer = row.build(4, dimensions).train(training)
+    twin, x = copy.deepcopy(layer), torch.randn(8, 4, *(5,) * dimensions)
+    extra = {"adaptive": (x * 2,), "masked": (torch.arange(5) < torch.arange(1, 9)[:, None],)}.get(row.name, ())
+    found = torch.compile(layer, backend="eager", fullgraph=True)(x, *extra)
+    assert_close(found.detach(), twin(x, *extra).detach(), dtype=torch.float32)
+    for name, value in twin.state_dict().items():
+        assert_close(layer.state_dict()[name], value, dtype=torch.float32, what=name)
+
+
+def test_a_schedule_is_followed_by_a_compiled_layer():
+    layer = normkit.BatchRenorm1d(2, schedule=lambda step: (1.0, 0.0) if step < 2 else (3.0, 5.0))
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, backend="eager")
+    for _ in range(4):
+        x = torch.randn(8, 2) * 4 + 3
+        assert_close(compiled(x).detach(), twin(x).detach(), dtype=torch.float32)
 
 
 def test_relatives_are_left_alone_by_torchs_conversion():

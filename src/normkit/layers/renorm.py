@@ -92,7 +92,8 @@ class BatchRenorm1d(_BatchRenorm):
         r_max: the largest ratio of batch to running deviation, at least 1. May be set while training.
         d_max: the largest distance of batch to running mean, in running deviations, at least 0. May be set likewise.
         schedule: called with the number of batches seen so far, returns r_max and d_max of the next; the paper starts
-            at ``(1, 0)``, which is batch normalization, and widens to ``(3, 5)``.
+            at ``(1, 0)``, which is batch normalization, and widens to ``(3, 5)``. It is Python that asks for a number:
+            a compiled model leaves its graph there, where r_max and d_max that are set keep it whole.
         decay: the weight of the **old** value; ``momentum = 1 - decay``. Refused together with momentum.
         unbiased: store the variance divided by m - 1; False divides by m.
 
