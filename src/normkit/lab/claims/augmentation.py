@@ -116,8 +116,8 @@ CLAIM = Claim(
     "costs it less than it costs the net without a norm.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.2.1 (reduce the photometric distortions); repeated in "
     "the source S4",
-    prediction="The test accuracy that distortion gains is smaller with batch normalization by more than half a "
-    "percentage point. No source gives a number; half a point is the line that claim convergence takes too.",
+    prediction="The test accuracy that distortion gains is smaller with batch normalization by more than 0.5 "
+    "percentage points. No source gives a number; half a point is the line that claim convergence takes too.",
     rules=(LESS,),
     settings_rule="A small LeNet (two convolutions, one hidden dense layer) and few training images, where distortion "
     "has most to give. Each image of a batch is turned, shifted and changed in contrast and brightness at a strength "

@@ -191,7 +191,7 @@ CLAIM = Claim(
     source="Santurkar et al. 2018, How does batch normalization help optimization?, arXiv:1805.11604, section 2.1; "
     "repeated in the sources S1 and S4",
     prediction="With moving noise behind every batch norm the layers' inputs drift further in a step than without a "
-    "norm, the test accuracy averaged over the epochs is higher all the same, and the last one is within two points of "
+    "norm, the test accuracy averaged over the epochs is higher all the same, and the last one is within 2 points of "
     "batch normalization without noise.",
     rules=(BETTER, CLOSE, MOVES),
     settings_rule="Five hidden layers of 100 with ReLU, batches of 64, plain gradient descent at 0.03, 0.1 or 0.3, "

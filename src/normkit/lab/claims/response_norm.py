@@ -100,7 +100,7 @@ CLAIM = Claim(
     "even where it is alone.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.2.1; repeated in the sources S3 and S4. Against the "
     "second half: Krizhevsky, Sutskever and Hinton 2012, section 3.3, who report 1.4 points less top-1 error with it",
-    prediction="Local response norm raises test accuracy by less than one percentage point, both beside batch "
+    prediction="Local response norm raises test accuracy by less than 1 percentage point, both beside batch "
     "normalization and alone.",
     rules=(NOT_NEEDED, DOES_LITTLE),
     settings_rule="A small LeNet (two convolutions, one hidden dense layer) and few training images, so that there is "

@@ -141,8 +141,8 @@ CLAIM = Claim(
     statement="A net with batch normalization does as well with a fifth of the weight decay that the net without it "
     "needs.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.2.1; repeated in the sources S3 and S4",
-    prediction="From the decay that is best without a norm to a fifth of it, the net with batch normalization loses "
-    "less than a point of test accuracy, and less than the net without.",
+    prediction="From the decay that is best without a norm to 1/5 of it, the net with batch normalization loses "
+    "less than 1 point of test accuracy, and less than the net without.",
     rules=(CAN, SPARED),
     settings_rule="Three hidden layers of 128 with ReLU, trained on half of few training images, so that there is "
     "something to regularise: 300 of digits, 1000 of FashionMNIST. The other half chooses the decay, by the mean "
