@@ -142,7 +142,7 @@ CLAIM = Claim(
     seeds=5,
     settings={
         "digits": SETTINGS,
-        "fashion-mnist": replace(SETTINGS, epochs=4, train_images=6000, test_images=2000),
+        "fashion-mnist": replace(SETTINGS, epochs=4, train_images=3000, test_images=2000),
     },
     variants=tuple((("scale", scale),) for scale in SCALES),
     measure=measure,

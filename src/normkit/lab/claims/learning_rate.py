@@ -128,7 +128,7 @@ CLAIM = Claim(
     rules=(LOWER, STUCK, STEADIER),
     settings_rule="Plain gradient descent on batches of 64 at every rate of a grid that holds the source's 0.5; the "
     "source names neither optimiser nor batch size. A loss that is not finite, or above chance, counts as chance. "
-    "On FashionMNIST 6,000 training and 2,000 test images are used, drawn by class, for the sake of time.",
+    "On FashionMNIST 3,000 training and 2,000 test images are used, drawn by class, for the sake of time.",
     meaning={
         "supported": "At the source's rate the net learns only with the norm. The table shows how far the range of "
         "rates that work reaches on either side.",
@@ -140,7 +140,7 @@ CLAIM = Claim(
     data=("digits", "fashion-mnist"),
     norms=("none", "batch"),
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, train_images=6000, test_images=2000)},
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, train_images=3000, test_images=2000)},
     variants=tuple((("rate", rate),) for rate in RATES),
     measure=measure,
     judge=decide,

@@ -234,7 +234,7 @@ CLAIM = Claim(
     rules=(BETTER, NEARER, FORMULA),
     settings_rule="LeNet-5 with E1's optimiser, rate and batch size, chosen for a net without a norm. All statistics "
     "are taken from the same weights after every epoch; the momentum judged is torch's default, 0.1. "
-    "On FashionMNIST 6,000 training and 2,000 test images are used, drawn by class, for the sake of time.",
+    "On FashionMNIST 3,000 training and 2,000 test images are used, drawn by class, for the sake of time.",
     meaning={
         "supported": "At the usual momentum the population's statistics are nearer and predict better over these first "
         "epochs. The lead is largest while the weights move fast, and one pass over the data buys it.",
@@ -247,7 +247,7 @@ CLAIM = Claim(
     norms=("batch",),
     any_norm=False,
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, train_images=6000, test_images=2000)},
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, train_images=3000, test_images=2000)},
     variants=tuple((("momentum", momentum),) for momentum in MOMENTA),
     measure=measure,
     judge=decide,

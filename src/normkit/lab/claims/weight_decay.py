@@ -162,7 +162,7 @@ CLAIM = Claim(
     seeds=5,
     settings={
         "digits": SETTINGS,
-        "fashion-mnist": replace(SETTINGS, epochs=20, train_images=2000, test_images=2000),
+        "fashion-mnist": replace(SETTINGS, epochs=12, train_images=2000, test_images=2000),
     },
     variants=tuple((("decay", decay),) for decay in DECAYS),
     measure=measure,
