@@ -81,6 +81,8 @@ def test_watch_finds_recomputation_and_the_call_cures_it():
     torch.manual_seed(0)
     cured = Cured()
     assert steps(cured, batches).diagnosis().findings == ()
+    assert normkit.diagnose(model).of("update-count", "first.1")
+    assert not normkit.diagnose(cured).of("update-count")
 
     twin.forward = lambda images: twin.last(twin.third(twin.second(twin.first(images))))
     steps(twin, batches)

@@ -33,7 +33,7 @@ import torch
 
 def batches():
     generator = torch.Generator().manual_seed(1)
-    return [3 + torch.randn(64, 3, 16, 16, generator=generator) for _ in range(16)]
+    return [3 + 3 * torch.randn(64, 3, 16, 16, generator=generator) for _ in range(16)]
 """
 
 

@@ -52,8 +52,8 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False))
     else:
-        _print(diagnosis, html)
-        for line in _cures(diagnosis, target, weights, data):
+        _print(diagnosis)
+        for line in [*_cures(diagnosis, target, weights, data), *(["", f"page: {html}"] if html is not None else [])]:
             typer.echo(line)
     raise typer.Exit(1 if diagnosis.count("error") else 0)
 
@@ -85,11 +85,9 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
         raise ArgumentError(f"the model fails on the data: {type(error).__name__}: {error}") from error
 
 
-def _print(diagnosis: "Diagnosis", html: Path | None) -> None:
+def _print(diagnosis: "Diagnosis") -> None:
     for line in str(diagnosis).splitlines():
         typer.secho(line, fg=_COLOURS.get(line.partition(" ")[0]))
-    if html is not None:
-        typer.echo(f"\npage: {html}")
 
 
 def _cures(diagnosis: "Diagnosis", target: str, weights: Path | None, data: str | None) -> list[str]:

@@ -149,6 +149,7 @@ def _poisoned() -> Patient:
     images, labels = (tensor.clone() for tensor in data.tensors)
     images[3] = 1e38  # one damaged file among a thousand
     train(model, loader(TensorDataset(images, labels)), epochs=1)
+    train(model, loader(data))  # good data again: what follows the layer recovers, an infinity stays
     return Patient(model=model, batches=loader(data))
 
 

@@ -228,7 +228,8 @@ def _conditioning(subject: Subject, measured: Measured) -> Iterator[Finding]:
         f"in float32 is {'all' if is_error else 'partly'} rounding",
         {"mean_over_std": worst, "limit": CONDITION_LIMIT, "largest_constant": frozen},
         ("raw inputs with a large offset: time stamps, coordinates, temperatures in kelvin", "a bias that ran away"),
-        "batches = [batch - batch.mean(0) for batch in batches]  # and the same shift in training",
+        "offset = next(iter(batches)).mean(0); batches = [batch - offset for batch in batches]; "
+        "normkit.recalibrate(model, batches)  # and the same shift in training",
         channels={"mean_over_std": tuple(ratio.tolist())},
     )
 

@@ -144,7 +144,7 @@ def _one_value_per_group(subject: Subject, measured: Measured) -> Iterator[Findi
         "and the output is its bias whatever comes in",
         evidence={"groups": groups, "channels": channels, "values_per_group": 1},
         causes=("batch normalization was replaced by as many groups as channels",),
-        remedy=f'model = normkit.convert(model, to="layer", where={subject.name!r}).model  # then train again',
+        remedy=f"{subject.accessor}.num_groups = 1  # layer normalization; then train again",
         proof='not normkit.diagnose(model, loader).of("effective-n")',
     )
 

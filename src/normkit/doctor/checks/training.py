@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
@@ -139,16 +140,29 @@ def _dropout(examination: Examination) -> Iterator[Finding]:
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
         shift = dropout_shift(measured, subject.eps) if measured is not None and subject.is_batch else None
-        if shift is None or shift <= DROPOUT_LOG_RATIO / 5:
+        if measured is None or shift is None or shift <= DROPOUT_LOG_RATIO / 5:
             continue
+        carried = shift > DROPOUT_LOG_RATIO and _holds_dropout(subject, measured)
         yield _finding(
             layer=subject.name,
-            severity="warning" if shift > DROPOUT_LOG_RATIO else "info",
+            # Statistics measured with dropout off are those that evaluation meets, and then nothing is wrong.
+            severity="warning" if carried else "info",
             summary=f"dropout before the layer makes its variance {2**shift:.2g} times as large in training",
             evidence={"log2_ratio_99th_percentile": shift},
             causes=("dropout stands before batch normalization: its noise is learnt as variance",),
             remedy="normkit.recalibrate(model, batches)  # or move dropout behind the last batch normalization",
         )
+
+
+def _holds_dropout(subject: Subject, measured: Measured) -> bool:
+    """Say whether the running variance is nearer to the one with dropout on than to the one with it off."""
+    if subject.running_var is None or measured.with_dropout is None:
+        return False
+    running, on, off = (
+        torch.log2(variance.double().clamp_min(0.0) + subject.eps)
+        for variance in (subject.running_var, measured.with_dropout.var, measured.pooled.var)
+    )
+    return bool((running - on).abs().sum() < (running - off).abs().sum())
 
 
 def _stuck(examination: Examination) -> Iterator[Finding]:
