@@ -61,13 +61,13 @@ class KernelCalls(list[tuple[str, torch.dtype, str | None, bool]]):
 @pytest.fixture
 def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> KernelCalls:
     """Note every CPU kernel per channel that is asked for, so that a test can say what it has compared."""
-    from normkit.kernels import cpu_channels
+    from normkit.kernels import channel_launch
 
-    calls, kernel = KernelCalls(), cpu_channels._kernel
+    calls, kernel = KernelCalls(), channel_launch.kernel
 
     def noted(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
         calls.append((name, dtype, activation, residual))
         return kernel(name, dtype, activation, residual)
 
-    monkeypatch.setattr(cpu_channels, "_kernel", noted)
+    monkeypatch.setattr(channel_launch, "kernel", noted)
     return calls

@@ -9,20 +9,20 @@ from torch import nn
 import normkit
 from normkit.errors import ArgumentError, BackendError
 from normkit.functional import batch_norm
-from normkit.kernels import cpu_channels
+from normkit.kernels import channel_launch
 from tolerances import assert_close
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """Every activation that a kernel applied."""
-    found, kernel = set(), cpu_channels._kernel
+    found, kernel = set(), channel_launch.kernel
 
     def noted(name, dtype, activation, residual):
         found.add(activation)
         return kernel(name, dtype, activation, residual)
 
-    monkeypatch.setattr(cpu_channels, "_kernel", noted)
+    monkeypatch.setattr(channel_launch, "kernel", noted)
     return found
 
 

@@ -9,12 +9,13 @@ from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..axes import values_per_channel
-from ..errors import ArgumentError, ShapeError, StatisticsError
+from ..errors import ArgumentError, BackendError, ShapeError, StatisticsError
 from ..kernels import dispatch
 from ..kernels import plain_channels as plain
 from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
+from .inplace import check_inplace, is_recorded
 
 __all__ = ["batch_norm"]
 
@@ -48,7 +49,7 @@ def batch_norm(
         eps is added to the variance; its unit is that of the input squared.
         Variance: divided by m to normalize, by m - 1 to be stored (by m with ``unbiased=False``), m values per channel.
         Momentum: ``running = (1 - momentum) * running + momentum * batch``.
-        Accumulation: float32 lanes over at most 4096 values about one of them, merged in float64 in an order that the
+        Accumulation: float32 lanes over at most 2048 values about one of them, merged in float64 in an order that the
             shape alone decides; float64 throughout for float64 input.
 
     Args:
@@ -65,7 +66,9 @@ def batch_norm(
         num_batches_tracked: an int64 counter, advanced by one with each update.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last in the same pass over memory.
         residual: of the shape and type of the input, added before the activation in the same pass.
-        inplace: write y over the input. Only where no gradient is recorded.
+        inplace: write y over the input. Where a gradient is recorded, y is all that is kept for the backward, which
+            saves the memory of one tensor: the activation must then be None or "leaky_relu", without a residual, and
+            every weight far enough from zero, ``|bias| <= 1024 * |weight|``; there is no second derivative.
         caller: the layer that errors should name.
 
     Returns:
@@ -77,7 +80,7 @@ def batch_norm(
         StatisticsError: running statistics that cannot be written, require a gradient, or are shared under vmap.
         DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
         ArgumentError: eps or momentum out of range, stored statistics missing, an unknown activation, or inplace where
-            a gradient is recorded.
+            a gradient is recorded and could not be computed from y.
         BackendError: inside `normkit.use_backend`, where the named implementation cannot serve this call.
 
     Whenever it raises, running_mean, running_var and num_batches_tracked are as they were.
@@ -91,6 +94,7 @@ def batch_norm(
     References:
         Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1; section 3.1 for the stored
         statistics. The paper stores the plain average of m / (m - 1) * var over many batches: ``momentum=None``.
+        Rota Bulo, Porzi and Kontschieder, In-Place Activated BatchNorm, 2018, arXiv:1712.02616, for ``inplace``.
     """
     if has_torch_function_unary(input):
         output: Tensor = handle_torch_function(
@@ -140,13 +144,18 @@ def batch_norm(
         return _finish(y, activation, residual)
     if not torch.compiler.is_compiling():
         backend = dispatch.choose(input)
-        if backend != "plain":
+        if backend == "numba" or (backend != "plain" and not (inplace and is_recorded(input, weight, bias, residual))):
             rate = _rate(momentum, num_batches_tracked)
             call = _call(backend, training, rate, eps, unbiased, activation, inplace)
             return _run_kernel(call, input, weight, bias, residual, *running)
     elif dispatch.is_served_compiled(input):
-        y = run_compiled(input, weight, bias, residual, training, momentum, eps, unbiased, activation, *running)
+        # The graph's backward reads the input, so that a copy of it is what stands in the graph.
+        x = input.clone() if inplace and is_recorded(input, weight, bias, residual) else input
+        y = run_compiled(x, weight, bias, residual, training, momentum, eps, unbiased, activation, *running)
         return input.copy_(y) if inplace else y
+    if inplace and is_recorded(input, weight, bias, residual):
+        reason = "inplace=True where a gradient is recorded runs on the numba kernels alone"
+        checks.refuse(BackendError, f"{reason}; see normkit.explain(layer, input), or leave inplace out", caller)
     y = _run_plain(input, weight, bias, training, momentum, eps, unbiased, *running)
     y = _finish(y, activation, residual)
     return input.copy_(y) if inplace else y
@@ -331,12 +340,8 @@ def _check_fusion(
             got = f"{tuple(residual.shape)} {residual.dtype} on {residual.device}"
             wanted = f"{tuple(x.shape)} {x.dtype} on {x.device}"
             checks.refuse(ShapeError, f"the residual must match the input, {wanted}; got {got}", caller)
-    if inplace and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        checks.refuse(
-            ArgumentError,
-            "inplace=True overwrites the input that the backward needs; use it under torch.no_grad(), or leave it out",
-            caller,
-        )
+    if inplace and is_recorded(x, weight, bias, residual):
+        check_inplace(x, weight, bias, residual, activation, caller)
 
 
 def _is_exportable(training: bool, momentum: float | None, unbiased: bool) -> bool:

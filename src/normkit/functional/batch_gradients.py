@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..axes import values_per_channel
+from ..errors import ArgumentError
 from ..kernels import plain_channels as plain
 from ..kernels.layouts import lay_out
 
@@ -149,6 +150,8 @@ class Kernel(torch.autograd.Function):
         x, layout, residual, y, saved = compute(x, weight, bias, residual, running_mean, running_var, call)
         if call.inplace:
             ctx.mark_dirty(x)
+            # What the backward finds in the place of the input is the output.
+            assert y is x
         other = None
         if residual is not None and call.activation is not None:
             other = y if call.activation in plain.GATED_BY_OUTPUT else residual
@@ -163,6 +166,8 @@ class Kernel(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, saved, other, running_mean, running_var = ctx.saved_tensors
         call: Call = ctx.call
+        if call.inplace:
+            return backward_in_place(ctx, dy, x, weight, bias, saved)
         # Under vmap dy stands for many gradients at once, and has no memory to hand to a kernel.
         if torch.is_grad_enabled() or not torch._C._has_storage(dy):
             gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
@@ -173,6 +178,25 @@ class Kernel(torch.autograd.Function):
             )
         dx, dweight, dbias, dresidual = gradients
         return dx, _as(weight, dweight), _as(bias, dbias), dresidual if ctx.has_residual else None, None, None, None
+
+
+def backward_in_place(
+    ctx: Any, dy: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, saved: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients from the output alone."""
+    call: Call = ctx.call
+    if torch.is_grad_enabled() or not torch._C._has_storage(dy):
+        raise ArgumentError(
+            "the backward of batch_norm with inplace=True cannot itself be differentiated or mapped, for the input is "
+            "gone; leave inplace out of the call"
+        )
+    dy = lay_out(dy, ctx.layout)
+    frozen = not call.training
+    gradients = call.kernels.backward(
+        dy, y, ctx.layout, weight, bias, saved, call.activation, frozen=frozen, inverted=True
+    )
+    dx, dweight, dbias, _ = gradients
+    return dx, _as(weight, dweight), _as(bias, dbias), None, None, None, None
 
 
 def compute(

@@ -5,6 +5,7 @@ from typing import Any
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from .arguments import INVERTED_LEAKY_RELU
 from .simd import LANES, Arguments, call_llvm, constant, suffix, vector
 
 
@@ -86,7 +87,7 @@ def gate(_: Any, arguments: Arguments, dy: Any, z: Any) -> Any:
             gradient = b.select(b.fcmp_ordered("<=", value, zero), zero, gradient)
         if name == "relu6":
             gradient = b.select(b.fcmp_ordered(">=", value, constant(element, 6.0)), zero, gradient)
-        if name == "leaky_relu":
+        if name in ("leaky_relu", INVERTED_LEAKY_RELU):
             below = b.fcmp_ordered("<=", value, zero)
             gradient = b.select(below, b.fmul(gradient, constant(element, SLOPE)), gradient)
         if name == "silu":
@@ -96,3 +97,18 @@ def gate(_: Any, arguments: Arguments, dy: Any, z: Any) -> Any:
         return gradient
 
     return z(arguments, z, z), generate
+
+
+@intrinsic
+def invert(_: Any, arguments: Arguments, y: Any) -> Any:
+    """Return what stood before the activation, where the kernel finds the output in the place of the input."""
+    element, inverted = y.element, arguments.activation == INVERTED_LEAKY_RELU
+
+    def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
+        value = a[1]
+        if inverted:
+            below = b.fcmp_ordered("<", value, constant(element, 0.0))
+            value = b.select(below, b.fmul(value, constant(element, 1 / SLOPE)), value)
+        return value
+
+    return y(arguments, y), generate

@@ -9,6 +9,9 @@ from numba.extending import intrinsic
 
 from .simd import BOOL, COMPUTED, DOUBLE, INT64, LANES, STORED, Address, Arguments
 
+# What the backward calls leaky_relu where it finds the output in the place of the input.
+INVERTED_LEAKY_RELU = "inverted_leaky_relu"
+
 
 def _slot(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value) -> ir.Value:
     return builder.load(builder.gep(pointer, [index]))
@@ -92,8 +95,9 @@ def has_activation(_: Any, arguments: Arguments) -> Any:
 
 @intrinsic
 def gates_by_output(_: Any, arguments: Arguments) -> Any:
-    """Tell whether the sign of the output decides the gradient, so that a residual need not be read again."""
-    value = ir.Constant(BOOL, int(arguments.residual and arguments.activation in ("relu", "relu6", "leaky_relu")))
+    """Tell whether the sign of the output decides the gradient: no residual is read again, or nothing else is left."""
+    by_sign = arguments.residual and arguments.activation in ("relu", "relu6", "leaky_relu")
+    value = ir.Constant(BOOL, int(by_sign or arguments.activation == INVERTED_LEAKY_RELU))
     return types.boolean(arguments), lambda c, b, s, a: value
 
 

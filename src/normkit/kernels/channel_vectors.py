@@ -42,6 +42,9 @@ def _finish_vector(a, column, mean, m2):
     rstd = splat(1.0) / square_root(var + splat(real(a, slots.EPS)))
     vstore(double(a, slots.MEAN), column, mean)
     vstore(double(a, slots.RSTD), column, rstd)
+    wide = double(a, slots.WIDE)
+    if not is_null(wide):
+        vstore(wide, column, var)
     running_mean, running_var = parameter(a, slots.RUNNING_MEAN), parameter(a, slots.RUNNING_VAR)
     if not is_null(running_mean):
         momentum = splat(real(a, slots.MOMENTUM))
@@ -67,21 +70,26 @@ def finish_channels_backward(a, column, sums, width):
 def _finish_vector_backward(a, column, total, along):
     coefficients, width = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH)
     mean, rstd = vload(double(a, slots.MEAN), column), vload(double(a, slots.RSTD), column)
-    lost = mean - widen(vload(coefficients, column))
-    product = (along - lost * total) * rstd
-    dweight, dbias = parameter(a, slots.DWEIGHT), parameter(a, slots.DBIAS)
+    weight, nothing, gamma = parameter(a, slots.WEIGHT), splat(0.0), splat(1.0)
+    if not is_null(weight):
+        gamma = widen(vload(weight, column))
+    factor, lost = rstd, mean - widen(vload(coefficients, column))
+    if integer(a, slots.INVERTED):
+        factor, lost = splat(1.0) / gamma, nothing
+    product = (along - lost * total) * factor
+    dweight, dbias, wide = parameter(a, slots.DWEIGHT), parameter(a, slots.DBIAS), double(a, slots.WIDE)
     if not is_null(dweight):
         vstore(dweight, column, narrow(a, product))
     if not is_null(dbias):
         vstore(dbias, column, narrow(a, total))
-    weight, scale = parameter(a, slots.WEIGHT), rstd
-    if not is_null(weight):
-        scale = rstd * widen(vload(weight, column))
-    nothing = splat(0.0)
+    if not is_null(wide):
+        vstore(wide, column, total)
+        vstore(wide, integer(a, slots.CHANNELS) + column, product)
+    scale = rstd * gamma
     b = d = nothing
     if not integer(a, slots.FROZEN):
         part = splat(1.0 / float(integer(a, slots.COUNT)))
-        b = nothing - scale * rstd * product * part
+        b = nothing - scale * factor * product * part
         d = nothing - scale * total * part - b * lost
     vstore(coefficients, 3 * width + column, narrow(a, b))
     vstore(coefficients, 4 * width + column, narrow(a, d))

@@ -31,6 +31,8 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "rows.finish_sums": rows.finish_sums,
     "rows.apply_backward": rows.apply_backward,
     "stored": steps.stored,
+    "given": steps.given,
+    "given_sums": steps.given_sums,
     "sample_rows.forward": sample_rows.forward,
     "sample_rows.backward": sample_rows.backward,
     "sample_rows.total": sample_rows.total,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compiled, sample_slots, slots
-from .cpu_channels import ELEMENTS
+from .channel_launch import ELEMENTS
 from .pages import THRESHOLD, ask_for_large_pages
 from .sample_rows import STRIP
 from .threads import parallel_for

@@ -11,7 +11,7 @@ from . import slots
 from .arguments import data, double, integer, is_null, parameter, real
 from .simd import called, inlined, load, store
 
-CHUNK = 4096  # values that float32 lanes gather before they are merged in float64
+CHUNK = 2048  # values that float32 lanes gather before they are merged in float64
 
 
 @inlined
@@ -81,6 +81,9 @@ def finish_channel(a, channel, mean, m2):
     rstd = 1.0 / math.sqrt(var + real(a, slots.EPS))
     store(double(a, slots.MEAN), channel, mean)
     store(double(a, slots.RSTD), channel, rstd)
+    wide = double(a, slots.WIDE)
+    if not is_null(wide):
+        store(wide, channel, var)
     running_mean, running_var = parameter(a, slots.RUNNING_MEAN), parameter(a, slots.RUNNING_VAR)
     if not is_null(running_mean):
         momentum = real(a, slots.MOMENTUM)
@@ -98,23 +101,33 @@ def finish_backward(a, channel, total, along):
     Centre, scale and offset stand in the coefficients since the forward; ``b`` and ``d`` follow them, and are zero
     where the statistics are constants.
     """
-    count = float(integer(a, slots.COUNT))
-    coefficients = parameter(a, slots.COEFFICIENTS)
-    mean, rstd = load(double(a, slots.MEAN), channel), load(double(a, slots.RSTD), channel)
-    lost = mean - float(load(coefficients, channel))
-    product = (along - lost * total) * rstd
-    dweight, dbias = parameter(a, slots.DWEIGHT), parameter(a, slots.DBIAS)
+    weight, gamma = parameter(a, slots.WEIGHT), 1.0
+    if not is_null(weight):
+        gamma = float(load(weight, channel))
+    factor = load(double(a, slots.RSTD), channel)
+    lost = load(double(a, slots.MEAN), channel) - float(load(parameter(a, slots.COEFFICIENTS), channel))
+    if integer(a, slots.INVERTED):
+        # What stands for x is xhat * weight + bias, and the centre is the bias itself.
+        factor, lost = 1.0 / gamma, 0.0
+    product = (along - lost * total) * factor
+    dweight, dbias, wide = parameter(a, slots.DWEIGHT), parameter(a, slots.DBIAS), double(a, slots.WIDE)
     if not is_null(dweight):
         store_as(dweight, channel, product)
     if not is_null(dbias):
         store_as(dbias, channel, total)
-    scale = rstd
-    weight = parameter(a, slots.WEIGHT)
-    if not is_null(weight):
-        scale = rstd * float(load(weight, channel))
+    if not is_null(wide):
+        store(wide, channel, total)
+        store(wide, integer(a, slots.CHANNELS) + channel, product)
+    set_backward_coefficients(a, channel, total, product, gamma, factor, lost)
+
+
+@inlined
+def set_backward_coefficients(a, channel, total, product, gamma, factor, lost):
+    """Store ``b`` and ``d`` of a channel; the normalized x is ``(x - centre - lost) * factor``."""
     b, d = 0.0, 0.0
     if not integer(a, slots.FROZEN):
-        b = -scale * rstd * product / count
+        count, scale = float(integer(a, slots.COUNT)), load(double(a, slots.RSTD), channel) * gamma
+        b = -scale * factor * product / count
         d = -scale * total / count - b * lost
     set_coefficient(a, 3, channel, b)
     set_coefficient(a, 4, channel, d)

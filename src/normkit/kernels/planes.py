@@ -6,7 +6,7 @@ channels to share out, the steps run one after the other over blocks of a channe
 """
 
 from . import slots
-from .activations import activate, gate
+from .activations import activate, gate, invert
 from .arguments import (
     data,
     double,
@@ -250,20 +250,20 @@ def span_sums(a, x, dy, other, start, size, centre, scale, offset):
     s0 = s1 = q0 = q1 = zero
     j = 0
     while j + 32 <= size:
-        distance = vload(x, start + j) - centre
+        distance = invert(a, vload(x, start + j)) - centre
         dz = gradient(a, dy, other, distance, start + j, scale, offset)
         s0, q0 = s0 + dz, fma(dz, distance, q0)
-        distance = vload(x, start + j + 16) - centre
+        distance = invert(a, vload(x, start + j + 16)) - centre
         dz = gradient(a, dy, other, distance, start + j + 16, scale, offset)
         s1, q1 = s1 + dz, fma(dz, distance, q1)
         j += 32
     while j + 16 <= size:
-        distance = vload(x, start + j) - centre
+        distance = invert(a, vload(x, start + j)) - centre
         dz = gradient(a, dy, other, distance, start + j, scale, offset)
         s0, q0 = s0 + dz, fma(dz, distance, q0)
         j += 16
     if j < size:
-        distance = vload_first(x, start + j, size - j, centre) - centre
+        distance = invert(a, vload_first(x, start + j, size - j, centre)) - centre
         dz = gradient_first(a, dy, other, distance, start + j, size - j, scale, offset)
         s1, q1 = s1 + dz, fma(dz, distance, q1)
     return s0 + s1, q0 + q1
@@ -274,7 +274,7 @@ def apply_backward_span(a, x, dy, other, dx, dr, start, size, centre, scale, off
     """Write dx, and the residual's gradient where an activation makes it differ from dy."""
     j = 0
     while j + 16 <= size:
-        distance = vload(x, start + j) - centre
+        distance = invert(a, vload(x, start + j)) - centre
         dz = gradient(a, dy, other, distance, start + j, scale, offset)
         result = fma(dz, scale, fma(distance, b, d))
         if stream:
@@ -288,7 +288,7 @@ def apply_backward_span(a, x, dy, other, dx, dr, start, size, centre, scale, off
         j += 16
     if j < size:
         left = size - j
-        distance = vload_first(x, start + j, left, centre) - centre
+        distance = invert(a, vload_first(x, start + j, left, centre)) - centre
         dz = gradient_first(a, dy, other, distance, start + j, left, scale, offset)
         vstore_first(dx, start + j, left, fma(dz, scale, fma(distance, b, d)))
         if has_residual(a) and has_activation(a):

@@ -10,7 +10,7 @@ type computed in).
 """
 
 from . import slots
-from .activations import activate, gate
+from .activations import activate, gate, invert
 from .arguments import (
     data,
     double,
@@ -320,17 +320,17 @@ def gather_backward(a, sums, lanes, low, high, begin, end, valid):
                 if left >= 16:
                     t = p = centre - centre
                     while rows >= 2:
-                        distance = vload(x, at) - centre
+                        distance = invert(a, vload(x, at)) - centre
                         dz = gradient(a, dy, other, distance, at, 16, scale, offset)
                         s, q = s + dz, fma(dz, distance, q)
-                        distance = vload(x, at + stride) - centre
+                        distance = invert(a, vload(x, at + stride)) - centre
                         dz = gradient(a, dy, other, distance, at + stride, 16, scale, offset)
                         t, p = t + dz, fma(dz, distance, p)
                         at += 2 * stride
                         rows -= 2
                     s, q = s + t, q + p
                 for _ in range(rows):
-                    distance = read(x, at, left, centre) - centre
+                    distance = invert(a, read(x, at, left, centre)) - centre
                     dz = gradient(a, dy, other, distance, at, left, scale, offset)
                     s, q = s + dz, fma(dz, distance, q)
                     at += stride
@@ -366,7 +366,7 @@ def write_backward(a, low, high, begin, end, valid):
             b, d = vload(coefficients, 3 * width + column), vload(coefficients, 4 * width + column)
             at, left = start * stride + column, valid - column
             for _ in range(start, i):
-                distance = read(x, at, left, centre) - centre
+                distance = invert(a, read(x, at, left, centre)) - centre
                 dz = gradient(a, dy, other, distance, at, left, scale, offset)
                 write(dx, at, left, fma(dz, scale, fma(distance, b, d)), stream)
                 if has_residual(a) and has_activation(a):

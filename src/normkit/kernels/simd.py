@@ -20,7 +20,7 @@ from numba.extending import intrinsic, overload, register_model
 
 LANES = 16
 # A kernel is compiled as one body: what it calls is inlined, and dividing by zero gives infinity as in NumPy.
-inlined = njit(inline="always", error_model="numpy")
+inlined = njit(forceinline=True, error_model="numpy")
 called = njit(error_model="numpy")
 BOOL, _BYTE, _INT16, _INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _FLOAT, DOUBLE, _HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()

@@ -20,4 +20,8 @@ GROUP, BLOCKS, FOLD, WIDTH = 19, 20, 21, 22
 STRIP, STREAM, COUNT = 23, 24, 25
 # Settings, EPS and MOMENTUM as the bits of a float64.
 EPS, MOMENTUM, UNBIASED, FROZEN = 26, 27, 28, 29
-SIZE = 30
+# INVERTED: the backward finds the output where the input was, and gets the normalized input back from it.
+INVERTED = 30
+# What a single step hands out or takes, float64 per channel: the variance, or the two sums of the backward; else null.
+WIDE = 31
+SIZE = 32

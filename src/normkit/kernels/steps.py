@@ -3,9 +3,15 @@
 import math
 
 from . import slots
-from .arguments import double, integer, parameter, real
+from .arguments import double, integer, is_null, parameter, real
 from .channel_vectors import set_vector_coefficients
-from .moments import finish_backward, finish_channel, merge_moments, set_coefficients
+from .moments import (
+    finish_backward,
+    finish_channel,
+    merge_moments,
+    set_backward_coefficients,
+    set_coefficients,
+)
 from .simd import load, splat, square_root, store, vload, vstore, widen
 
 
@@ -54,3 +60,19 @@ def finish_sums(begin, end, a):
             total += load(partials, where)
             along += load(partials, where + 1)
         finish_backward(a, k, total, along)
+
+
+def given(begin, end, a):
+    """Set the coefficients from a mean and rstd that were computed elsewhere."""
+    for k in range(begin, end):
+        set_coefficients(a, k, load(double(a, slots.MEAN), k), load(double(a, slots.RSTD), k))
+
+
+def given_sums(begin, end, a):
+    """Set what the backward writes from, from the two sums of each channel that were added up elsewhere."""
+    weight, sums, channels = parameter(a, slots.WEIGHT), double(a, slots.WIDE), integer(a, slots.CHANNELS)
+    for k in range(begin, end):
+        mean, rstd = load(double(a, slots.MEAN), k), load(double(a, slots.RSTD), k)
+        gamma = 1.0 if is_null(weight) else float(load(weight, k))
+        lost = mean - float(load(parameter(a, slots.COEFFICIENTS), k))
+        set_backward_coefficients(a, k, load(sums, k), load(sums, channels + k), gamma, rstd, lost)

@@ -100,8 +100,10 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
         return self.normalize(input)
 
-    def normalize(self, input: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        """Return ``activation(forward(input) + residual)`` in one pass."""
+    def normalize(
+        self, input: Tensor, activation: str | None = None, residual: Tensor | None = None, inplace: bool = False
+    ) -> Tensor:
+        """Return ``activation(forward(input) + residual)`` in one pass, written over the input with ``inplace``."""
         # torch.fx passes a stand-in that has no shape.
         given: object = input
         ordinary = type(given) is Tensor and torch._C._get_tracing_state() is None
@@ -131,6 +133,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             num_batches_tracked=self.num_batches_tracked if tracked else None,
             activation=activation,
             residual=residual,
+            inplace=inplace,
             caller=None if traced else self,
         )
 

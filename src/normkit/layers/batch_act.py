@@ -25,12 +25,20 @@ class _BatchNormAct(nn.Module):
     _part: type[_BatchNorm]
     norm: nn.Module
 
-    def __init__(self, num_features: int, *settings: Any, activation: str | None = "relu", **named: Any) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        *settings: Any,
+        activation: str | None = "relu",
+        inplace: bool = False,
+        **named: Any,
+    ) -> None:
         super().__init__()
         if activation is not None and activation not in dispatch.ACTIVATIONS:
             known = ", ".join(dispatch.ACTIVATIONS)
             raise ArgumentError(f"unknown activation {activation!r}; known are: {known}, None")
         self.activation = activation
+        self.inplace = inplace
         self.norm = self._part(num_features, *settings, **named)
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
@@ -41,13 +49,13 @@ class _BatchNormAct(nn.Module):
         # A part that was swapped, frozen or hooked runs as it wants to; only our own untouched one is fused.
         if type(norm).forward is _BatchNorm.forward and not _is_hooked(norm):
             assert isinstance(norm, _BatchNorm)
-            return norm.normalize(input, self.activation, residual)
+            return norm.normalize(input, self.activation, residual, self.inplace)
         y: Tensor = norm(input)
         return plain_channels.activate(y if residual is None else y + residual, self.activation)
 
     def extra_repr(self) -> str:
-        """Return the activation."""
-        return f"activation={self.activation!r}"
+        """Return the activation, and inplace where it is set."""
+        return f"activation={self.activation!r}" + (", inplace=True" if self.inplace else "")
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -80,10 +88,14 @@ class BatchNormAct1d(_BatchNormAct):
         num_features: C of an input ``(N, C)`` or ``(N, C, L)``.
         *settings: those of :class:`normkit.BatchNorm1d`, in its order.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", or None.
+        inplace: let the output take the place of the input, which then need not be kept: in training for "leaky_relu"
+            or None, without a residual, as :func:`normkit.functional.batch_norm` says. A part that was swapped or
+            hooked runs out of place.
         **named: those of :class:`normkit.BatchNorm1d`.
 
     Raises:
-        ArgumentError: an unknown activation, or a setting that the batch norm refuses.
+        ArgumentError: an unknown activation, or a setting that the batch norm refuses; in the forward with ``inplace``
+            where the backward could not be computed from the output.
 
     Example:
         >>> import torch
