@@ -9,7 +9,7 @@ from normkit.kernels import cpu_channels
 WAYS = {
     "planes": ((8, 32, 29, 27), "planes", True),
     "planes, tiny": ((64, 128, 7, 7), "planes", True),
-    "planes over 4096 values": ((3, 17, 71, 67), "planes", True),
+    "planes over 2048 values": ((3, 17, 71, 67), "planes", True),
     "planes, few channels": ((3, 3, 131, 127), "planes", False),
     "rows, folded": ((4, 3, 113, 111), "rows", False),
     "rows, odd channels": ((4, 33, 37, 31), "rows", False),

@@ -29,7 +29,9 @@ class StyleMeanLost(normkit.AdaptiveInstanceNorm):
 
 class UnbiasedStyle(normkit.AdaptiveInstanceNorm):
     def forward(self, x, style):
-        var, mean = torch.var_mean(style, (2, 3), correction=0, keepdim=True)
+        # Not torch.var_mean, which warns of an empty batch, once per process.
+        mean = style.mean((2, 3), keepdim=True)
+        var = (style - mean).square().mean((2, 3), keepdim=True)
         var = var * style.shape[2:].numel() / (style.shape[2:].numel() - 1)
         return functional.instance_norm(x, eps=self.eps) * (var + self.eps).sqrt() + mean
 
