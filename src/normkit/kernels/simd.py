@@ -21,7 +21,7 @@ from numba.extending import intrinsic, overload, register_model
 LANES = 16
 # What a kernel calls is compiled once for its types, and inlined by LLVM: Numba's own inlining takes twice as long. It
 # needs no entrance from Python. Dividing by zero gives infinity as in NumPy.
-_SETTINGS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_SETTINGS: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inlined = njit(forceinline=True, **_SETTINGS)
 called = njit(**_SETTINGS)
 BOOL, _BYTE, _INT16, _INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
