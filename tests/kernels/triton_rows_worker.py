@@ -15,6 +15,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+import normkit
+from normkit import functional
+from normkit.errors import BackendError
 from normkit.kernels import triton_rows
 from normkit.kernels.forms import Form
 
@@ -132,8 +135,43 @@ def run(case: Case, device: str) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in found.items()}
 
 
-def run_all(device: str) -> list[dict[str, Tensor]]:
-    """The results of every case, in memory that starts as NaN."""
+def serve(device: str) -> dict[str, Any]:
+    """What the public functions make of a tensor where the Triton kernels are asked for."""
+    generator = torch.Generator().manual_seed(5)
+    x, dy = (torch.randn(3, 6, 5, generator=generator).to(device) for _ in range(2))
+    weight, bias = (torch.randn(6, generator=generator).to(device).requires_grad_() for _ in range(2))
+    mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
+    found: dict[str, Any] = {"x": x, "dy": dy, "weight": weight.detach(), "bias": bias.detach()}
+    leaves = (x.clone().requires_grad_(), weight, bias)
+    with normkit.use_backend("triton"), mock.patch.object(triton_rows, "forward", wraps=triton_rows.forward) as forward:
+        y = functional.group_norm(leaves[0], 2, *leaves[1:], activation="silu")
+        found["group"] = [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+        found["instance"] = [functional.instance_norm(x, mean, var), mean, var]
+        found["layer"] = functional.layer_norm(x.transpose(1, 2), (6,), weight.detach())
+        found["rms"] = functional.rms_norm(x, (5,), eps=1e-5)
+        found["calls"] = forward.call_count
+        found["explained"] = str(normkit.explain(normkit.GroupNorm(2, 6), x))
+        found["refused"] = []
+        for call in (
+            lambda: functional.layer_norm(torch.zeros(1, 32768, device=device), (32768,)),
+            lambda: normkit.explain(normkit.LayerNorm(32768), torch.zeros(1, 32768, device=device)),
+        ):
+            try:
+                call()
+            except BackendError as error:
+                found["refused"].append(str(error))
+    return {name: on_cpu(value) for name, value in found.items()}
+
+
+def on_cpu(value: Any) -> Any:
+    """The same, with every tensor on the CPU."""
+    if isinstance(value, list):
+        return [on_cpu(part) for part in value]
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def run_all(device: str) -> list[dict[str, Any]]:
+    """The results of every case, and of the public functions, in memory that starts as NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     results = []
@@ -141,7 +179,8 @@ def run_all(device: str) -> list[dict[str, Tensor]]:
         triton_rows.plan.cache_clear()
         with mock.patch.dict(vars(triton_rows), SMALL_CUT if case.small_cut else CROWDED):
             results.append(run(case, device))
-    return results
+    triton_rows.plan.cache_clear()
+    return [*results, serve(device)]
 
 
 def compile_all() -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The autograd functions that layer, RMS, group and instance normalization share, following SPEC A1 and A3.
+"""The autograd functions that layer, RMS, group and instance normalization share, derived in docs/batch-norm.md.
 
 `Plain` is made of torch operations and serves every transform of torch.func. `Kernel` runs the fast kernels; a backward
 that must itself be differentiated is computed in plain operations again.
@@ -89,11 +89,10 @@ class Kernel(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        call: Call,
-        form: Any,
-        variance: Tensor | None,
-        kept: list[tuple[Tensor, Tensor]] | None,
+        job: tuple[Call, Any, Tensor | None, list[tuple[Tensor, Tensor]] | None],
     ) -> Tensor:
+        # One argument for all that is no tensor: torch looks at each.
+        call, form, variance, kept = job
         y, saved = call.kernels.forward(x, form, weight, bias, call.eps, call.centre, call.activation, variance)
         if kept is not None and variance is not None:
             kept.append((saved[0], variance))
@@ -108,8 +107,8 @@ class Kernel(torch.autograd.Function):
         call: Call = ctx.call
         # Under vmap dy stands for many gradients at once, and has no memory to hand to a kernel.
         if torch.is_grad_enabled() or not torch._C._has_storage(dy):
-            return *differentiable_backward(call, dy, x, weight, bias), None, None, None, None
-        _, weight_wanted, bias_wanted, *_ = ctx.needs_input_grad
+            return *differentiable_backward(call, dy, x, weight, bias), None
+        _, weight_wanted, bias_wanted, _ = ctx.needs_input_grad
         wanted = weight_wanted or bias_wanted
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
@@ -119,7 +118,7 @@ class Kernel(torch.autograd.Function):
         if wanted:
             dweight = _as(weight, dweight) if weight_wanted else None
             dbias = _as(bias, dbias) if bias_wanted else None
-        return dx, dweight, dbias, None, None, None, None
+        return dx, dweight, dbias, None
 
 
 def differentiable_backward(

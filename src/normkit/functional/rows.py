@@ -3,13 +3,14 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..axes import group_axes, trailing_axes
 from ..errors import BackendError
-from ..kernels import dispatch
+from ..kernels import dispatch, forms
 from ..kernels import plain_rows as plain
 from ..kernels.plain_channels import activate
 from .row_gradients import Call, Kernel, Plain
@@ -101,11 +102,14 @@ def fits_groups(x: Tensor, groups: object) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _call(groups: int | None, trailing: int, eps: float, centre: bool, activation: str | None) -> Call:
-    # Imported at the first call: Numba costs more to import than torch's own layers to run.
-    from ..kernels import cpu_rows
-
-    return Call(cpu_rows, groups, trailing, eps, centre, activation)
+def _call(backend: str, groups: int | None, trailing: int, eps: float, centre: bool, activation: str | None) -> Call:
+    # Imported at the first call: Numba and Triton cost more to import than torch's own layers to run.
+    kernels: Any
+    if backend == "numba":
+        from ..kernels import cpu_rows as kernels
+    else:
+        from ..kernels import triton_rows as kernels
+    return Call(kernels, groups, trailing, eps, centre, activation)
 
 
 def run(
@@ -118,21 +122,24 @@ def run(
     centre: bool,
     activation: str | None,
     kept: Kept | None = None,
+    backend: str = "numba",
 ) -> Tensor:
-    """Run the CPU kernels, under autograd only where a gradient is recorded: on a small tensor autograd costs the most.
+    """Run the kernels, under autograd only where a gradient is recorded: on a small tensor autograd costs the most.
 
     With ``kept`` mean and variance of every group, in float64, are appended to it.
     """
-    call = _call(groups, trailing, eps, centre, activation)
+    call = _call(backend, groups, trailing, eps, centre, activation)
     form = call.form(x)
     if form is None:
         x = x.contiguous()
         form = call.form(x)
-    variance = None if kept is None else torch.empty(form.samples * form.groups, dtype=torch.float64)
+    variance = None
+    if kept is not None:
+        variance = torch.empty(form.samples * form.groups, dtype=torch.float64, device=x.device)
     if torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
     ):
-        y: Tensor = Kernel.apply(x, weight, bias, call, form, variance, kept)
+        y: Tensor = Kernel.apply(x, weight, bias, (call, form, variance, kept))
         return y
     y, saved = call.kernels.forward(x, form, weight, bias, eps, centre, activation, variance)
     if kept is not None and variance is not None:
@@ -151,8 +158,9 @@ def normalize_trailing(
     centre: bool = True,
 ) -> Tensor:
     """Normalize the last dimensions of x, whose arguments are checked, by the implementation that serves it."""
-    if _is_served(x):
-        return run(x, weight, bias, None, trailing, eps, centre, activation)
+    backend = _backend(x, None, trailing)
+    if backend is not None:
+        return run(x, weight, bias, None, trailing, eps, centre, activation, backend=backend)
     return activate(normalize(x, weight, bias, trailing_axes(x.dim(), trailing), eps, centre=centre), activation)
 
 
@@ -169,8 +177,9 @@ def normalize_groups(
 
     Where the kernels run, ``kept`` is filled as `run` says; else it is left alone.
     """
-    if _is_served(x):
-        return run(x, weight, bias, groups, 0, eps, True, activation, kept)
+    backend = _backend(x, groups, 0)
+    if backend is not None:
+        return run(x, weight, bias, groups, 0, eps, True, activation, kept, backend)
     size = x.shape[1] // groups
     broadcast = (1, groups, size, *(1 for _ in range(2, x.dim())))
     gamma, beta = (None if value is None else value.reshape(broadcast) for value in (weight, bias))
@@ -178,18 +187,23 @@ def normalize_groups(
     return activate(y.flatten(1, 2), activation)
 
 
-def _is_served(x: Tensor) -> bool:
-    """Tell whether the CPU kernels serve x; torch operations serve all else.
+def _backend(x: Tensor, groups: int | None, trailing: int) -> str | None:
+    """Return the kernels that serve x; torch operations serve all else.
 
     Raises:
         BackendError: what `use_backend` asked for cannot.
     """
     if torch.compiler.is_compiling() or x.numel() == 0:
-        return False
+        return None
     backend = dispatch.choose(x)
-    if backend == "triton" and dispatch.requested() == "triton":
-        raise BackendError(
-            "the triton backend cannot serve this call: it has no kernels for statistics per sample; leave "
-            "use_backend, or choose plain"
-        )
-    return backend == "numba"
+    if backend == "plain":
+        return None
+    if backend == "triton":
+        from ..kernels import triton_rows
+
+        reason = triton_rows.unavailable(x, forms.form_of_shape(x.shape, groups, trailing))
+        if reason is not None:
+            if dispatch.requested() is None:
+                return None
+            raise BackendError(dispatch.cannot(backend, reason))
+    return backend

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from . import compiled, sample_slots, slots
 from .channel_launch import ELEMENTS
+from .forms import Form, form_of, form_of_rows
 from .pages import THRESHOLD, ask_for_large_pages
 from .sample_rows import STRIP
 from .threads import parallel_for
@@ -38,17 +39,6 @@ _STREAMED = 1 << 24  # bytes of output from which the caches are passed by
 _TASKS = 32  # tasks to cut a tensor of few groups into
 _STRIP_BYTES = 1 << 18  # of a strip of samples, which the backward reads twice
 _REGION = 5  # float64 numbers of working memory per column of a block of channels-last rows
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One normalization of one shape: N samples of C channels in groups, S positions, and how they lie in memory."""
-
-    layout: str
-    samples: int
-    channels: int
-    positions: int
-    groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +70,6 @@ class Plan:
     large: bool
     backward_tasks: int
     backward_grain: int
-
-
-def form_of_rows(x: Tensor, trailing: int) -> Form | None:
-    """Return how the last dimensions of x lie in memory, or None where x is not contiguous."""
-    if not x.is_contiguous():
-        return None
-    width = x.shape[-1] if trailing == 1 else math.prod(x.shape[-trailing:])
-    return Form("rows", x.numel() // width, width, 1, 1)
-
-
-def form_of(x: Tensor, groups: int) -> Form | None:
-    """Return how ``(N, C, *)`` in groups lies in memory, or None where neither channels nor positions are together.
-
-    In which order the positions of a channel lie makes no difference.
-    """
-    samples, channels = x.shape[:2]
-    positions = x.numel() // (samples * channels)
-    if x.is_contiguous():
-        return Form("planes" if positions > 1 else "rows", samples, channels, positions, groups)
-    order = sorted(range(2, x.dim()), key=x.stride, reverse=True)
-    if x.permute(0, *order, 1).is_contiguous():
-        return Form("columns" if positions > 1 else "rows", samples, channels, positions, groups)
-    if x.permute(0, 1, *order).is_contiguous():
-        return Form("planes", samples, channels, positions, groups)
-    return None
 
 
 def describe(layer: nn.Module, x: Tensor) -> str:

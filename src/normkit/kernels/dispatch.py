@@ -26,6 +26,7 @@ __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "Explanation",
+    "cannot",
     "choose",
     "explain",
     "is_served_compiled",
@@ -151,6 +152,11 @@ def is_served_compiled(x: Tensor) -> bool:
     return _HAS_NUMBA and x.device.type == "cpu"
 
 
+def cannot(backend: str, reason: str) -> str:
+    """Say that a request cannot be honoured, and what to do."""
+    return f"the {backend} backend cannot serve this call: {reason}; leave use_backend, or choose plain"
+
+
 def choose(x: Tensor) -> str:
     """Return the name of the implementation that serves a call on x.
 
@@ -164,9 +170,7 @@ def choose(x: Tensor) -> str:
         return "triton" if x.is_cuda and not _triton_refuses(x) else "plain"
     reason = refusals(x)[requested]
     if reason is not None:
-        raise BackendError(
-            f"the {requested} backend cannot serve this call: {reason}; leave use_backend, or choose plain"
-        )
+        raise BackendError(cannot(requested, reason))
     return requested
 
 
@@ -209,29 +213,41 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
         >>> print(normkit.explain(normkit.BatchNorm2d(3), torch.randn(8, 3, 5, 5)).backend)
         numba
     """
-    chosen = choose(input)
-    kernel = "torch operations in float64"
+    chosen, reasons = choose(input), refusals(input)
+    kernel, per_sample = "torch operations in float64", _is_per_sample(layer)
+    if chosen == "triton" and per_sample:
+        from . import forms, triton_rows
+
+        reasons["triton"] = triton_rows.unavailable(input, forms.form_of_layer(layer, input.shape))
+        if reasons["triton"] and requested() is not None:
+            raise BackendError(cannot("triton", reasons["triton"]))
+        chosen = "plain" if reasons["triton"] else chosen
     if chosen == "numba":
         kernel = _describe(layer, input)
     elif chosen == "triton":
-        kernel = "per channel on the GPU"
-    requested = _REQUESTED.get()
+        kernel = "per sample on the GPU" if per_sample else "per channel on the GPU"
+    asked = requested()
     refused = {}
-    for name, reason in refusals(input).items():
+    for name, reason in reasons.items():
         if name != chosen:
-            other = f"use_backend({requested!r}) asks for another" if requested else f"{chosen} comes first"
+            other = f"use_backend({asked!r}) asks for another" if asked else f"{chosen} comes first"
             refused[name] = reason or other
     return Explanation(chosen, kernel, refused)
 
 
+def _is_per_sample(layer: nn.Module) -> bool:
+    """Tell whether a layer takes its statistics from each sample by itself."""
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return layer.training or not layer.track_running_stats
+    return isinstance(layer, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+
+
 def _describe(layer: nn.Module, x: Tensor) -> str:
     """Say which CPU kernel would run, and how its work is cut."""
-    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)):
-        stored = isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats
-        if layer.training or not stored:
-            from . import cpu_rows
+    if _is_per_sample(layer):
+        from . import cpu_rows
 
-            return cpu_rows.describe(layer, x)
+        return cpu_rows.describe(layer, x)
     from . import cpu_channels
 
     layout = cpu_channels.layout_of(x)

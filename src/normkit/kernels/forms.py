@@ -1,16 +1,19 @@
 """How the kernels of per-sample normalization see a tensor: samples, channels in groups, positions, and memory."""
 
+import functools
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["Form", "form_of", "form_of_rows"]
+__all__ = ["Form", "form_of", "form_of_layer", "form_of_rows", "form_of_shape"]
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """One normalization of one shape: N samples of C channels in groups, S positions, and how they lie in memory.
+
+    A tuple, because every call looks its plan up by it.
 
     ``layout`` is "rows" where a sample is C elements with a weight each, "planes" for contiguous ``(N, C, *)``, or
     "columns" for channels-last.
@@ -25,10 +28,13 @@ class Form:
 
 def form_of_rows(x: Tensor, trailing: int) -> Form | None:
     """Return how the last dimensions of x lie in memory, or None where x is not contiguous."""
-    if not x.is_contiguous():
-        return None
-    width = x.shape[-1] if trailing == 1 else math.prod(x.shape[-trailing:])
-    return Form("rows", x.numel() // width, width, 1, 1)
+    return _rows(x.shape, trailing) if x.is_contiguous() else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows(shape: torch.Size, trailing: int) -> Form:
+    width = math.prod(shape[-trailing:])
+    return Form("rows", shape.numel() // width, width, 1, 1)
 
 
 def form_of(x: Tensor, groups: int) -> Form | None:
@@ -36,13 +42,30 @@ def form_of(x: Tensor, groups: int) -> Form | None:
 
     In which order the positions of a channel lie makes no difference.
     """
-    samples, channels = x.shape[:2]
-    positions = x.numel() // (samples * channels)
     if x.is_contiguous():
-        return Form("planes" if positions > 1 else "rows", samples, channels, positions, groups)
+        return _groups(x.shape, "planes", groups)
     order = sorted(range(2, x.dim()), key=x.stride, reverse=True)
     if x.permute(0, *order, 1).is_contiguous():
-        return Form("columns" if positions > 1 else "rows", samples, channels, positions, groups)
+        return _groups(x.shape, "columns", groups)
     if x.permute(0, 1, *order).is_contiguous():
-        return Form("planes", samples, channels, positions, groups)
+        return _groups(x.shape, "planes", groups)
     return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _groups(shape: torch.Size, layout: str, groups: int) -> Form:
+    samples, channels = shape[:2]
+    positions = shape.numel() // (samples * channels)
+    return Form(layout if positions > 1 else "rows", samples, channels, positions, groups)
+
+
+def form_of_shape(shape: torch.Size, groups: int | None, trailing: int) -> Form:
+    """Return the form that a shape has in contiguous memory, with statistics of groups or of trailing dimensions."""
+    return _rows(shape, trailing) if groups is None else _groups(shape, "planes", groups)
+
+
+def form_of_layer(layer: nn.Module, shape: torch.Size) -> Form:
+    """Return the form that a shape has in contiguous memory for one of torch's layer, RMS, group or instance norms."""
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        return form_of_shape(shape, None, len(layer.normalized_shape))
+    return form_of_shape(shape, layer.num_groups if isinstance(layer, nn.GroupNorm) else shape[1], 0)

@@ -9,10 +9,11 @@ from .activations import activate, gate
 from .arguments import data, double, has_activation, integer, parameter, scratch
 from .moments import CHUNK
 from .rows import read
-from .sample_statistics import run_statistics, standardize_by
+from .sample_statistics import RUN, run_statistics, standardize_by
 from .simd import fma, inlined, load, narrow, splat, vload, vload_first, vstore, vstore_first, vsum, widen, zeros
 
 STRIP = 4  # samples that the backward takes at a time
+SHORT = 512  # elements of a run whose sums and parameters stay beside it in the nearest cache
 HELD = 80  # five vectors: what the backward of a row needs
 
 
@@ -89,18 +90,77 @@ def run_sums(a, start, column, size, centre, scale, shift):
 
 
 @inlined
-def prepare_run(a, held, at, row, start, column, size):
-    """Keep centre, scale and shift of a run, and what makes ``dx = dz * weight * scale + xhat * p + q``."""
-    mean, rstd = load(double(a, slots.MEAN), row), load(double(a, slots.RSTD), row)
-    centre, scale, shift = standardize_by(a, mean, rstd)
-    total, along = run_sums(a, start, column, size, centre, scale, shift)
-    if not integer(a, sample_slots.CENTRED):
-        total = 0.0
+def add_row(a, x, dy, index, left, centre, scale, shift, weight, bias, total, along):
+    """Add up to sixteen elements of a row to its sums of ``dz * weight`` and of ``dz * weight * xhat``."""
+    xhat, dz = gradient(a, x, dy, index, left, centre, scale, shift, weight, bias)
+    dz = dz * weight
+    return total + dz, fma(dz, xhat, along)
+
+
+@inlined
+def strip_sums(a, held, start, stride, column, size):
+    """The same for a run in each of four rows, side by side: one by one each would wait for its own sums."""
+    x, dy, weight, bias = data(a, slots.X), data(a, slots.DY), parameter(a, slots.WEIGHT), parameter(a, slots.BIAS)
+    c0, k0, h0 = vload(held, 0), vload(held, 16), vload(held, 32)
+    c1, k1, h1 = vload(held, HELD), vload(held, HELD + 16), vload(held, HELD + 32)
+    c2, k2, h2 = vload(held, 2 * HELD), vload(held, 2 * HELD + 16), vload(held, 2 * HELD + 32)
+    c3, k3, h3 = vload(held, 3 * HELD), vload(held, 3 * HELD + 16), vload(held, 3 * HELD + 32)
+    total0 = total1 = total2 = total3 = along0 = along1 = along2 = along3 = 0.0
+    for low in range(0, size, RUN):
+        high = min(size, low + RUN)
+        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zeros(a)
+        j = low
+        while j < high:
+            left, at = high - j, start + j
+            w, b = read(weight, column + j, left, zeros(a)), read(bias, column + j, left, zeros(a))
+            s0, q0 = add_row(a, x, dy, at, left, c0, k0, h0, w, b, s0, q0)
+            s1, q1 = add_row(a, x, dy, at + stride, left, c1, k1, h1, w, b, s1, q1)
+            s2, q2 = add_row(a, x, dy, at + 2 * stride, left, c2, k2, h2, w, b, s2, q2)
+            s3, q3 = add_row(a, x, dy, at + 3 * stride, left, c3, k3, h3, w, b, s3, q3)
+            j += 16
+        total0, along0 = total0 + vsum(s0), along0 + vsum(q0)
+        total1, along1 = total1 + vsum(s1), along1 + vsum(q1)
+        total2, along2 = total2 + vsum(s2), along2 + vsum(q2)
+        total3, along3 = total3 + vsum(s3), along3 + vsum(q3)
+    return (total0, total1, total2, total3), (along0, along1, along2, along3)
+
+
+@inlined
+def begin_run(a, held, at, row):
+    """Keep centre, scale and shift of a run."""
+    centre, scale, shift = standardize_by(a, load(double(a, slots.MEAN), row), load(double(a, slots.RSTD), row))
     vstore(held, at, centre)
     vstore(held, at + 16, scale)
     vstore(held, at + 32, shift)
-    vstore(held, at + 48, narrow(a, splat(-rstd * along / size)))
-    vstore(held, at + 64, narrow(a, splat(-rstd * total / size)))
+
+
+@inlined
+def finish_run(a, held, at, row, total, along, size):
+    """Keep what makes ``dx = dz * weight * scale + xhat * p + q``."""
+    share = -load(double(a, slots.RSTD), row) / size
+    if not integer(a, sample_slots.CENTRED):
+        total = 0.0
+    vstore(held, at + 48, narrow(a, splat(share * along)))
+    vstore(held, at + 64, narrow(a, splat(share * total)))
+
+
+@inlined
+def prepare_runs(a, held, rows, sample, group, size):
+    """Keep what a run in each of ``rows`` rows is written from."""
+    width, groups, column = integer(a, slots.CHANNELS), integer(a, sample_slots.GROUPS), group * size
+    for row in range(rows):
+        begin_run(a, held, HELD * row, (sample + row) * groups + group)
+    start, first = sample * width + column, sample * groups + group
+    if rows == STRIP:
+        totals, alongs = strip_sums(a, held, start, width, column, size)
+        for row in range(STRIP):
+            finish_run(a, held, HELD * row, first + row * groups, totals[row], alongs[row], size)
+    else:
+        for row in range(rows):
+            at = HELD * row
+            centre, scale, shift = vload(held, at), vload(held, at + 16), vload(held, at + 32)
+            total, along = run_sums(a, start + row * width, column, size, centre, scale, shift)
+            finish_run(a, held, at, first + row * groups, total, along, size)
 
 
 @inlined
@@ -153,6 +213,26 @@ def write_columns(a, held, rows, start, stride, table, column, left, first):
         add_columns(a, table + column, left, first, dw, db)
 
 
+@inlined
+def write_short_runs(a, held, rows, sample, table, column, size, first):
+    """Write dx of a run in each of ``rows`` rows, one row after the other, and add to the sums of its columns.
+
+    The sums of short runs stay in the cache nearest the core, and memory is written in its order.
+    """
+    x, dy, dx, width = data(a, slots.X), data(a, slots.DY), data(a, slots.DX), integer(a, slots.CHANNELS)
+    weight, bias, wanted = parameter(a, slots.WEIGHT), parameter(a, slots.BIAS), integer(a, sample_slots.WANTED)
+    for row in range(rows):
+        start, is_first = (sample + row) * width + column, first and row == 0
+        j = 0
+        while j < size:
+            left = size - j
+            w, b = read(weight, column + j, left, zeros(a)), read(bias, column + j, left, zeros(a))
+            dw, db = write_gradient(a, held, row, x, dy, dx, start + j, left, w, b, zeros(a), zeros(a))
+            if wanted:
+                add_columns(a, table + column + j, left, is_first, dw, db)
+            j += 16
+
+
 def backward(begin, end, a):
     """Backward of chunks of samples: dx, and the sums of a chunk for dweight and dbias."""
     samples, width, groups = integer(a, slots.OUTER), integer(a, slots.CHANNELS), integer(a, sample_slots.GROUPS)
@@ -164,9 +244,10 @@ def backward(begin, end, a):
             rows = min(strip, high - sample)
             for group in range(groups):
                 column = group * size
-                for row in range(rows):
-                    n = sample + row
-                    prepare_run(a, held, HELD * row, n * groups + group, n * width + column, column, size)
+                prepare_runs(a, held, rows, sample, group, size)
+                if size <= SHORT:
+                    write_short_runs(a, held, rows, sample, task * width, column, size, sample == low)
+                    continue
                 j = 0
                 while j < size:
                     at = sample * width + column + j
