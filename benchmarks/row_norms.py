@@ -3,6 +3,9 @@
 Run ``python benchmarks/row_norms.py``; ``--sets layer rms group group-last`` chooses what, ``--json FILE`` keeps the
 rows. Each round calls torch and ours one after the other; a row is the median of the rounds,
 and its ratio is torch's time over ours. ``--seconds`` is how long each of a row's four calls is measured.
+
+On a machine that others use too, ``--threads 1 --clock processor`` counts the time of the processor and not that of the
+wall: what others do then costs caches, and no turns.
 """
 
 import argparse
@@ -75,23 +78,26 @@ def calls(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tu
     }
 
 
-def measure(functions: tuple[Callable[[], Any], ...], seconds: float) -> list[float]:
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def measure(functions: tuple[Callable[[], Any], ...], seconds: float, now: Callable[[], float]) -> list[float]:
     """Return the median seconds of each, called in turns."""
     repeats = []
     for function in functions:
         function()
-        start = time.perf_counter()
+        start = now()
         function()
         # A turn of a few milliseconds, so that the clock and the change of turns do not count.
-        repeats.append(max(1, min(500, int(3e-3 / (time.perf_counter() - start)))))
+        repeats.append(max(1, min(500, int(3e-3 / max(now() - start, 1e-6)))))
     found: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds * len(functions)
-    while len(found[0]) < 5 or time.perf_counter() < end:
+    end = now() + seconds * len(functions)
+    while len(found[0]) < 5 or now() < end:
         for times, function, count in zip(found, functions, repeats, strict=True):
-            start = time.perf_counter()
+            start = now()
             for _ in range(count):
                 function()
-            times.append((time.perf_counter() - start) / count)
+            times.append((now() - start) / count)
     return [statistics.median(times) for times in found]
 
 
@@ -102,9 +108,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--largest", type=int, default=1 << 26, help="elements; larger shapes are left out")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
+    if options.clock == "processor" and options.threads != 1:
+        parser.error("--clock processor adds up the time of all threads; pass --threads 1")
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
     for kind in options.sets:
@@ -112,7 +121,7 @@ def main() -> None:
             if math.prod(shape) > options.largest:
                 continue
             for what, functions in calls(kind, shape, getattr(torch, options.dtype)).items():
-                theirs, ours = measure(functions, options.seconds)
+                theirs, ours = measure(functions, options.seconds, CLOCKS[options.clock])
                 rows.append({"set": kind, "shape": shape, "what": what, "torch": theirs, "ours": ours})
                 print(
                     f"{kind:14} {shape!s:20} {what:17} {theirs * 1e6:10.1f} {ours * 1e6:10.1f} us {theirs / ours:6.2f}"
@@ -126,7 +135,12 @@ def main() -> None:
             )
     if options.json:
         about = {"normkit": normkit.__version__, "torch": torch.__version__, "machine": platform.machine()}
-        settings = {"threads": options.threads, "dtype": options.dtype, "seconds": options.seconds}
+        settings = {
+            "threads": options.threads,
+            "clock": options.clock,
+            "dtype": options.dtype,
+            "seconds": options.seconds,
+        }
         options.json.write_text(json.dumps({**about, **settings, "rows": rows}, indent=1))
 
 
