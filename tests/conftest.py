@@ -1,8 +1,9 @@
 """What every test stands on: fixed seeds, and fresh memory full of NaN so that nothing unwritten passes as a result."""
 
 import random
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,16 @@ from hypothesis import settings
 # The same examples every run, and no time limit: a busy machine fails no property.
 settings.register_profile("normkit", deadline=None, derandomize=True)
 settings.load_profile("normkit")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_are_heard() -> Iterator[None]:
+    """Hear Ctrl-C, here and in the processes of tests: a shell's background jobs are started deaf to it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +82,19 @@ def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> KernelCalls:
 
     monkeypatch.setattr(channel_launch, "kernel", noted)
     return calls
+
+
+@pytest.fixture
+def normkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; return its exit code and what it wrote."""
+    from normkit.cli import main
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["normkit", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        written = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return left.value.code, written.out, written.err
+
+    return call

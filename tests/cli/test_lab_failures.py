@@ -11,7 +11,7 @@ import pytest
 
 from small_fashion_mnist import write_small_fashion_mnist
 
-from .test_lab_run import PATIENCE, finished, started, wait_until
+from .test_lab_run import PATIENCE, in_process, started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def command(small_data):
     return build
 
 
-def test_worker_that_dies_is_told_and_the_same_command_goes_on(command, tmp_path):
+def test_worker_that_dies_is_told_and_the_same_command_goes_on(command, normkit, tmp_path):
     log, results = tmp_path / "out" / "log.jsonl", tmp_path / "out" / "results.jsonl"
     process = started([*command(tmp_path / "out", "--jobs", "2"), "--seeds", "3", "--epochs", "40"])
     wait_until(lambda: results.exists() and results.stat().st_size > 0)
@@ -43,12 +43,12 @@ def test_worker_that_dies_is_told_and_the_same_command_goes_on(command, tmp_path
     kept = results.read_bytes().splitlines()
     assert kept
     assert len(kept) % 40 == 0
-    done = finished([*command(tmp_path / "out", "--jobs", "1"), "--seeds", "3", "--epochs", "40"])
-    assert done.returncode == 0, done.stderr
+    code, _, told = in_process(normkit, [*command(tmp_path / "out", "--jobs", "1"), "--seeds", "3", "--epochs", "40"])
+    assert code == 0, told
     assert set(kept) <= set(results.read_bytes().splitlines())
 
 
-def test_full_disk_is_told_and_finished_cells_are_kept(command, tmp_path):
+def test_full_disk_is_told_and_finished_cells_are_kept(command, normkit, tmp_path):
     # A limit on the size of a file is what a full disk is: a write takes a part and then fails.
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -63,28 +63,28 @@ def test_full_disk_is_told_and_finished_cells_are_kept(command, tmp_path):
     kept = results.read_bytes().splitlines()
     assert 0 < len(kept) < 8
     assert len(kept) % 2 == 0
-    done = finished(arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("done: ") == 4 - len(kept) // 2
+    code, _, told = in_process(normkit, arguments)
+    assert code == 0, told
+    assert told.count("done: ") == 4 - len(kept) // 2
     assert results.read_bytes().splitlines()[: len(kept)] == kept
 
 
-def test_folder_that_cannot_be_written_is_told_before_anything_is_run(command, tmp_path):
+def test_folder_that_cannot_be_written_is_told_before_anything_is_run(command, normkit, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = finished(command(tmp_path / "file" / "out"))
-    assert done.returncode == 1
-    assert "Not a directory" in done.stderr
-    assert str(tmp_path / "file" / "out") in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, _, told = in_process(normkit, command(tmp_path / "file" / "out"))
+    assert code == 1
+    assert "Not a directory" in told
+    assert str(tmp_path / "file" / "out") in told
+    assert told.count("\n") == 1
 
 
-def test_data_cut_short_are_told_before_anything_is_run(command, tmp_path):
+def test_data_cut_short_are_told_before_anything_is_run(command, normkit, tmp_path):
     data = write_small_fashion_mnist(tmp_path / "data")
     images = data / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:-100])
-    done = finished(command(tmp_path / "out", data=data))
-    assert done.returncode == 1
-    assert str(images) in done.stderr
-    assert "cut short" in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, _, told = in_process(normkit, command(tmp_path / "out", data=data))
+    assert code == 1
+    assert str(images) in told
+    assert "cut short" in told
+    assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()

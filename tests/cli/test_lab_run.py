@@ -34,6 +34,11 @@ def command(small_data):
     return build
 
 
+def in_process(normkit, arguments):
+    """Run a command here that was written for a process of its own."""
+    return normkit(*arguments[arguments.index("normkit") + 1 :])
+
+
 def finished(arguments):
     return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
@@ -77,19 +82,21 @@ def test_run_writes_rows_verdict_figures_and_report(whole):
     assert (out / "figures" / "convergence.png").read_bytes().startswith(b"\x89PNG")
     assert verdict["verdict"].upper() in done.stdout
     assert str(out / "report.html") in done.stdout
+    told = [line for line in done.stderr.splitlines() if line.startswith("done: ")]
+    assert told[0] == "done: convergence/fashion-mnist/none/seed=0 (1 of 4 cells, 0 of 1 claims)"
+    assert told[-1].endswith("(4 of 4 cells, 1 of 1 claims)")
 
 
-def test_report_is_written_in_chinese_on_request(whole):
+def test_report_is_written_in_chinese_on_request(whole, normkit):
     out, _ = whole
-    report = [sys.executable, "-m", "normkit", "lab", "report", str(out), "--lang"]
-    done = finished([*report, "zh"])
-    assert done.returncode == 0, done.stderr
-    assert "批归一化收敛更快" in done.stdout
+    code, told, _ = normkit("lab", "report", out, "--lang", "zh")
+    assert code == 0
+    assert "批归一化收敛更快" in told
     assert '<html lang="zh">' in (out / "report.html").read_text()
     assert "论断" in (out / "report.md").read_text()
-    refused = finished([*report, "fr"])
-    assert refused.returncode == 2
-    assert "unknown language; known are: en, zh" in refused.stderr
+    code, _, refused = normkit("lab", "report", out, "--lang", "fr")
+    assert code == 2
+    assert "unknown language; known are: en, zh" in refused
 
 
 def test_two_processes_give_the_same_bytes_as_one(whole, command, tmp_path):
@@ -99,20 +106,20 @@ def test_two_processes_give_the_same_bytes_as_one(whole, command, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_run_killed_at_a_random_moment_goes_on_to_the_same_bytes(whole, command, tmp_path, seed):
+def test_run_killed_at_a_random_moment_goes_on_to_the_same_bytes(whole, command, normkit, tmp_path, seed):
     out = tmp_path / "out"
     generator = random.Random(seed)
     process = started(command(out, "--jobs", str(1 + seed % 2)))
     kill_after(process, out / "log.jsonl", lines=generator.randint(1, 7), delay=generator.uniform(0, 0.1))
     kept = (out / "results.jsonl").read_bytes() if (out / "results.jsonl").exists() else b""
-    done = finished(command(out, "--jobs", "1"))
-    assert done.returncode == 0, done.stderr
+    code, _, told = in_process(normkit, command(out, "--jobs", "1"))
+    assert code == 0, told
     content = (out / "results.jsonl").read_bytes()
     assert content == (whole[0] / "results.jsonl").read_bytes()
     # Nothing that was finished is run again.
     finished_lines = kept[: kept.rfind(b"\n") + 1].splitlines()
     assert set(finished_lines) <= set(content.splitlines())
-    assert done.stderr.count("done: ") == 4 - len(finished_lines) // 2
+    assert told.count("done: ") == 4 - len(finished_lines) // 2
 
 
 def kill_after(process, log, lines, delay):
@@ -171,23 +178,23 @@ def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(whole, command, tmp_p
     assert (out / "results.jsonl").read_bytes() == b"" if (out / "results.jsonl").exists() else True
 
 
-def test_second_run_of_a_finished_folder_runs_nothing_and_redraws(whole, command):
+def test_second_run_of_a_finished_folder_runs_nothing_and_redraws(whole, command, normkit):
     out, _ = whole
     before = (out / "results.jsonl").stat().st_ino
     (out / "report.html").unlink()
-    done = finished(command(out))
-    assert done.returncode == 0, done.stderr
-    assert "nothing is left to run" in done.stderr
-    assert "done: " not in done.stderr
+    code, _, told = in_process(normkit, command(out))
+    assert code == 0, told
+    assert "nothing is left to run" in told
+    assert "done: " not in told
     assert (out / "report.html").exists()
     assert (out / "results.jsonl").stat().st_ino == before
 
 
-def test_other_settings_in_the_same_folder_are_refused_and_named(whole, command):
+def test_other_settings_in_the_same_folder_are_refused_and_named(whole, command, normkit):
     out, _ = whole
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "report.html"}
-    done = finished([*command(out), "--epochs", "3"])
-    assert done.returncode == 1
-    assert "epochs 2 there, 3 now" in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, _, told = in_process(normkit, [*command(out), "--epochs", "3"])
+    assert code == 1
+    assert "epochs 2 there, 3 now" in told
+    assert told.count("\n") == 1
     assert before == {name: (out / name).read_bytes() for name in before}

@@ -8,23 +8,7 @@ import sys
 
 import pytest
 
-from normkit import cli
 from small_fashion_mnist import write_small_fashion_mnist
-
-
-@pytest.fixture
-def normkit(monkeypatch, capsys):
-    """Run the command line in this process; return its exit code and what it wrote."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["normkit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        written = capsys.readouterr()
-        return left.value.code, written.out, written.err
-
-    return call
-
 
 MISUSE = {
     "unknown-command": (["lba"], "No such command 'lba'"),

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from normkit.anatomy.states import read_state, write_state
-from normkit.cli import main
 
 APP = """
 import torch
@@ -32,17 +31,6 @@ def app(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "user_app", raising=False)
     return tmp_path
-
-
-@pytest.fixture
-def normkit(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["normkit", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 def built():

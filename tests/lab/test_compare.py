@@ -1,8 +1,6 @@
 """Two runs beside each other: what is compared, what is named, what is refused."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -47,15 +45,14 @@ def test_effects_verdicts_and_differing_settings_stand_side_by_side(write_run):
     assert comparison.parts[1].difference == pytest.approx(0.0)
 
 
-def test_command_prints_both_verdicts_and_json_holds_the_numbers(write_run):
-    folders = [str(write_run("a", 0.05)), str(write_run("b", -0.05, epochs=3))]
-    command = [sys.executable, "-m", "normkit", "lab", "compare", *folders]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "supported" in done.stdout
-    assert "refuted" in done.stdout
-    assert "epochs 2 in A, 3 in B" in done.stdout
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=True)
-    (record,) = json.loads(done.stdout)
+def test_command_prints_both_verdicts_and_json_holds_the_numbers(write_run, normkit):
+    folders = write_run("a", 0.05), write_run("b", -0.05, epochs=3)
+    code, told, _ = normkit("lab", "compare", *folders)
+    assert code == 0
+    assert "supported" in told
+    assert "refuted" in told
+    assert "epochs 2 in A, 3 in B" in told
+    (record,) = json.loads(normkit("lab", "compare", *folders, "--json")[1])
     assert record["verdicts"] == ["supported", "refuted"]
     assert record["settings"] == {"epochs": [2, 3]}
     first = record["parts"][0]["first"]

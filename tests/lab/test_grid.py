@@ -42,6 +42,7 @@ def test_events_tell_every_epoch_and_cell(small):
     kinds = [event.kind for event in events]
     assert kinds[0] == "begin"
     assert (events[0].steps, events[0].done) == (4, 0)
+    assert events[0].cells == events[0].left == {"convergence": 4}
     assert kinds.count("epoch") == kinds.count("cell") == 4
 
 

@@ -70,7 +70,7 @@ def cluster(tmp_path):
         process.wait(PATIENCE)
 
 
-def test_cluster_that_loses_a_worker_gives_the_rows_of_one_process(small_data, tmp_path, cluster):
+def test_cluster_that_loses_a_worker_gives_the_rows_of_one_process(small_data, tmp_path, cluster, normkit):
     address, workers = cluster
     short = ("--seeds", "4", "--epochs", "8")
     command = [sys.executable, *arguments(small_data, tmp_path / "out", *short, "--scheduler", address)]
@@ -84,23 +84,25 @@ def test_cluster_that_loses_a_worker_gives_the_rows_of_one_process(small_data, t
     assert process.returncode == 0, told
     assert finished_before < 8
     assert workers[1].poll() is None
-    ran([sys.executable, *arguments(small_data, tmp_path / "alone", *short, "--jobs", "1")])
+    code, _, told = normkit(*arguments(small_data, tmp_path / "alone", *short, "--jobs", "1")[2:])
+    assert code == 0, told
     assert results.read_bytes() == (tmp_path / "alone" / "results.jsonl").read_bytes()
 
 
-def test_scheduler_that_is_not_there_is_refused(small_data, tmp_path):
+def test_scheduler_that_is_not_there_is_refused(small_data, tmp_path, normkit):
     pytest.importorskip("distributed", reason="distributed is in the dependency group test")
-    command = [sys.executable, *arguments(small_data, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 2
-    assert "--scheduler tcp://127.0.0.1:9: cannot be reached" in done.stderr
+    command = arguments(small_data, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
+    code, _, told = normkit(*command[2:])
+    assert code == 2
+    assert "--scheduler tcp://127.0.0.1:9: cannot be reached" in told
 
 
-def test_two_processes_share_a_cell_and_train_the_same_network(small_data, tmp_path):
+def test_two_processes_share_a_cell_and_train_the_same_network(small_data, tmp_path, normkit):
     one_cell = ("--seeds", "1", "--epochs", "2", "--norms", "none,batch")
     together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ran([*together, *arguments(small_data, tmp_path / "two", *one_cell)])
-    ran([sys.executable, *arguments(small_data, tmp_path / "one", *one_cell, "--jobs", "1")])
+    code, _, told = normkit(*arguments(small_data, tmp_path / "one", *one_cell, "--jobs", "1")[2:])
+    assert code == 0, told
     two, one = rows_of(tmp_path / "two"), rows_of(tmp_path / "one")
     assert len(two) == len(one) == 4
     assert {row["settings"]["processes"] for row in two} == {2}
@@ -113,9 +115,6 @@ def test_two_processes_share_a_cell_and_train_the_same_network(small_data, tmp_p
             assert shared["step_losses"] != alone["step_losses"]
             assert shared["train_loss"] == pytest.approx(alone["train_loss"], rel=0.5)
     # A folder of two processes is not gone on with by one.
-    done = subprocess.run(
-        [sys.executable, *arguments(small_data, tmp_path / "two", *one_cell)],
-        capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "processes 2 there, 1 now" in done.stderr
+    code, _, told = normkit(*arguments(small_data, tmp_path / "two", *one_cell)[2:])
+    assert code == 1
+    assert "processes 2 there, 1 now" in told

@@ -110,16 +110,15 @@ def test_faulty_files_are_refused_with_what_is_allowed(write, content, message):
         read_settings(write(content))
 
 
-def test_missing_file_and_contradictions_end_with_code_two(write, tmp_path):
-    run = [sys.executable, "-m", "normkit", "lab", "run", "convergence", "--settings"]
+def test_missing_file_and_contradictions_end_with_code_two(write, normkit, tmp_path):
     for arguments, message in (
         ([str(tmp_path / "none.toml")], "cannot be read"),
         ([str(write()), "--data", "digits"], "give one of them"),
     ):
-        done = subprocess.run([*run, *arguments], capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        code, _, told = normkit("lab", "run", "convergence", "--settings", *arguments)
+        assert code == 2
+        assert message in told
+        assert told.count("\n") == 1
 
 
 def test_every_training_key_sets_its_field():

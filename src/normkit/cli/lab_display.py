@@ -1,5 +1,6 @@
 """What ``normkit lab`` shows in the terminal: progress to standard error, tables and verdicts to standard output."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,16 +26,18 @@ COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 
 
 class RunProgress:
-    """A bar over all epochs of all cells with the time left; one line per finished cell where there is no terminal."""
+    """A bar over all epochs with the time left and counts of claims and cells; lines where there is no terminal."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"),
-            TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"),
-            console=self.console, disable=not self.console.is_terminal,
+            TextColumn("{task.fields[cells]},"), TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(),
+            TextColumn("left"), console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
-        self.task = self.progress.add_task("starting", total=None)
+        self.task = self.progress.add_task("starting", total=None, cells="")
+        self.cells: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -53,11 +56,20 @@ class RunProgress:
             if event.done:
                 nothing = "; nothing is left to run" if event.done == event.steps else ""
                 self.console.print(f"{event.done} of {event.steps} epochs were done before{nothing}")
-            self.progress.update(self.task, total=event.steps, completed=event.done)
+            self.cells, self.left = Counter(event.cells), Counter(event.left)
+            self.progress.update(self.task, total=event.steps, completed=event.done, cells=self._counts())
         elif event.kind == "epoch":
             self.progress.update(self.task, advance=1, description=escape(event.cell))
-        elif event.kind == "cell" and not self.console.is_terminal:
-            self.console.print(f"done: {escape(event.cell)}", soft_wrap=True)
+        elif event.kind == "cell":
+            self.left[str(event.rows[0]["claim"])] -= 1
+            self.progress.update(self.task, cells=self._counts())
+            if not self.console.is_terminal:
+                self.console.print(f"done: {escape(event.cell)} ({self._counts()})", soft_wrap=True, highlight=False)
+
+    def _counts(self) -> str:
+        """Return how many cells and claims are done, in words."""
+        cells, claims = self.cells.total() - self.left.total(), sum(self.left[claim] < 1 for claim in self.cells)
+        return f"{cells} of {self.cells.total()} cells, {claims} of {len(self.cells)} claims"
 
 
 def print_claims(claims: Sequence[Claim]) -> None:

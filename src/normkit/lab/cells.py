@@ -20,12 +20,15 @@ from .claims import get_claim
 from .data import limited, load
 from .own import searched
 from .record import device_name, versions
+from .searches import sharing
 from .training import deterministic
 
-__all__ = ["SECONDS_BETWEEN_LOOKS", "Surroundings", "forget_checkpoints", "run_cell", "write_log"]
+__all__ = ["SEARCHES", "SECONDS_BETWEEN_LOOKS", "Surroundings", "forget_checkpoints", "run_cell", "write_log"]
 
 # Often enough for a progress bar, seldom enough to cost nothing.
 SECONDS_BETWEEN_LOOKS = 0.2
+# The folder, beside the results, of what the searches for rates found.
+SEARCHES = "searches"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Surroundings:
         folder: where log and checkpoints are written; ``None`` for a process that does not see it.
         commit: the commit of the code.
         parent: the process to end with; ``None`` for one that ends by itself.
-        keeps: whether the epochs of long trainings are kept.
+        keeps: whether the epochs of long trainings, and what searches found, are kept.
         modules: a folder in which Python finds a reader's modules too.
     """
 
@@ -56,9 +59,15 @@ def run_cell(cell: Cell, surroundings: Surroundings) -> list[dict[str, Any]]:
     searched(surroundings.modules)
     dataset = limited(load(cell.data, surroundings.data_dir), cell.settings.train_images, cell.settings.test_images)
     folder = surroundings.folder
-    kept = _checkpoints(folder, cell.key) if folder is not None and surroundings.keeps else None
+    keeper = folder if surroundings.keeps else None
+    identity = f"{versions()}{surroundings.commit}"
     measurements = []
-    with deterministic(cell.device), seen_backends() as backends, keeping(kept, f"{versions()}{surroundings.commit}"):
+    with (
+        deterministic(cell.device),
+        seen_backends() as backends,
+        keeping(keeper and _checkpoints(keeper, cell.key), identity),
+        sharing(keeper and keeper / SEARCHES, identity),
+    ):
         begun = time.perf_counter()
         for measurement in get_claim(cell.claim).measure(cell, dataset):
             measurements.append(measurement)

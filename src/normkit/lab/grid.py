@@ -9,9 +9,10 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import torch
 from joblib import delayed
 
 from ..errors import ArgumentError
-from .cells import SECONDS_BETWEEN_LOOKS, Surroundings, forget_checkpoints, run_cell, write_log
+from .cells import SEARCHES, SECONDS_BETWEEN_LOOKS, Surroundings, forget_checkpoints, run_cell, write_log
 from .claim import Cell, Plan, Row
 from .claims import all_claims
 from .data import Dataset, load
 from .processes import from_first, is_first, joined, processes
 from .record import check_record, check_versions, commit, read_record, write_record
 from .results import append_rows, locked, read_cells, rewrite
+from .searches import forget_locks
 from .workers import Where, workers
 
 __all__ = ["Event", "available_jobs", "check_device", "run"]
@@ -42,6 +44,8 @@ class Event:
         cell: the cell's key, for the last two.
         steps: all measurements of the run, for ``"begin"``.
         done: how many of them were done before, for ``"begin"``.
+        cells: how many cells each claim has, for ``"begin"``.
+        left: how many of them are still to run, for ``"begin"``.
         text: a sentence, for ``"dropped"``.
         rows: the rows of the cell, for ``"cell"``.
     """
@@ -50,6 +54,8 @@ class Event:
     cell: str = ""
     steps: int = 0
     done: int = 0
+    cells: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
     text: str = ""
     rows: tuple[Row, ...] = ()
 
@@ -98,6 +104,7 @@ def run(
             elif pending:
                 where = Where(jobs=min(jobs, len(pending)), scheduler=scheduler)
                 _run_pending(pending, folder, where, surroundings, on_event)
+            forget_locks(folder / SEARCHES)
             results = folder / "results.jsonl"
             rewrite(results, _in_order(folder, read_cells(results).cells))
 
@@ -114,7 +121,8 @@ def _begin(plans: Sequence[Plan], folder: Path, datasets: dict[str, Dataset], on
         rewrite(results, loaded.rows)
     cells = [cell for plan in plans for cell in plan.cells()]
     steps, left = sum(cell.steps for cell in cells), sum(cell.steps for cell in pending)
-    on_event(Event(kind="begin", steps=steps, done=steps - left))
+    counts = [Counter(cell.claim for cell in part) for part in (cells, pending)]
+    on_event(Event(kind="begin", steps=steps, done=steps - left, cells=counts[0], left=counts[1]))
     return pending
 
 

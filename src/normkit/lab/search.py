@@ -1,15 +1,17 @@
 """The rule by which a claim chooses a learning rate: for each side the best of a grid, on held-out training data."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import nn
 
 from .claim import Cell
 from .data import Dataset, validation_split
+from .searches import made_once
 from .training import TrainingSettings, seeded, train, with_seed
 
 __all__ = ["RATE_RULE", "best_rate", "train_at_best_rate"]
@@ -34,10 +36,11 @@ def best_rate(
     rates: tuple[float, ...],
     device: str = "cpu",
 ) -> float:
-    """Return the rate with the best held-out accuracy; the search runs once per process and side.
+    """Return the rate with the best held-out accuracy; each rate is tried once in a run, whatever the processes.
 
     Args:
-        build: makes the network, given the norm's name; a function of a module, so that calls are known to be alike.
+        build: makes the network, given the norm's name; a function of a module or a `partial` of one, so that calls
+            are known to be alike.
         norm: the side.
         dataset: its test data are not looked at.
         settings: everything but the rate.
@@ -46,13 +49,44 @@ def best_rate(
     """
     held_out = validation_split(dataset, share=HELD_OUT)
 
-    def quality(rate: float) -> tuple[float, float]:
+    def trial(place: int) -> dict[str, Any]:
         model = with_seed(lambda: build(norm), SEARCH_SEED)
         with seeded(SEARCH_SEED, device):
-            *_, last = train(model, held_out, replace(settings, learning_rate=rate), SEARCH_SEED, device)
-        return last.test_accuracy, -last.test_loss if math.isfinite(last.test_loss) else -math.inf
+            *_, last = train(model, held_out, replace(settings, learning_rate=rates[place]), SEARCH_SEED, device)
+        return {"accuracy": last.test_accuracy, "loss": last.test_loss if math.isfinite(last.test_loss) else None}
 
-    return max(rates, key=quality)
+    common = {
+        "network": _spoken(build), "norm": norm, "data": _digest(held_out), "device": device,
+        "seed": SEARCH_SEED, "settings": asdict(replace(settings, learning_rate=0.0)),
+    }  # fmt: skip
+    outcomes = made_once([{**common, "rate": rate} for rate in rates], trial)
+
+    def quality(place: int) -> tuple[float, float]:
+        loss = outcomes[place]["loss"]
+        return outcomes[place]["accuracy"], -math.inf if loss is None else -loss
+
+    return rates[max(range(len(rates)), key=quality)]
+
+
+def _spoken(build: Callable[..., nn.Module]) -> str:
+    """Return a function's name, with what a `partial` gives it, so that no two that differ are called alike.
+
+    >>> _spoken(partial(int, base=2))
+    "builtins.int(base=2)"
+    """
+    if isinstance(build, partial):
+        given = [*map(repr, build.args), *(f"{name}={value!r}" for name, value in sorted(build.keywords.items()))]
+        return f"{_spoken(build.func)}({', '.join(given)})"
+    assert "<" not in build.__qualname__, f"{build.__qualname__} has no name of its own in its module"
+    return f"{build.__module__}.{build.__qualname__}"
+
+
+def _digest(dataset: Dataset) -> str:
+    """Return the SHA-256 of the images and labels themselves: parts of one data set have its digest in common."""
+    digest = hashlib.sha256()
+    for part in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def train_at_best_rate(

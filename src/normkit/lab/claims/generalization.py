@@ -41,29 +41,24 @@ TRAIN = Rule(
 SETTINGS = TrainingSettings(epochs=20, batch_size=32, optimizer="adam", learning_rate=0.0, train_images=320)
 
 
+def build(width: int, in_channels: int, size: int, classes: int, norm: str) -> AlexNet:
+    """Return a side's AlexNet: with a norm there is no dropout, without one there is."""
+    dropout = DROPOUT if norm == "none" else 0.0
+    return AlexNet(norm, dropout=dropout, width=width, in_channels=in_channels, size=size, classes=classes)
+
+
 @cache
 def builder(width: int, in_channels: int, size: int, classes: int) -> Callable[[str], AlexNet]:
-    """Return the function that makes a side's AlexNet: with a norm there is no dropout, without one there is."""
-
-    def build(norm: str) -> AlexNet:
-        return AlexNet(
-            norm,
-            dropout=DROPOUT if norm == "none" else 0.0,
-            width=width,
-            in_channels=in_channels,
-            size=size,
-            classes=classes,
-        )
-
-    return build
+    """Return the function that makes a side's AlexNet from the norm's name; the same for the same sizes."""
+    return partial(build, width, in_channels, size, classes)
 
 
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train one side's AlexNet and yield each epoch's accuracy on the training and on the test data."""
     in_channels, size = dataset.train_images.shape[1:3]
-    build = builder(WIDTHS.get(cell.data, SMALL_WIDTH), in_channels, size, len(dataset.classes))
-    rate = best_rate(build, cell.norm, dataset, cell.settings, RATES, cell.device)
-    model = with_seed(lambda: build(cell.norm), cell.seed)
+    side = builder(WIDTHS.get(cell.data, SMALL_WIDTH), in_channels, size, len(dataset.classes))
+    rate = best_rate(side, cell.norm, dataset, cell.settings, RATES, cell.device)
+    model = with_seed(lambda: side(cell.norm), cell.seed)
     images, labels = dataset.train_images.to(cell.device), dataset.train_labels.to(cell.device)
     with seeded(cell.seed, cell.device):
         for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
@@ -153,6 +148,7 @@ CLAIM = Claim(
         "fashion-mnist": replace(SETTINGS, epochs=8, train_images=1600, test_images=1000),
         "cifar-100": replace(SETTINGS, epochs=100, batch_size=128, train_images=None),
     },
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,
