@@ -20,6 +20,7 @@ from normkit.report.markdown import ledger_table, render_markdown
 from normkit.report.miniature import interval_picture
 from normkit.report.page import render
 from normkit.report.readout import MOST_POINTS
+from normkit.report.settings import named_settings
 
 from .test_page import HOSTILE, entry_of, rows_of
 
@@ -182,3 +183,49 @@ def test_only_the_page_s_own_script_may_run():
 
 def chart_of(marks):
     return Chart(name="c", title="t", panels=[Panel(title="p", x_label="epoch", y_label="y", marks=marks)], text="d")
+
+
+def entry_with(variants=((),), rates=(), rows=(), **settings):
+    entry = entry_of(rows_of())
+    plan = entry.record["plan"]
+    plan = {**plan, "norms": ["none", "batch"], "variants": variants, "settings": {**plan["settings"], **settings}}
+    claim = dataclasses.replace(entry.claim, rates=rates)
+    return dataclasses.replace(entry, claim=claim, record={**entry.record, "plan": plan}, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"learning_rate": 0.002}, "0.002"),
+        ({"variants": [[["rate", 0.1]], [["rate", 0.5]]]}, "varied: 0.1, 0.5"),
+        (
+            {
+                "rates": (0.03, 0.3),
+                "rows": [{"norm": "none", "rate": 0.03}, {"norm": "batch", "rate": 0.3}] * 2,
+            },
+            "searched in 0.03, 0.3; chosen: none 0.03; batch 0.3",
+        ),
+        (
+            {
+                "rates": (0.03, 0.3),
+                "variants": [[["at_most", 1]], [["at_most", 2]]],
+                "rows": [
+                    {"norm": "none", "rate": 0.03, "at_most": 1}, {"norm": "none", "rate": 0.3, "at_most": 2},
+                    {"norm": "batch", "rate": 0.3, "at_most": 1},
+                ],
+            },
+            "searched in 0.03, 0.3; chosen: none 0.03 (at most 1), 0.3 (at most 2); batch 0.3",
+        ),
+        ({"rates": (0.03, 0.3)}, "searched in 0.03, 0.3; chosen: none ?; batch ?"),
+    ],
+)  # fmt: skip
+def test_learning_rate_is_said_as_it_was_set_varied_or_searched(given, expected):
+    assert dict(named_settings(entry_with(**given)))["learning rate"] == expected
+
+
+def test_settings_of_training_are_left_out_where_nothing_is_trained():
+    names = dict(named_settings(entry_with(optimizer="none")))
+    assert names["optimizer"] == "none: no network is trained"
+    assert not {"learning rate", "epochs", "momentum", "weight decay"} & names.keys()
+    assert "momentum" in dict(named_settings(entry_with(optimizer="sgd")))
+    assert "momentum" not in dict(named_settings(entry_with(optimizer="adam")))

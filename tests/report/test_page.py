@@ -35,7 +35,8 @@ def entry_of(rows, **changes):
     record = {
         "plan": {
             "data": "digits", "norms": ["none", "batch"], "seeds": [0, 1, 2], "device": "cpu",
-            "settings": {"epochs": 2, "learning_rate": 0.002},
+            "settings": {"epochs": 2, "optimizer": "adam", "learning_rate": 0.002, "momentum": 0.0},
+            "variants": [[]],
         },
         "data": "a data set", "versions": {"torch": "2"}, "commit": None, "machine": "a machine",
     }  # fmt: skip

@@ -41,7 +41,7 @@ def list_claims(as_json: Annotated[bool, typer.Option("--json", help="One JSON a
 def run_claims(
     claims: Annotated[list[str], typer.Argument(metavar="CLAIM...|all", help="Ids from `normkit lab list`.")],
     data: Annotated[
-        str | None, typer.Option(help="digits or fashion-mnist; the claim's own choice if left out.")
+        str | None, typer.Option(help="digits, fashion-mnist or cifar-100; the claim's own choice if left out.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
     norms: Annotated[str | None, typer.Option(help="Comma-separated, such as none,batch.")] = None,

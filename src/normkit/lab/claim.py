@@ -144,6 +144,7 @@ class Claim:
         seeds: how many by default.
         settings: how the networks are trained by default, by data set.
         variants: what else is varied.
+        rates: the grid from which each side's learning rate is chosen; empty where nothing is searched.
         any_norm: whether other norms can be put in the place of these.
         own_network: whether a reader's network and data can be put in the place of the claim's.
         measure: runs one cell and yields its rows' measurements.
@@ -168,6 +169,7 @@ class Claim:
     judge: Callable[[Sequence[Row]], Verdict]
     show: Callable[[Sequence[Row]], tuple[Chart | Table, ...]]
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
+    rates: tuple[float, ...] = ()
     any_norm: bool = True
     own_network: bool = False
 

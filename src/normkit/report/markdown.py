@@ -73,7 +73,7 @@ def _section(entry: Entry, lang: Language) -> str:
     ]
     parts.append(_table([say("rule"), say("measured"), say("verdict")], rules))
     parts += [f"### {say('Settings')}", f"{say('The same on both sides.')} {_text(claim.settings_rule)}"]
-    parts.append("\n".join(f"- {_text(name)}: {_text(value)}" for name, value in named_settings(entry.record, lang)))
+    parts.append("\n".join(f"- {_text(name)}: {_text(value)}" for name, value in named_settings(entry, lang)))
     parts += [f"### {say('Repeat it')}", f"```sh\n{entry.command}\n```"]
     return "\n\n".join(parts)
 

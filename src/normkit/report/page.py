@@ -94,5 +94,5 @@ def _section(entry: Entry, lang: Language) -> Section:
         interval=Markup(interval_picture(entry.verdict.headline, lang)),  # noqa: S704
         charts=tuple((chart, tuple(Markup(panel) for panel in inline_panels(chart))) for chart in charts),  # noqa: S704
         tables=tuple(table for table in entry.shown if isinstance(table, Table)),
-        settings=named_settings(entry.record, lang),
+        settings=named_settings(entry, lang),
     )

@@ -136,6 +136,7 @@ CLAIM = Claim(
     seeds=5,
     settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=8, train_images=1200, test_images=2000)},
     variants=tuple((("strength", strength),) for strength in STRENGTHS),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

@@ -230,6 +230,7 @@ CLAIM = Claim(
         "fashion-mnist": replace(SETTINGS, epochs=30, train_images=1024, test_images=2000),
     },
     variants=tuple((("part", size),) for size in (4, 16, BATCH)),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

@@ -214,6 +214,7 @@ CLAIM = Claim(
         "fashion-mnist": replace(SETTINGS, epochs=8, train_images=6000, test_images=2000),
     },
     variants=VARIANTS,
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

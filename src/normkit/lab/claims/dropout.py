@@ -154,6 +154,7 @@ CLAIM = Claim(
         "fashion-mnist": replace(SETTINGS, epochs=20, train_images=1000, test_images=2000),
     },
     variants=tuple((("dropout", share),) for share in SHARES),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

@@ -145,6 +145,7 @@ CLAIM = Claim(
         "fashion-mnist": replace(SETTINGS, epochs=4, train_images=3000, test_images=2000),
     },
     variants=tuple((("scale", scale),) for scale in SCALES),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

@@ -113,6 +113,7 @@ CLAIM = Claim(
     seeds=10,
     settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=10, train_images=2000, test_images=2000)},
     variants=tuple((("place", place),) for place in BUILDS),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

@@ -121,6 +121,7 @@ CLAIM = Claim(
     seeds=5,
     settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=5, train_images=2000, test_images=2000)},
     variants=tuple((("response", response),) for response in BUILDS),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

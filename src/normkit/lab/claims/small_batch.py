@@ -161,6 +161,7 @@ CLAIM = Claim(
     seeds=5,
     settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=2, train_images=1120, test_images=2000)},
     variants=tuple((("batch_size", size),) for size in BATCH_SIZES),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

@@ -165,6 +165,7 @@ CLAIM = Claim(
         "fashion-mnist": replace(SETTINGS, epochs=12, train_images=2000, test_images=2000),
     },
     variants=tuple((("decay", decay),) for decay in DECAYS),
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,

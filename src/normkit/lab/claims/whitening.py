@@ -166,6 +166,7 @@ CLAIM = Claim(
     any_norm=False,
     seeds=5,
     settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=6, train_images=3200, test_images=2000)},
+    rates=RATES,
     measure=measure,
     judge=decide,
     show=show,
