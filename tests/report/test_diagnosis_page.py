@@ -28,6 +28,8 @@ frame.onload = () => {{
     scroll: root.scrollWidth, client: root.clientWidth, paper: style.backgroundColor,
     panels: [...page.querySelectorAll(".panels svg")].map(svg => svg.getBoundingClientRect().toJSON()),
     headings: [...page.querySelectorAll("h2")].map(heading => heading.textContent),
+    targets: [...new Set([...page.querySelectorAll("circle.value")].map(
+      circle => frame.contentWindow.getComputedStyle(circle).fill))],
     cells: [...page.querySelectorAll("td")].map(cell => cell.getBoundingClientRect().right),
   }});
 }};
@@ -124,6 +126,7 @@ def test_page_fits_its_window_and_shows_running_against_true(tmp_path, page, wid
     means, variances, residue = measured["panels"]
     assert all(panel["width"] > 300 and panel["height"] > 200 for panel in (means, variances, residue))
     assert (means["top"] == variances["top"]) == (width == 1280)
+    assert measured["targets"] == ["rgba(0, 0, 0, 0)"]  # what a value is read off by is not seen
 
 
 @pytest.mark.browser

@@ -20,7 +20,8 @@ def targets(axes: Axes, panel: Panel) -> str:
     finger. The figure must have been drawn: its layout decides where the values lie.
     """
     return "".join(
-        f'<circle class="value" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(words)}</title></circle>'
+        f'<circle class="value" fill="transparent" cx="{x:.1f}" cy="{y:.1f}" r="5">'
+        f"<title>{escape(words)}</title></circle>"
         for x, y, words in _placed(axes, panel)
     )
 

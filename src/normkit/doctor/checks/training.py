@@ -196,7 +196,8 @@ def _redundant_bias(examination: Examination) -> Iterator[Finding]:
         yield _finding(
             layer="",
             severity="info",
-            summary=f"{len(names)} layers have a bias that the batch normalization behind them subtracts again",
+            summary=f"the bias of {len(names)} layer{'s' if len(names) > 1 else ''} is subtracted again by the batch "
+            "normalization behind",
             evidence={"layers": names[:16]},
             causes=("bias=True is the default of convolutions and linear layers",),
             remedy="nn.Conv2d(..., bias=False)",
