@@ -1,9 +1,10 @@
 """What ``normkit.watch`` costs: training steps with and without it, interleaved, on networks of two sizes.
 
 Run ``python benchmarks/watch_overhead.py``; ``--rounds`` and ``--threads`` change how long and how wide. Each round
-times a block of bare steps and a block of watched ones on the same model, in alternating order; the overhead is the
-median over rounds of their ratio, with its quartiles. ``--clock cpu`` counts the time of this process's own processors,
-which neighbours on a busy machine disturb less than the wall's.
+times a block of bare steps and a block of watched ones on the same model, in alternating order. Neighbours on a busy
+machine only ever add to a step, so the overhead is that of the lower quartile of the steps; beside it stand the
+quartiles over rounds of the blocks' ratio, which say how quiet the machine was. ``--clock cpu`` counts the time of this
+process's own processors, which neighbours disturb less than the wall's.
 """
 
 import argparse
@@ -64,16 +65,17 @@ Clock = Callable[[], float]
 
 def seconds(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, steps: int, clock: Clock, *, watched: bool
-) -> float:
-    """Time a block of training steps."""
-    labels = torch.zeros(len(images), dtype=torch.long)
+) -> list[float]:
+    """Time the training steps of a block, one by one."""
+    labels, times = torch.zeros(len(images), dtype=torch.long), []
     with normkit.watch(model) if watched else nullcontext():
-        start = clock()
         for _ in range(steps):
+            start = clock()
             optimizer.zero_grad()
             functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-        return clock() - start
+            times.append(clock() - start)
+    return times
 
 
 def main() -> None:
@@ -90,17 +92,22 @@ def main() -> None:
         model, images = build(), torch.randn(shape)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         seconds(model, optimizer, images, 2, clock, watched=True)
-        ratios, bare = [], []
+        ratios: list[float] = []
+        steps: dict[bool, list[float]] = {False: [], True: []}
         for round_number in range(arguments.rounds):
-            order = (False, True) if round_number % 2 == 0 else (True, False)
-            times = {
-                watched: seconds(model, optimizer, images, arguments.steps, clock, watched=watched) for watched in order
+            block = {
+                watched: seconds(model, optimizer, images, arguments.steps, clock, watched=watched)
+                for watched in ((False, True) if round_number % 2 == 0 else (True, False))
             }
-            ratios.append(times[True] / times[False] - 1)
-            bare.append(times[False] / arguments.steps)
+            ratios.append(sum(block[True]) / sum(block[False]) - 1)
+            for watched, times in block.items():
+                steps[watched] += times
+        bare, watched_step = (statistics.quantiles(steps[watched], n=4)[0] for watched in (False, True))
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{name}: step {statistics.median(bare) * 1e3:.1f} ms, overhead {middle:+.2%} ({low:+.2%} to {high:+.2%})"
+            f"{name}: step {bare * 1e3:.1f} ms, overhead {watched_step / bare - 1:+.2%}; "
+            f"blocks {middle:+.2%} ({low:+.2%} to {high:+.2%})",
+            flush=True,
         )
 
 

@@ -89,6 +89,8 @@ class _Watcher:
         self._place: str | None = None
         self._places: dict[tuple[CodeType, int], str] = {}
         self._pending: list[tuple[int, Tensor]] = []
+        self._checked_ids: list[int] = []
+        self._checked: list[tuple[torch.dtype, list[Tensor]]] = []
         self._backward_since_step = False
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._witness = learning[-1] if learning else None
@@ -187,14 +189,13 @@ class _Watcher:
         tensors = [
             tensor
             for _, _, buffers in self._watched
-            for tensor in (buffers.get("running_mean"), buffers.get("running_var"))
+            for tensor in (buffers["running_mean"], buffers["running_var"])
             if tensor is not None
         ]
-        kinds = {(tensor.device, tensor.dtype) for tensor in tensors}
+        if [id(tensor) for tensor in tensors] != self._checked_ids:
+            self._checked_ids, self._checked = [id(tensor) for tensor in tensors], _by_kind(tensors)
         with torch.no_grad():
-            for device, dtype in kinds:
-                same = tensors if len(kinds) == 1 else [t for t in tensors if t.device == device and t.dtype == dtype]
-                wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+            for wide, same in self._checked:
                 self._pending.append((self.ledger.steps, torch.cat(same).sum(dtype=wide)))
 
     def _read_flags(self) -> None:
@@ -223,6 +224,15 @@ class _Watcher:
 def _entry(subject: Subject) -> LayerLedger:
     channels = None if subject.running_mean is None else subject.running_mean.numel()
     return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind)
+
+
+def _by_kind(tensors: list[Tensor]) -> list[tuple[torch.dtype, list[Tensor]]]:
+    """Part tensors by device and type, each part with the type to add it up in."""
+    parts: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        parts.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    wide = (torch.float32, torch.float64)
+    return [(dtype if dtype in wide else torch.float32, same) for (_, dtype), same in parts.items()]
 
 
 def _writes(module: nn.Module) -> bool:
