@@ -32,7 +32,7 @@ def group_norm(
         Axes averaged: the channels of a group and all positions.
         eps is added to the variance; its unit is that of the input squared.
         Variance: divided by the number of values; nothing is stored, training and prediction are the same.
-        Accumulation: float32 lanes over at most 4096 values about one near their mean, merged in float64 in an order
+        Accumulation: float32 lanes over at most 2048 values about one near their mean, merged in float64 in an order
             that shape and memory format decide; float64 throughout for float64 input.
 
     Args:

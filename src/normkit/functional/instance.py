@@ -41,7 +41,7 @@ def instance_norm(
         eps is added to the variance; its unit is that of the input squared.
         Variance: divided by m to normalize, by m - 1 to be stored, m positions.
         Momentum: ``running = (1 - momentum) * running + momentum * mean over samples``.
-        Accumulation: float32 lanes over at most 4096 values about one near their mean, merged in float64 in an order
+        Accumulation: float32 lanes over at most 2048 values about one near their mean, merged in float64 in an order
             that shape and memory format decide; float64 throughout for float64 input.
 
     Args:

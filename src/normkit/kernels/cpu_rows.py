@@ -6,7 +6,7 @@ One normalization is GROUPS groups of neighbouring channels in each of N samples
 - ``planes``: contiguous ``(N, C, *)``; a channel is a plane with one weight.
 - ``columns``: channels-last ``(N, C, *)``.
 
-Numerics are those of `cpu_channels`: float32 lanes over at most 4096 values, merged in float64 in an order that the
+Numerics are those of `cpu_channels`: float32 lanes over at most 2048 values, merged in float64 in an order that the
 shape alone decides; dweight and dbias are sums of chunks of samples, added in float64 in their order.
 """
 
