@@ -36,7 +36,7 @@ def rms_norm(
         Axes averaged: the last ``len(normalized_shape)``.
         eps is added to the mean square; its unit is that of the input squared. None is the spacing at one of the type
         torch computes in: float64's for float64, float32's for all others.
-        Accumulation: float32 lanes over at most 4096 squares, merged in float64 in an order that the shape alone
+        Accumulation: float32 lanes over at most 2048 squares, merged in float64 in an order that the shape alone
             decides; float64 throughout for float64 input.
 
     Args:
