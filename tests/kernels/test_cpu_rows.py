@@ -283,6 +283,20 @@ def test_rows_of_every_small_size_match_the_reference(size, ran):
         assert_close(value, torch.from_numpy(judged), dtype=torch.float32)
 
 
+# Three groups of a few elements, and of more than the backward of short runs takes.
+@pytest.mark.parametrize("shape", [(71, 24), (6, 1803)])
+def test_groups_of_vectors_match_the_reference(shape, ran):
+    way = Way("group", shape, 3, "rows", 1)
+    x, (weight, bias) = torch.randn(shape) * 2 + 3, parameters(way)
+    dy = torch.randn_like(x)
+    found = gradients(way, x, dy, weight, bias)
+    assert ("sample_rows.backward", torch.float32, None) in ran
+    step, backward = way.judge(x, weight, bias)
+    back = backward(dy.double().numpy(), step)
+    for value, judged in zip(found, (step.output, back.dx, back.dweight, back.dbias), strict=True):
+        assert_close(value, torch.from_numpy(judged), dtype=torch.float32)
+
+
 def test_strided_input_and_gradient_are_followed(ran):
     x, weight, bias = torch.randn(7, 2, 12, 5), torch.randn(12, requires_grad=True), torch.randn(12, requires_grad=True)
     sliced = x[:, 0].requires_grad_()
