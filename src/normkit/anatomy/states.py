@@ -155,9 +155,18 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except _MALFORMED as error:
         raise DataError(
-            f"{path}: not readable as plain weights ({type(error).__name__}: {_first_line(error)}); "
+            f"{path}: not readable as plain weights: {_why(error, path)}; "
             "only what torch.load(weights_only=True) takes is opened"
         ) from None
+
+
+def _why(error: BaseException, path: Path) -> str:
+    """Say what is wrong with a file; torch's own words name a byte, or advise to open it without protection."""
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, pickle.UnpicklingError) and "eights only" in str(error):
+        return "it holds pickled objects besides tensors, a whole model perhaps; save model.state_dict() instead"
+    return f"it is damaged, or was not written by torch.save ({type(error).__name__})"
 
 
 def _first_line(error: BaseException) -> str:
