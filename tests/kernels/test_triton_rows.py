@@ -3,10 +3,9 @@
 Kernels run in another process (`triton_rows_worker`), which also says what the real compiler makes of them.
 """
 
-import importlib.util
-import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from normkit.kernels import triton_rows
 from normkit.kernels.forms import Form
 from tolerances import FORWARD_ULP, assert_close
 
+from .triton_process import CONSTANT, HUGE, INSTALLED, NAN, NORMAL, needs_triton, run_worker
 from .triton_rows_worker import CASES, Case
 
-INSTALLED = importlib.util.find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(not INSTALLED, reason="Triton is not installed; there are packages for Linux alone")
 ORDINARY = [k for k, case in enumerate(CASES) if not case.name.startswith("troubled")]
 TROUBLED = [k for k, case in enumerate(CASES) if case.name.startswith("troubled")]
-NORMAL, CONSTANT, NAN, HUGE = range(4)  # the troubled samples
 
 Results = list[dict[str, Any]]
 
@@ -36,17 +33,7 @@ def name_of(k: int) -> str:
     return f"{CASES[k].name}, {'last' if CASES[k].last else 'first'}".replace(" ", "-").replace(",", "")
 
 
-def work(file: Path, *task: str, interpreted: bool) -> object:
-    """Run the worker and return what it saved."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(file.parent / "cache")
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
-    worker = Path(__file__).with_name("triton_rows_worker.py")
-    command = [sys.executable, str(worker), task[0], str(file), *task[1:]]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return torch.load(file, weights_only=True)
+work = partial(run_worker, "triton_rows_worker.py")
 
 
 @pytest.fixture(scope="module")
