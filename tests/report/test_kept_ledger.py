@@ -60,7 +60,7 @@ def test_every_question_points_at_code_and_at_a_verdict(page):
     _, *questions = (ROOT / "docs" / page).read_text().split("\n### ")
     assert len(questions) == 10
     for question in questions:
-        paragraph = re.split(r"\n\[`[a-z-]+`\]: ", question)[0]
+        paragraph = re.split(r"\n\[`[a-z-]+`\]: ledger/", question)[0]
         assert {claim.id for claim in all_claims()} & set(re.findall(r"`([a-z-]+)`", paragraph)), question
         files = re.findall(r"\]\(\.\./(src/[^)]+)\)", paragraph)
         assert files, question
