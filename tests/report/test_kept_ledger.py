@@ -10,6 +10,7 @@ from normkit.lab.claims import all_claims
 from normkit.lab.ledger import read_ledger
 from normkit.report.language import language
 from normkit.report.markdown import ledger_table, render_markdown
+from normkit.report.page import render
 
 ROOT = Path(__file__).parents[2]
 LEDGER = ROOT / "docs" / "ledger"
@@ -34,6 +35,12 @@ def test_markdown_report_is_that_of_the_rows(entries):
     assert (LEDGER / "report.md").read_text() == render_markdown(entries)
     for picture in {part.split(")")[0] for part in (LEDGER / "report.md").read_text().split("](figures/")[1:]}:
         assert (LEDGER / "figures" / picture).exists()
+
+
+def test_page_names_the_norm_once_where_the_comparison_has_more_words(entries):
+    page = render([entry for entry in entries if entry.claim.id == "generalization"])
+    assert "the norm without dropout" in page
+    assert "norm norm" not in page
 
 
 @pytest.mark.parametrize(("page", "code"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
