@@ -16,7 +16,7 @@ __all__ = [
 
 
 def batch_axes(ndim: int) -> tuple[int, ...]:
-    """Return the axes that batch normalization averages: all but the channels (SPEC A2).
+    """Return the axes that batch normalization averages: all but the channels.
 
     >>> batch_axes(2), batch_axes(4)
     ((0,), (0, 2, 3))

@@ -1,7 +1,8 @@
-"""The autograd functions of batch normalization: forward, backward, forward derivative, following SPEC A1 and A3.
+"""The autograd functions of batch normalization: forward, backward, forward derivative.
 
-`Training` and `Inference` are made of plain torch operations and serve every transform of torch.func. `Kernel` runs the
-fast kernels; a backward that must itself be differentiated is computed in plain operations again.
+They follow Ioffe and Szegedy, 2015, arXiv:1502.03167. `Training` and `Inference` are made of plain torch operations and
+serve every transform of torch.func. `Kernel` runs the fast kernels; a backward that must itself be differentiated is
+computed in plain operations again.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ __all__ = ["Call", "Inference", "Training", "run_kernel"]
 
 
 class Training(torch.autograd.Function):
-    """The training forward and its backward, following SPEC A1 and A3."""
+    """The training forward and its backward, following its Algorithm 1 and section 3."""
 
     generate_vmap_rule = True
 

@@ -13,6 +13,8 @@ Conventions:
     ``rstd = 1 / sqrt(var + eps)``: eps is the caller's to add.
     Accumulation: as for :func:`normkit.functional.batch_norm`.
 
+Algorithm and section below are those of Ioffe and Szegedy, 2015, arXiv:1502.03167.
+
 Inside `normkit.use_backend` the named implementation runs, or the call raises BackendError.
 
 Example:
@@ -42,7 +44,7 @@ __all__ = ["apply", "apply_backward", "reduce", "statistics"]
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the biased variance of each channel (SPEC A1).
+    """Return the mean and the biased variance of each channel (Algorithm 1).
 
     Raises:
         ShapeError: fewer than two dimensions, no channels or no values.
@@ -66,7 +68,7 @@ def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None = None, b
 
 
 def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two sums of the backward per channel: of dy, and of dy times the normalized x (SPEC A3).
+    """Return the two sums of the backward per channel: of dy, and of dy times the normalized x (section 3).
 
     They are dbias and dweight.
 
@@ -82,7 +84,7 @@ def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, T
 def apply_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, sums: tuple[Tensor, Tensor], count: int
 ) -> Tensor:
-    """Return ``dx = weight * rstd * (dy - sums[0] / count - xhat * sums[1] / count)`` (SPEC A3).
+    """Return ``dx = weight * rstd * (dy - sums[0] / count - xhat * sums[1] / count)`` (section 3).
 
     Args:
         dy: the gradient of y.

@@ -5,7 +5,8 @@
 
 Synchronised, ghost and micro-batched normalization put something between two steps. The kernels are those of
 `cpu_channels` for tensors whose work is cut into blocks, with the same numerics. Tensors come checked and dense;
-mean, var, rstd and every sum are (C,) float64.
+mean, var, rstd and every sum are (C,) float64. Algorithm and section are those of
+Ioffe and Szegedy, 2015, arXiv:1502.03167.
 """
 
 import torch
@@ -28,7 +29,7 @@ __all__ = ["apply", "apply_backward", "reduce", "statistics"]
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the biased variance of each channel (SPEC A1)."""
+    """Return the mean and the biased variance of each channel (Algorithm 1)."""
     cut = _plan(x)
     blocks, channel = working_memory(cut), _ChannelMemory(cut)
     mean, var = torch.empty(cut.channels, dtype=torch.float64), torch.empty(cut.channels, dtype=torch.float64)
@@ -77,7 +78,7 @@ def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, T
 def apply_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, sums: tuple[Tensor, Tensor], count: int
 ) -> Tensor:
-    """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), ``count`` is m (SPEC A3)."""
+    """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), ``count`` is m (section 3)."""
     cut, wide = _plan(x), _wide(x)
     weight, mean, rstd, both = computed(weight, wide), _double(mean), _double(rstd), torch.stack(sums).double()
     dx, channel = like(x), _ChannelMemory(cut)

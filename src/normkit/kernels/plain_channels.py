@@ -8,7 +8,8 @@ The four steps stand alone, because synchronised, ghost and masked normalization
     statistics -> apply          forward
     reduce     -> apply_backward  backward
 
-Shapes: x, y, dy, dx are (N, C, *); mean, var, rstd and every sum are (C,) float64.
+Shapes: x, y, dy, dx are (N, C, *); mean, var, rstd and every sum are (C,) float64. Algorithm and section are those of
+Ioffe and Szegedy, 2015, arXiv:1502.03167.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def _centred(x: Tensor, mean: Tensor) -> Tensor:
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the biased variance of each channel (SPEC A1)."""
+    """Return the mean and the biased variance of each channel (Algorithm 1)."""
     axes = batch_axes(x.dim())
     first = x.detach()[0]
     while first.dim() > 1:
@@ -84,7 +85,7 @@ def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, T
 def apply_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, sums: tuple[Tensor, Tensor], count: int
 ) -> Tensor:
-    """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), m values per channel (SPEC A3)."""
+    """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), m values per channel (section 3)."""
     scale = rstd if weight is None else rstd * weight.to(_wide(x))
     xhat = _centred(x, mean) * _per_channel(rstd, x)
     inner = dy.to(_wide(x)) - _per_channel(sums[0] / count, x) - xhat * _per_channel(sums[1] / count, x)

@@ -65,7 +65,7 @@ def backward(
     centre: bool,
     activation: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return dx, dweight and dbias, differentiable in dy, x and weight (SPEC A3), of what an activation may follow."""
+    """Return dx, dweight and dbias, differentiable in dy, x and weight, of what an activation may follow."""
     xhat, scale = _normalized(x, axes, eps, centre)
     given = dy.to(wide(x))
     if activation is not None:

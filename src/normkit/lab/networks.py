@@ -82,7 +82,7 @@ class LeNet5(nn.Module):
 
 
 class FourConvolutions(nn.Module):
-    """LeNet-5 grown to four convolutions, for looking at each one's output (SPEC C3; the source prints no sizes).
+    """LeNet-5 grown to four convolutions, for looking at each one's output (the source prints no sizes).
 
     ``conv(1,6,5,pad 2) norm ReLU pool2  conv(6,16,5) norm ReLU pool2  conv(16,32,3,pad 1) norm ReLU
     conv(32,32,3,pad 1) norm ReLU  flatten fc(800,10)``
@@ -125,7 +125,7 @@ class FourConvolutions(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """AlexNet for small images: its five convolutions and three dense layers, all kernels 3x3 (SPEC C4).
+    """AlexNet for small images: its five convolutions and three dense layers, all kernels 3x3.
 
     ``conv norm ReLU pool2  conv norm ReLU pool2  [conv norm ReLU] x 3  pool2  flatten
     dropout fc norm ReLU  dropout fc norm ReLU  fc``

@@ -32,7 +32,7 @@ DEFAULT_MOMENTUM = _DefaultMomentum(0.1)
 
 
 def resolve_momentum(momentum: float | None, decay: float | None) -> float | None:
-    """Return torch's momentum from one of the two ways to say it (SPEC B4)."""
+    """Return torch's momentum from one of the two ways to say it."""
     if decay is None:
         checks.check_momentum(momentum)
         return float(momentum) if momentum is not None else None

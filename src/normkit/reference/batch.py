@@ -1,6 +1,6 @@
 r"""Batch normalization: forward and backward, each intermediate named as in the derivation.
 
-``docs/batch-norm.md`` derives every line. Sums and means run over the axes that share statistics (SPEC A2): all but the
+``docs/batch-norm.md`` derives every line. Sums and means run over the axes that share statistics: all but the
 channels. ``m`` is the number of values they hold, ``xhat`` the normalized input.
 """
 

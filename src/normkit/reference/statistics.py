@@ -1,7 +1,7 @@
 """What is kept for prediction: moving averages in both conventions, and the statistics of a whole population.
 
 A layer meets its data in batches. In training it uses each batch's own statistics; for prediction it keeps a summary of
-them all (SPEC B3 to B6). The sources disagree on which, so every choice has a word here and none is silent.
+them all. The sources disagree on which, so every choice has a word here and none is silent.
 """
 
 from collections.abc import Iterable
@@ -203,7 +203,7 @@ def population_statistics(batches: Iterable[ArrayLike]) -> Statistics:
 
 
 def averaged_statistics(batches: Iterable[ArrayLike], *, unbiased: bool = True) -> Running:
-    """Return the plain average of the batches' means and variances: the paper's Algorithm 2 (SPEC B6).
+    """Return the plain average of the batches' means and variances: the paper's Algorithm 2.
 
     Conventions: batches count alike whatever their size, as in the paper, where all have the same.
 
