@@ -72,7 +72,7 @@ def _spoken(build: Callable[..., nn.Module]) -> str:
     """Return a function's name, with what a `partial` gives it, so that no two that differ are called alike.
 
     >>> _spoken(partial(int, base=2))
-    "builtins.int(base=2)"
+    'builtins.int(base=2)'
     """
     if isinstance(build, partial):
         given = [*map(repr, build.args), *(f"{name}={value!r}" for name, value in sorted(build.keywords.items()))]
