@@ -12,8 +12,8 @@ from normkit.errors import ArgumentError, BackendError
 from normkit.functional import batch_norm
 from tolerances import assert_close
 
-# In float32 every way to cut the work; float64 on one.
-SHAPES = ((4, 3, 5, 7), (2, 17, 9, 9), (65, 131), (33, 5), (3, 3, 117, 113), (8, 520, 7, 7), (2, 5, 3, 4, 2))
+# Every way to cut the work.
+SHAPES = ((4, 3, 5, 7), (33, 5), (3, 3, 117, 113), (8, 520, 7, 7), (2, 5, 3, 4, 2))
 
 
 def parameters(channels, dtype):
@@ -39,9 +39,8 @@ def gradients(x, dy, weight, bias, inplace, **settings):
 @pytest.mark.parametrize("activation", [None, "leaky_relu"], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_are_those_out_of_place(shape, activation, kernels_ran):
-    for dtype, channels_last, training in itertools.product(
-        (torch.float32, torch.float64), (False, True), (True, False)
-    ):
+    dtype = torch.float32
+    for channels_last, training in itertools.product((False, True), (True, False)):
         x, dy = torch.randn(shape, dtype=dtype) * 2 + 3, torch.randn(shape, dtype=dtype)
         if channels_last:
             x, dy = (value.movedim(1, -1).contiguous().movedim(-1, 1) for value in (x, dy))
