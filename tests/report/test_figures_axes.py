@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from normkit.lab.charts import Line, Panel
-from normkit.report.figures import _draw_panel
+from normkit.report.figures import _draw_panel, _figure
 
 
 def drawn(**changes):
@@ -35,3 +35,22 @@ def test_long_title_goes_on_in_a_second_line():
     assert drawn(title="Change of the gradient along the gradient").get_title() == (
         "Change of the gradient along the\ngradient"
     )
+
+
+CROWDED = [Line(label="up", x=[0, 1, 2], y=[0, 1, 2]), Line(label="down", x=[0, 1, 2], y=[2, 1, 0])] + [
+    Line(label="", x=[0, 2], y=[height, height]) for height in (0.2, 0.6, 1.0, 1.4, 1.8)
+]
+
+
+def test_legend_stands_below_a_panel_that_has_no_room_for_it():
+    free = Panel(title="free", x_label="epoch", y_label="nats", marks=CROWDED[:1])
+    crowded = Panel(title="crowded", x_label="epoch", y_label="nats", marks=CROWDED)
+    with _figure([free, crowded]) as figure:
+        figure.draw_without_rendering()
+        inside, below = (axes.get_legend().get_window_extent() for axes in figure.axes)
+        first, second = (axes.get_window_extent() for axes in figure.axes)
+        label = figure.axes[1].xaxis.label.get_window_extent()
+        assert inside.y0 > first.y0
+        assert not any(line.get_window_extent().overlaps(below) for line in figure.axes[1].lines)
+        assert 0 <= below.y0 < below.y1 <= label.y0
+        assert second.x0 <= below.x0 < below.x1 <= second.x1

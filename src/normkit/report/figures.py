@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from ..lab.charts import Bars, Chart, Line, Panel, Points
 from .readout import targets
@@ -72,8 +73,6 @@ def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
         figure.patch.set_facecolor("white")
         about = {"Title": chart.title, "Description": chart.text}
         svg.write_text(_svg(figure, about), encoding="utf-8")
-        # The layout is found; finding it again for the second file would take most of its time.
-        figure.set_layout_engine("none")
         figure.savefig(png, format="png", dpi=160, metadata=about)
     return svg, png
 
@@ -138,6 +137,7 @@ def _figure(panels: Sequence[Panel]) -> Iterator[Figure]:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             axes.patch.set_alpha(0)
             _draw_panel(axes, panel)
+        _lay_out(figure)
         yield figure
 
 
@@ -185,6 +185,42 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
     if any(mark.label for mark in panel.marks):
         axes.legend()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the place of every panel; put legends that would lie on data below, and make the figure as much taller."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    legends = [(axes, axes.get_legend()) for axes in figure.axes]
+    taller = 0.0
+    for axes, legend in legends:
+        if legend is None or not _is_covered(axes, legend.get_window_extent()):
+            continue
+        taller = max(taller, legend.get_window_extent().height / figure.dpi)
+        words = axes.xaxis.get_tightbbox()
+        assert words is not None
+        _, bottom = axes.transAxes.inverted().transform((words.x0, words.y0))
+        legend.set_loc("upper center")
+        legend.set_bbox_to_anchor((0.5, bottom), transform=axes.transAxes)
+    width, height = figure.get_size_inches()
+    if taller:
+        figure.set_size_inches(width, height + taller)
+        engine.execute(figure)
+    # Each file would find the same layout again, which takes most of its time.
+    figure.set_layout_engine("none")
+
+
+def _is_covered(axes: Axes, box: Bbox) -> bool:
+    """Say whether a curve, a point, a band or a bar lies in this box."""
+    drawn = [(line.get_linestyle(), line.get_transform().transform_path(line.get_path())) for line in axes.lines]
+    bands = [axes.transData.transform_path(path) for band in axes.collections for path in band.get_paths()]
+    return (
+        any(box.count_contains(path.vertices) for _, path in drawn)
+        or any(path.intersects_bbox(box, filled=False) for style, path in drawn if style != "None")
+        or any(path.intersects_bbox(box) for path in bands)
+        or any(bar.get_window_extent().overlaps(box) for bar in axes.patches)
+    )
 
 
 def _label_plainly(axis: Axis) -> None:
