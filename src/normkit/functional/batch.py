@@ -130,7 +130,8 @@ def batch_norm(
     else:
         check_arguments(*given)
         empty = bool(input.numel() == 0)
-    _check_fusion(input, weight, bias, activation, residual, inplace, caller)
+    recorded_inplace = inplace and is_recorded(input, weight, bias, residual)
+    _check_fusion(input, weight, bias, activation, residual, recorded_inplace, caller)
     if empty:
         zero = torch.zeros(input.shape[1], device=input.device)
         return _finish(plain.apply(input, zero, zero + 1, weight, bias), activation, residual)
@@ -144,16 +145,16 @@ def batch_norm(
         return _finish(y, activation, residual)
     if not torch.compiler.is_compiling():
         backend = dispatch.choose(input)
-        if backend == "numba" or (backend != "plain" and not (inplace and is_recorded(input, weight, bias, residual))):
+        if backend == "numba" or (backend != "plain" and not recorded_inplace):
             rate = _rate(momentum, num_batches_tracked)
             call = _call(backend, training, rate, eps, unbiased, activation, inplace)
             return _run_kernel(call, input, weight, bias, residual, *running)
     elif dispatch.is_served_compiled(input):
         # The graph's backward reads the input, so that a copy of it is what stands in the graph.
-        x = input.clone() if inplace and is_recorded(input, weight, bias, residual) else input
+        x = input.clone() if recorded_inplace else input
         y = run_compiled(x, weight, bias, residual, training, momentum, eps, unbiased, activation, *running)
         return input.copy_(y) if inplace else y
-    if inplace and is_recorded(input, weight, bias, residual):
+    if recorded_inplace:
         reason = "inplace=True where a gradient is recorded runs on the numba kernels alone"
         checks.refuse(BackendError, f"{reason}; see normkit.explain(layer, input), or leave inplace out", caller)
     y = _run_plain(input, weight, bias, training, momentum, eps, unbiased, *running)
@@ -328,19 +329,17 @@ def _check_fusion(
     bias: Tensor | None,
     activation: str | None,
     residual: Tensor | None,
-    inplace: bool,
+    recorded_inplace: bool,
     caller: nn.Module | None,
 ) -> None:
-    if activation is not None and activation not in dispatch.ACTIVATIONS:
-        known = ", ".join(dispatch.ACTIVATIONS)
-        checks.refuse(ArgumentError, f"unknown activation {activation!r}; known are: {known}, None", caller)
+    checks.check_activation(activation, caller)
     if residual is not None:
         checks.check_input(residual, caller)
         if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
             got = f"{tuple(residual.shape)} {residual.dtype} on {residual.device}"
             wanted = f"{tuple(x.shape)} {x.dtype} on {x.device}"
             checks.refuse(ShapeError, f"the residual must match the input, {wanted}; got {got}", caller)
-    if inplace and is_recorded(x, weight, bias, residual):
+    if recorded_inplace:
         check_inplace(x, weight, bias, residual, activation, caller)
 
 

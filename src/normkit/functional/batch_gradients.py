@@ -16,6 +16,7 @@ from ..axes import values_per_channel
 from ..errors import ArgumentError
 from ..kernels import plain_channels as plain
 from ..kernels.layouts import lay_out
+from .inplace import is_recorded
 
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
 # ruff: noqa: D102
@@ -235,7 +236,7 @@ def run_kernel(
     call: Call,
 ) -> Tensor:
     """Run the kernel, under autograd only where a gradient is recorded: on a small tensor autograd costs the most."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+    if is_recorded(x, weight, bias, residual):
         # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
         layout = call.kernels.layout_of(x)
         if layout is None:

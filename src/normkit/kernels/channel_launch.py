@@ -20,6 +20,7 @@ __all__ = [
     "SLOTS",
     "Context",
     "computed",
+    "computed_type",
     "kernel",
     "like",
     "pointer",
@@ -64,6 +65,11 @@ def computed(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if parameter is None or (parameter.dtype is dtype and parameter.is_contiguous()):
         return parameter
     return parameter.detach().to(dtype).contiguous()
+
+
+def computed_type(x: Tensor) -> torch.dtype:
+    """Return the type that the kernels compute in."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def working_memory(cut: Plan) -> Tensor | None:

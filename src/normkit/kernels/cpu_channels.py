@@ -16,6 +16,7 @@ from .channel_launch import (
     SLOTS,
     Context,
     computed,
+    computed_type,
     like,
     pointer,
     run_over_channels,
@@ -48,7 +49,7 @@ def forward(
     place. Returns y, and what the backward needs: mean, rstd and the coefficients of every channel.
     """
     cut = plan(tuple(x.shape), layout, x.element_size())
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = computed_type(x)
     weight, bias = computed(weight, wide), computed(bias, wide)
     y, partials = like(x) if out is None else out, working_memory(cut)
     saved = torch.empty(2 * cut.channels + 5 * cut.width, dtype=torch.float64)
@@ -80,7 +81,7 @@ def inference(
 ) -> tuple[Tensor, Tensor]:
     """Normalize with stored statistics. Arguments and result as `forward`."""
     cut = plan(tuple(x.shape), layout, x.element_size())
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = computed_type(x)
     y = like(x) if out is None else out
     held = [computed(value, wide) for value in (weight, bias, running_mean, running_var)]
     saved = torch.empty(2 * cut.channels + 5 * cut.width, dtype=torch.float64)
@@ -116,7 +117,7 @@ def backward(
     The activation is then None or leaky_relu, and there is no residual.
     """
     cut = plan(tuple(x.shape), layout, x.element_size())
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = computed_type(x)
     weight = computed(weight, wide)
     dx, partials = like(x), working_memory(cut)
     if inverted:

@@ -16,6 +16,7 @@ from .channel_launch import (
     SLOTS,
     Context,
     computed,
+    computed_type,
     like,
     pointer,
     run_over_channels,
@@ -46,7 +47,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return ``(x - mean) * rstd * weight + bias`` in the type and layout of x."""
-    cut, wide = _plan(x), _wide(x)
+    cut, wide = _plan(x), computed_type(x)
     weight, bias, mean, rstd = computed(weight, wide), computed(bias, wide), _double(mean), _double(rstd)
     y, channel = like(x), _ChannelMemory(cut)
     context = Context()
@@ -79,7 +80,7 @@ def apply_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, sums: tuple[Tensor, Tensor], count: int
 ) -> Tensor:
     """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), ``count`` is m (section 3)."""
-    cut, wide = _plan(x), _wide(x)
+    cut, wide = _plan(x), computed_type(x)
     weight, mean, rstd, both = computed(weight, wide), _double(mean), _double(rstd), torch.stack(sums).double()
     dx, channel = like(x), _ChannelMemory(cut)
     context = Context()
@@ -106,10 +107,6 @@ def _plan(x: Tensor) -> Plan:
     layout = layout_of(x)
     assert layout is not None
     return plan(tuple(x.shape), layout, x.element_size(), stepwise=True)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _double(values: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
-from ..kernels import dispatch, plain_channels
+from ..functional import checks
+from ..kernels import plain_channels
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 
 __all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
@@ -34,9 +34,7 @@ class _BatchNormAct(nn.Module):
         **named: Any,
     ) -> None:
         super().__init__()
-        if activation is not None and activation not in dispatch.ACTIVATIONS:
-            known = ", ".join(dispatch.ACTIVATIONS)
-            raise ArgumentError(f"unknown activation {activation!r}; known are: {known}, None")
+        checks.check_activation(activation, None)
         self.activation = activation
         self.inplace = inplace
         self.norm = self._part(num_features, *settings, **named)
