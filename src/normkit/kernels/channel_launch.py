@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import compiled, slots
 from .channel_plan import GRAIN, Plan
-from .pages import ask_for_large_pages
 from .threads import parallel_for
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "computed",
     "computed_type",
     "kernel",
-    "like",
     "pointer",
     "run_over_channels",
     "run_over_tensor",
@@ -51,13 +49,6 @@ def kernel(name: str, dtype: torch.dtype, activation: str | None, residual: bool
 def pointer(tensor: Tensor | None) -> int:
     """Return the address of a tensor's memory, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def like(x: Tensor) -> Tensor:
-    """Return a tensor of the shape and layout of x, in large pages where it is large."""
-    output = torch.empty_like(x)
-    ask_for_large_pages(output)
-    return output
 
 
 def computed(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -17,7 +17,6 @@ from .channel_launch import (
     Context,
     computed,
     computed_type,
-    like,
     pointer,
     run_over_channels,
     run_over_tensor,
@@ -25,6 +24,7 @@ from .channel_launch import (
     working_memory,
 )
 from .channel_plan import Plan, layout_of, plan
+from .memory import empty_like
 
 __all__ = ["backward", "forward", "inference", "layout_of", "plan"]
 
@@ -51,7 +51,7 @@ def forward(
     cut = plan(tuple(x.shape), layout, x.element_size())
     wide = computed_type(x)
     weight, bias = computed(weight, wide), computed(bias, wide)
-    y, partials = like(x) if out is None else out, working_memory(cut)
+    y, partials = empty_like(x) if out is None else out, working_memory(cut)
     saved = torch.empty(2 * cut.channels + 5 * cut.width, dtype=torch.float64)
     mean, one = saved.data_ptr(), 8 * cut.channels
     tensors = (x.data_ptr(), y.data_ptr(), pointer(residual), 0, 0, 0, pointer(weight), pointer(bias))
@@ -82,7 +82,7 @@ def inference(
     """Normalize with stored statistics. Arguments and result as `forward`."""
     cut = plan(tuple(x.shape), layout, x.element_size())
     wide = computed_type(x)
-    y = like(x) if out is None else out
+    y = empty_like(x) if out is None else out
     held = [computed(value, wide) for value in (weight, bias, running_mean, running_var)]
     saved = torch.empty(2 * cut.channels + 5 * cut.width, dtype=torch.float64)
     mean, one = saved.data_ptr(), 8 * cut.channels
@@ -119,13 +119,13 @@ def backward(
     cut = plan(tuple(x.shape), layout, x.element_size())
     wide = computed_type(x)
     weight = computed(weight, wide)
-    dx, partials = like(x), working_memory(cut)
+    dx, partials = empty_like(x), working_memory(cut)
     if inverted:
         saved = _centred_on_bias(saved, bias, cut, wide)
         other, activation = x, INVERTED_LEAKY_RELU if activation else None
     dresidual = None
     if residual:
-        dresidual = dy if activation is None else like(x)
+        dresidual = dy if activation is None else empty_like(x)
     dweight, dbias = torch.empty(cut.channels, dtype=wide), torch.empty(cut.channels, dtype=wide)
     mean, one = saved.data_ptr(), 8 * cut.channels
     tensors = (x.data_ptr(), 0, pointer(other), dy.data_ptr(), dx.data_ptr(), pointer(dresidual), pointer(weight))

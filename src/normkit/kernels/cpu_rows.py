@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import compiled, sample_slots, slots
 from .channel_launch import ELEMENTS
 from .forms import Form, form_of, form_of_rows
-from .pages import THRESHOLD, ask_for_large_pages
+from .memory import empty_like
 from .sample_rows import STRIP
 from .threads import parallel_for
 
@@ -54,7 +54,6 @@ class Plan:
         chunks: rows of the tables of dweight and dbias.
         work: float64 numbers of working memory.
         coefficients: float64 numbers of coefficients.
-        large: whether the output is worth asking for large pages.
         backward_tasks: as ``tasks``, of the backward.
         backward_grain: as ``grain``, of the backward.
     """
@@ -67,7 +66,6 @@ class Plan:
     chunks: int
     work: int
     coefficients: int
-    large: bool
     backward_tasks: int
     backward_grain: int
 
@@ -118,7 +116,6 @@ def _plan_rows(form: Form, itemsize: int) -> Plan:
         chunks=chunks,
         work=0,
         coefficients=0,
-        large=_is_large(form, itemsize),
         backward_tasks=chunks,
         backward_grain=max(1, _GRAIN // (width * chunk)),
     )
@@ -140,7 +137,6 @@ def _plan_planes(form: Form, itemsize: int) -> Plan:
         chunks=form.samples * pieces,
         work=3 * rows * parts if parts > 1 else 0,
         coefficients=0,
-        large=_is_large(form, itemsize),
         backward_tasks=rows * parts,
         backward_grain=max(1, _GRAIN * parts // size),
     )
@@ -167,14 +163,9 @@ def _plan_columns(form: Form, itemsize: int) -> Plan:
         chunks=samples,
         work=_REGION * width * parts * samples,
         coefficients=5 * width * samples,
-        large=_is_large(form, itemsize),
         backward_tasks=samples * parts,
         backward_grain=max(1, _GRAIN * parts // (rows * channels)),
     )
-
-
-def _is_large(form: Form, itemsize: int) -> bool:
-    return form.samples * form.channels * form.positions * itemsize >= THRESHOLD
 
 
 def _is_streamed(form: Form, run: int, itemsize: int) -> bool:
@@ -232,9 +223,7 @@ def forward(
     cut, prepared = _prepared(form, x.element_size(), eps, centred, False)
     computed = torch.float64 if x.dtype is torch.float64 else torch.float32
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
-    y, rows = torch.empty_like(x), form.samples * form.groups
-    if cut.large:
-        ask_for_large_pages(y)
+    y, rows = empty_like(x), form.samples * form.groups
     saved = torch.empty((2, rows), dtype=torch.float64)
     work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
     mean, memory = saved.data_ptr(), _pointer(work)
@@ -276,9 +265,7 @@ def backward(
     cut, prepared = _prepared(form, x.element_size(), 0.0, centred, wanted)
     computed = torch.float64 if x.dtype is torch.float64 else torch.float32
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
-    dx, rows, channels = torch.empty_like(x), form.samples * form.groups, form.channels
-    if cut.large:
-        ask_for_large_pages(dx)
+    dx, rows, channels = empty_like(x), form.samples * form.groups, form.channels
     dweight = dbias = tables = work = None
     if wanted:
         dweight, dbias = torch.empty(channels, dtype=computed), torch.empty(channels, dtype=computed)

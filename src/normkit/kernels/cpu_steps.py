@@ -17,7 +17,6 @@ from .channel_launch import (
     Context,
     computed,
     computed_type,
-    like,
     pointer,
     run_over_channels,
     run_over_tensor,
@@ -25,6 +24,7 @@ from .channel_launch import (
     working_memory,
 )
 from .channel_plan import Plan, layout_of, plan
+from .memory import empty_like
 
 __all__ = ["apply", "apply_backward", "reduce", "statistics"]
 
@@ -49,7 +49,7 @@ def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Te
     """Return ``(x - mean) * rstd * weight + bias`` in the type and layout of x."""
     cut, wide = _plan(x), computed_type(x)
     weight, bias, mean, rstd = computed(weight, wide), computed(bias, wide), _double(mean), _double(rstd)
-    y, channel = like(x), _ChannelMemory(cut)
+    y, channel = empty_like(x), _ChannelMemory(cut)
     context = Context()
     parameters = (pointer(weight), pointer(bias), 0, 0, 0, 0)
     state = (mean.data_ptr(), rstd.data_ptr(), 0, channel.coefficients)
@@ -82,7 +82,7 @@ def apply_backward(
     """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), ``count`` is m (section 3)."""
     cut, wide = _plan(x), computed_type(x)
     weight, mean, rstd, both = computed(weight, wide), _double(mean), _double(rstd), torch.stack(sums).double()
-    dx, channel = like(x), _ChannelMemory(cut)
+    dx, channel = empty_like(x), _ChannelMemory(cut)
     context = Context()
     tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0)
     state = (pointer(weight), *(0,) * 5, mean.data_ptr(), rstd.data_ptr(), 0, channel.coefficients)

@@ -1,0 +1,157 @@
+"""Memory for large outputs: touching fresh memory can cost more than the arithmetic.
+
+A large output comes in large pages where the system grants them. When it is freed its memory is kept and lent to the
+next output of its size: a training loop asks for the same sizes in every step. What is kept free is limited, and
+`release` gives it back.
+"""
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+__all__ = ["VARIABLE", "empty_like", "kept", "release"]
+
+_MADV_HUGEPAGE = 14
+_PAGE = 2 << 20
+_THRESHOLD = 4 << 20  # bytes; below it the calls cost as much as they save
+_PATIENCE = 0.1  # seconds
+_SHARE = 8  # of the machine's memory is kept at most, where the variable does not say how much
+
+VARIABLE = "NORMKIT_KEPT_MEGABYTES"
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Return an uninitialized tensor of the shape, type and layout of x, which is contiguous in some memory format.
+
+    A large one lies in memory that may have served before. It is an ordinary tensor, but, like one that
+    ``torch.from_numpy`` returns, its storage cannot be resized.
+    """
+    size = x.nbytes
+    if size < _THRESHOLD or _is_filled() or not _is_dense(x):
+        return torch.empty_like(x)
+    _limit()  # a wrong setting is told here, where an error is heard
+    block = _kept.take(-(-size // _PAGE) * _PAGE)
+    lent = (ctypes.c_char * size).from_address(block.data_ptr())
+    # The tensor holds what it was made from; when that is gone no tensor sees the memory any more.
+    weakref.finalize(lent, _kept.put, block).atexit = False
+    storage = torch.frombuffer(lent, dtype=torch.uint8).untyped_storage()
+    # Not a view of the bytes: autograd refuses to change a view in place that it did not make itself.
+    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
+
+
+def kept() -> int:
+    """Return how many bytes are kept free for the next outputs."""
+    return _kept.size()
+
+
+def release() -> None:
+    """Give all memory that is kept free back to the system."""
+    _kept.trim(0)
+
+
+class _Kept:
+    """Blocks of memory that no tensor uses, the one freed last at the end.
+
+    A block comes back whenever its tensor dies, in any thread and in the middle of anything, also of a method of this
+    class. So ``put`` does not wait: a block that cannot be sorted in at once lies in `_returned` until the next call.
+    """
+
+    def __init__(self) -> None:
+        self._returned: deque[Tensor] = deque()
+        self._blocks: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> Tensor:
+        # Not for ever: a fork may have copied the lock while another thread held it.
+        if self._lock.acquire(timeout=_PATIENCE):
+            try:
+                self._sort_in()
+                for place in range(len(self._blocks) - 1, -1, -1):
+                    if self._blocks[place].nbytes == size:
+                        return self._blocks.pop(place)
+            finally:
+                self._lock.release()
+        block = torch.empty(size, dtype=torch.uint8)
+        _ask_for_large_pages(block)
+        return block
+
+    def put(self, block: Tensor) -> None:
+        self._returned.append(block)
+        self.trim(_limit())
+
+    def trim(self, limit: int) -> None:
+        """Let go of the blocks that have been free longest until ``limit`` bytes are left."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._sort_in()
+            held = self.size()
+            while self._blocks and held > limit:
+                held -= self._blocks.pop(0).nbytes
+        finally:
+            self._lock.release()
+
+    def size(self) -> int:
+        return sum(block.nbytes for block in (*self._blocks, *self._returned))
+
+    def _sort_in(self) -> None:
+        while self._returned:
+            self._blocks.append(self._returned.popleft())
+
+
+_kept = _Kept()
+
+
+@functools.cache
+def _limit() -> int:
+    given = os.environ.get(VARIABLE)
+    if given is not None:
+        if not given.isdecimal():
+            raise ArgumentError(f"{VARIABLE} must be a whole number of megabytes, 0 to keep none; got {given!r}")
+        return int(given) << 20
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return 1 << 30
+
+
+def _is_filled() -> bool:
+    """Say whether torch has been asked to fill uninitialized memory, which shows what a kernel leaves unwritten."""
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    return bool(fills and torch.are_deterministic_algorithms_enabled())
+
+
+def _is_dense(x: Tensor) -> bool:
+    if x.is_contiguous():
+        return True
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@functools.cache
+def _madvise() -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = ctypes.CDLL(None, use_errno=True).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
+
+def _ask_for_large_pages(block: Tensor) -> None:
+    """Ask the system to back fresh memory with large pages. It is advice: a refusal changes nothing."""
+    madvise = _madvise()
+    if madvise is not None:
+        start, page = block.data_ptr(), 4096
+        low, high = -(-start // page) * page, (start + block.nbytes) // page * page
+        madvise(low, high - low, _MADV_HUGEPAGE)

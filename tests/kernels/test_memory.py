@@ -1,0 +1,179 @@
+"""Memory of large outputs: lent again when an output is freed, never while one lives, and given back."""
+
+import copy
+import gc
+import io
+import threading
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from normkit.errors import ArgumentError
+from normkit.functional import batch_norm, layer_norm
+from normkit.kernels import memory
+from tolerances import assert_close
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """Keep memory of any size, as users have it: torch does not fill what is uninitialized."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    monkeypatch.setattr(memory, "_THRESHOLD", 1)
+    monkeypatch.setattr(memory, "_kept", memory._Kept())
+    memory._limit.cache_clear()
+    yield memory._kept
+    memory._limit.cache_clear()
+
+
+SHAPES = {
+    "contiguous": (torch.randn(3, 5, 7), (35, 7, 1)),
+    "channels-last": (torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), (60, 1, 15, 3)),
+    "channels-last 3d": (
+        torch.randn(2, 3, 2, 2, 5).contiguous(memory_format=torch.channels_last_3d),
+        (60, 1, 30, 15, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", SHAPES)
+def test_tensor_has_the_shape_type_and_layout_of_what_it_is_like(layout, dtype):
+    x, strides = SHAPES[layout]
+    y = memory.empty_like(x.to(dtype))
+    assert (y.shape, y.stride(), y.dtype, y.requires_grad) == (x.shape, strides, dtype, False)
+    assert y.untyped_storage().nbytes() == y.nbytes
+    assert y._base is None
+    assert_close(y.copy_(x), x.to(dtype), dtype=dtype)
+
+
+def test_freed_memory_serves_the_next_output_of_its_size():
+    x = torch.randn(64, 64)
+    y = memory.empty_like(x)
+    place = y.data_ptr()
+    del y
+    assert memory.kept() == memory._PAGE
+    assert memory.empty_like(x).data_ptr() == place
+    assert memory.empty_like(torch.randn(1024, 1024)).data_ptr() != place
+
+
+def test_memory_is_not_lent_while_a_view_of_it_lives():
+    x = torch.randn(64, 64)
+    y = memory.empty_like(x).copy_(x)
+    row, place = y[3], y.data_ptr()
+    del y
+    other = memory.empty_like(x).fill_(torch.nan)
+    assert other.data_ptr() != place
+    assert torch.equal(row, x[3])
+
+
+def test_training_steps_get_the_gradients_that_they_get_in_fresh_memory(monkeypatch):
+    def steps():
+        torch.manual_seed(1)
+        weight = torch.rand(12, requires_grad=True)
+        seen = []
+        for _ in range(4):
+            x, dy = torch.randn(6, 12, 5, 5, requires_grad=True), torch.randn(6, 12, 5, 5)
+            y = batch_norm(x, None, None, weight, training=True)
+            z = layer_norm(batch_norm(y, None, None, weight, training=True, activation="relu"), (5, 5))
+            z.backward(dy)
+            seen += [z.detach().clone(), x.grad.clone(), weight.grad.clone()]
+        return seen
+
+    lent = steps()
+    assert memory.kept() > 0
+    monkeypatch.setattr(memory, "empty_like", torch.empty_like)
+    for name in ("cpu_channels", "cpu_rows"):
+        monkeypatch.setattr(f"normkit.kernels.{name}.empty_like", torch.empty_like)
+    for ours, fresh in zip(lent, steps(), strict=True):
+        assert torch.equal(ours, fresh)
+
+
+def test_output_may_be_changed_in_place_under_autograd():
+    x, dy = torch.randn(6, 12, 5, requires_grad=True), torch.randn(6, 12, 5)
+    y = batch_norm(x, None, None, training=True)
+    F.relu(y, inplace=True).backward(dy)
+    ours, x.grad = x.grad, None
+    F.relu(F.batch_norm(x, None, None, training=True)).backward(dy)
+    assert_close(ours, x.grad, dtype=torch.float32)
+
+
+def test_copies_and_files_of_an_output_are_those_of_any_tensor():
+    x = torch.randn(8, 4, 3)
+    y, file = batch_norm(x, None, None, training=True), io.BytesIO()
+    assert torch.equal(copy.deepcopy(y), y)
+    torch.save(y, file)
+    assert len(file.getvalue()) < 4096
+    file.seek(0)
+    assert torch.equal(torch.load(file), y)
+    assert torch.equal(y.clone().share_memory_(), y)
+
+
+def test_longest_free_goes_first_where_more_is_kept_than_allowed(monkeypatch, kept):
+    monkeypatch.setenv(memory.VARIABLE, "4")
+    x = torch.randn(64, 64)
+    held = [memory.empty_like(x) for _ in range(4)]
+    places = [y.data_ptr() for y in held]
+    while held:
+        del held[0]
+    assert memory.kept() == 4 << 20
+    assert [block.data_ptr() for block in kept._blocks] == places[2:]
+    memory.release()
+    assert memory.kept() == 0
+
+
+def test_nothing_is_kept_where_nothing_may_be(monkeypatch):
+    monkeypatch.setenv(memory.VARIABLE, "0")
+    memory.empty_like(torch.randn(64, 64))
+    assert memory.kept() == 0
+
+
+@pytest.mark.parametrize("setting", ["", "-1", "much", "1.5"])
+def test_wrong_setting_is_refused(monkeypatch, setting):
+    monkeypatch.setenv(memory.VARIABLE, setting)
+    with pytest.raises(ArgumentError, match="NORMKIT_KEPT_MEGABYTES must be a whole number"):
+        batch_norm(torch.randn(4, 3), None, None, training=True)
+
+
+def test_memory_freed_in_the_middle_of_a_call_is_kept_and_nothing_waits_for_ever(kept):
+    x = torch.randn(64, 64)
+    y = memory.empty_like(x)
+    place = y.data_ptr()
+    with kept._lock:  # as a garbage collection inside of take would find it
+        del y
+        assert memory.empty_like(x).data_ptr() != place
+    assert memory.kept() > 0
+    assert place in {memory.empty_like(x).data_ptr(), *(block.data_ptr() for block in kept._blocks)}
+
+
+def test_threads_never_get_memory_that_another_holds():
+    x, wrong = torch.randn(64, 64), []
+
+    def work(number):
+        for _ in range(300):
+            held = [memory.empty_like(x).fill_(number) for _ in range(3)]
+            wrong.extend(number for y in held if not bool((y == number).all()))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert not wrong
+    assert memory.kept() <= 24 * memory._PAGE
+
+
+def test_small_and_strided_tensors_get_torch_s_own_memory(monkeypatch):
+    strided = torch.randn(8, 6, 4)[:, ::2]
+    assert memory.empty_like(strided).stride() == torch.empty_like(strided).stride()
+    monkeypatch.setattr(memory, "_THRESHOLD", 1 << 20)
+    memory.empty_like(torch.randn(64, 64))
+    assert memory.kept() == 0
+
+
+def test_unwritten_memory_is_filled_where_torch_is_asked_to():
+    x = torch.randn(64, 64)
+    memory.empty_like(x).fill_(1)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert memory.empty_like(x).isnan().all()
