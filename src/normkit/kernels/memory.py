@@ -10,7 +10,6 @@ import functools
 import os
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -23,7 +22,7 @@ __all__ = ["VARIABLE", "empty_like", "kept", "release"]
 
 _MADV_HUGEPAGE = 14
 _PAGE = 2 << 20
-_THRESHOLD = 4 << 20  # bytes; below it the calls cost as much as they save
+_THRESHOLD = 8 << 20  # bytes; below it the calls cost as much as they save
 _PATIENCE = 0.1  # seconds
 _SHARE = 8  # of the machine's memory is kept at most, where the variable does not say how much
 
@@ -42,8 +41,8 @@ def empty_like(x: Tensor) -> Tensor:
     _limit()  # a wrong setting is told here, where an error is heard
     block = _kept.take(-(-size // _PAGE) * _PAGE)
     lent = (ctypes.c_char * size).from_address(block.data_ptr())
-    # The tensor holds what it was made from; when that is gone no tensor sees the memory any more.
-    weakref.finalize(lent, _kept.put, block).atexit = False
+    # The storage holds what it was made from; when that is gone no tensor sees the memory any more.
+    lent.loan = _Loan(_kept, block)  # type: ignore[attr-defined]
     storage = torch.frombuffer(lent, dtype=torch.uint8).untyped_storage()
     # Not a view of the bytes: autograd refuses to change a view in place that it did not make itself.
     return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
@@ -107,6 +106,18 @@ class _Kept:
     def _sort_in(self) -> None:
         while self._returned:
             self._blocks.append(self._returned.popleft())
+
+
+class _Loan:
+    """A block that a tensor uses, until it dies."""
+
+    __slots__ = ("block", "lender")
+
+    def __init__(self, lender: _Kept, block: Tensor) -> None:
+        self.lender, self.block = lender, block
+
+    def __del__(self) -> None:
+        self.lender.put(self.block)
 
 
 _kept = _Kept()

@@ -1,16 +1,18 @@
 """Kernels for channels-last ``(N, S, C)`` with statistics per sample: group and instance norm.
 
 A sample is S rows of C channels, which `rows` gathers and writes column by column as it does a batch; in between, the
-columns of a group are merged. A task takes a sample through everything, or blocks of its rows in three launches.
+columns of a group are merged. One group of all channels is one run of memory, and its moments are gathered as such. A
+task takes a sample through everything, or blocks of its rows in three launches.
 """
 
 from . import sample_slots, slots
 from .arguments import data, double, integer, is_null, parameter
 from .channel_vectors import set_vector_coefficients
-from .moments import set_coefficient, set_coefficients, store_as
+from .moments import merge_moments, set_coefficient, set_coefficients, store_as
 from .rows import (
     add_blocks,
     clear,
+    columns,
     first_row,
     gather,
     gather_backward,
@@ -21,8 +23,8 @@ from .rows import (
     write_rows,
 )
 from .sample_arguments import own_copy, put
-from .sample_statistics import keep_statistics, needs_care
-from .simd import called, fence, inlined, load, store, vload
+from .sample_statistics import keep_statistics, needs_care, run_moments
+from .simd import called, fence, inlined, load, narrow, splat, store, vload, vstore, vsum, widen
 
 
 @inlined
@@ -44,18 +46,58 @@ def enter(own, a, sample):
 
 
 @inlined
+def is_one_run(a):
+    """Say whether all channels of a sample are one group."""
+    return integer(a, sample_slots.GROUPS) == 1
+
+
+@inlined
+def gather_run(a, block, low, high):
+    """Moments of all elements of rows low to high, left where those of the first column would stand."""
+    stride, held = columns(a), region(a, block)
+    mean, m2 = run_moments(a, data(a, slots.X), low * stride, (high - low) * stride)
+    store(held, 0, mean)
+    store(held, 1, m2)
+
+
+@inlined
+def merge_runs(a):
+    """Merge the moments of all blocks, in their order."""
+    stride, count, mean, m2 = columns(a), 0.0, 0.0, 0.0
+    for block in range(integer(a, slots.BLOCKS)):
+        n, held = float((first_row(a, block + 1) - first_row(a, block)) * stride), region(a, block)
+        mean, m2 = merge_moments(count, mean, m2, n, load(held, 0), load(held, 1))
+        count += n
+    return mean, m2
+
+
+@inlined
 def group_moments(a, group):
     """Merge the columns of a group, every one of which has as many rows."""
     channels, width, moments = integer(a, slots.CHANNELS), integer(a, slots.WIDTH), region(a, 0)
     planes, fold = channels // integer(a, sample_slots.GROUPS), integer(a, slots.FOLD)
+    vectors = planes // 16 * 16
     first, shift, m2, between = load(moments, group * planes), 0.0, 0.0, 0.0
     for row in range(fold):
-        for column in range(row * channels + group * planes, row * channels + (group + 1) * planes):
+        begin, end = row * channels + group * planes, row * channels + (group + 1) * planes
+        shifts = squares = splat(0.0)
+        for column in range(begin, begin + vectors, 16):
+            shifts = shifts + (vload(moments, column) - splat(first))
+            squares = squares + vload(moments, width + column)
+        shift += vsum(shifts)
+        m2 += vsum(squares)
+        for column in range(begin + vectors, end):
             shift += load(moments, column) - first
             m2 += load(moments, width + column)
     mean = first + shift / (planes * fold)
     for row in range(fold):
-        for column in range(row * channels + group * planes, row * channels + (group + 1) * planes):
+        begin, end = row * channels + group * planes, row * channels + (group + 1) * planes
+        squares = splat(0.0)
+        for column in range(begin, begin + vectors, 16):
+            distances = vload(moments, column) - splat(mean)
+            squares = squares + distances * distances
+        between += vsum(squares)
+        for column in range(begin + vectors, end):
             distance = load(moments, column) - mean
             between += distance * distance
     return mean, m2 + between * float(integer(a, slots.OUTER) // fold)
@@ -101,10 +143,15 @@ def spread_statistics(a, spread):
 def finish_groups(a):
     """From the columns' moments: statistics of every group, and the coefficients of every column."""
     count = float(integer(a, slots.OUTER) * (integer(a, slots.CHANNELS) // integer(a, sample_slots.GROUPS)))
-    for column in range(0, integer(a, slots.WIDTH), 16):
-        merge_blocks(a, column)
+    mean = m2 = 0.0
+    if is_one_run(a):
+        mean, m2 = merge_runs(a)
+    else:
+        for column in range(0, integer(a, slots.WIDTH), 16):
+            merge_blocks(a, column)
     for group in range(integer(a, sample_slots.GROUPS)):
-        mean, m2 = group_moments(a, group)
+        if not is_one_run(a):
+            mean, m2 = group_moments(a, group)
         if needs_care(a, m2, count):
             mean, m2 = careful_group(a, group)
         keep_statistics(a, group, mean, m2, count, True)
@@ -120,7 +167,10 @@ def forward(begin, end, a):
         enter(own, a, task // parts)
         low, high = first_row(own, block), first_row(own, block + 1)
         if step == sample_slots.WHOLE or step == sample_slots.GATHER:
-            gather(own, region(own, block), region_lanes(own, block), low, high, 0, width)
+            if is_one_run(own):
+                gather_run(own, block, low, high)
+            else:
+                gather(own, region(own, block), region_lanes(own, block), low, high, 0, width)
         if step == sample_slots.WHOLE or step == sample_slots.FINISH:
             finish_groups(own)
         if step == sample_slots.WHOLE or step == sample_slots.APPLY:
@@ -145,8 +195,20 @@ def finish_group_sums(a, sample):
     for group in range(groups):
         mean, rstd = load(double(a, slots.MEAN), group), load(double(a, slots.RSTD), group)
         lost = mean - float(load(coefficients, group * planes))
-        total, along = 0.0, 0.0
-        for channel in range(group * planes, (group + 1) * planes):
+        begin, end, vectors = group * planes, (group + 1) * planes, planes // 16 * 16
+        totals = alongs = splat(0.0)
+        for channel in range(begin, begin + vectors, 16):
+            of_channels = vload(sums, channel)
+            products = (vload(sums, width + channel) - splat(lost) * of_channels) * splat(rstd)
+            gains = splat(1.0)
+            if not is_null(weight):
+                gains = widen(vload(weight, channel))
+            totals = totals + gains * of_channels
+            alongs = alongs + gains * products
+            vstore(dbias, sample * channels + channel, narrow(a, of_channels))
+            vstore(dweight, sample * channels + channel, narrow(a, products))
+        total, along = vsum(totals), vsum(alongs)
+        for channel in range(begin + vectors, end):
             of_channel = load(sums, channel)
             product = (load(sums, width + channel) - lost * of_channel) * rstd
             gain = 1.0 if is_null(weight) else float(load(weight, channel))
