@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from ..axes import values_per_channel
 from ..errors import ArgumentError
 from ..kernels import plain_channels as plain
-from ..kernels.layouts import lay_out
+from ..kernels.layouts import contiguous_layout, lay_out
 from .inplace import is_recorded
 
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
@@ -214,7 +214,7 @@ def compute(
     kernels = call.kernels
     layout = kernels.layout_of(x)
     if layout is None:
-        x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
+        x, layout = x.contiguous(), contiguous_layout(x)
     if residual is not None:
         residual = lay_out(residual, layout)
     settings = (call.activation, residual, x if call.inplace else None)
@@ -240,7 +240,7 @@ def run_kernel(
         # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
         layout = call.kernels.layout_of(x)
         if layout is None:
-            x, layout = x.contiguous(), "planes" if x.dim() > 2 else "rows"
+            x, layout = x.contiguous(), contiguous_layout(x)
         if residual is not None:
             residual = lay_out(residual, layout)
         y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..kernels import dispatch, plain_channels
-from ..kernels.layouts import lay_out
+from ..kernels.layouts import contiguous_layout, lay_out
 from . import checks
 
 __all__ = ["apply", "apply_backward", "reduce", "statistics"]
@@ -126,5 +126,5 @@ def _serve(x: Tensor, dy: Tensor | None = None, **per_channel: Tensor | None) ->
     from ..kernels import cpu_steps
     from ..kernels.channel_plan import layout_of
 
-    layout = layout_of(x) or ("planes" if x.dim() > 2 else "rows")
+    layout = layout_of(x) or contiguous_layout(x)
     return cpu_steps, [lay_out(tensor, layout) for tensor in large]

@@ -2,7 +2,12 @@
 
 from torch import Tensor
 
-__all__ = ["is_laid_out", "lay_out"]
+__all__ = ["contiguous_layout", "is_laid_out", "lay_out"]
+
+
+def contiguous_layout(x: Tensor) -> str:
+    """Name the layout that a tensor of as many dimensions has where it is contiguous."""
+    return "planes" if x.dim() > 2 else "rows"
 
 
 def is_laid_out(x: Tensor, layout: str) -> bool:

@@ -16,7 +16,7 @@ from ..axes import values_per_channel
 from ..errors import BackendError
 from . import dispatch
 from . import plain_channels as plain
-from .layouts import lay_out
+from .layouts import contiguous_layout, lay_out
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
 
@@ -57,8 +57,8 @@ def _unsaved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
 def _layout(x: Tensor) -> str:
     """The layout that the kernels read x in, which is also that of the output."""
     if x.is_contiguous():
-        return "planes" if x.dim() > 2 else "rows"
-    return "rows" if x.movedim(1, -1).is_contiguous() else ("planes" if x.dim() > 2 else "rows")
+        return contiguous_layout(x)
+    return "rows" if x.movedim(1, -1).is_contiguous() else contiguous_layout(x)
 
 
 def _computed(x: Tensor) -> torch.dtype:
