@@ -21,8 +21,11 @@ from ..errors import ArgumentError
 __all__ = ["VARIABLE", "empty_like", "kept", "release"]
 
 _MADV_HUGEPAGE = 14
-_PAGE = 2 << 20
-_THRESHOLD = 8 << 20  # bytes; below it the calls cost as much as they save
+_PAGE = 4096
+_LARGE_PAGE = 2 << 20
+_UNIT = 1 << 16  # bytes that smaller blocks are multiples of, so that outputs of about one size share them
+_THRESHOLD = 1 << 20  # bytes; below it the calls cost as much as they save
+_LARGE = 4 << 20  # bytes that are worth large pages
 _PATIENCE = 0.1  # seconds
 _SHARE = 8  # of the machine's memory is kept at most, where the variable does not say how much
 
@@ -39,13 +42,13 @@ def empty_like(x: Tensor) -> Tensor:
     if size < _THRESHOLD or _is_filled() or not _is_dense(x):
         return torch.empty_like(x)
     _limit()  # a wrong setting is told here, where an error is heard
-    block = _kept.take(-(-size // _PAGE) * _PAGE)
+    unit = _UNIT if size < _LARGE else _LARGE_PAGE
+    block = _kept.take(-(-size // unit) * unit)
     lent = (ctypes.c_char * size).from_address(block.data_ptr())
     # The storage holds what it was made from; when that is gone no tensor sees the memory any more.
     lent.loan = _Loan(_kept, block)  # type: ignore[attr-defined]
-    storage = torch.frombuffer(lent, dtype=torch.uint8).untyped_storage()
-    # Not a view of the bytes: autograd refuses to change a view in place that it did not make itself.
-    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
+    # In place, for it must be no view: autograd refuses to change a view in place that it did not make itself.
+    return torch.frombuffer(lent, dtype=x.dtype).as_strided_(x.shape, x.stride())
 
 
 def kept() -> int:
@@ -81,7 +84,8 @@ class _Kept:
             finally:
                 self._lock.release()
         block = torch.empty(size, dtype=torch.uint8)
-        _ask_for_large_pages(block)
+        if size >= _LARGE:
+            _ask_for_large_pages(block)
         return block
 
     def put(self, block: Tensor) -> None:
@@ -163,6 +167,6 @@ def _ask_for_large_pages(block: Tensor) -> None:
     """Ask the system to back fresh memory with large pages. It is advice: a refusal changes nothing."""
     madvise = _madvise()
     if madvise is not None:
-        start, page = block.data_ptr(), 4096
-        low, high = -(-start // page) * page, (start + block.nbytes) // page * page
+        start = block.data_ptr()
+        low, high = -(-start // _PAGE) * _PAGE, (start + block.nbytes) // _PAGE * _PAGE
         madvise(low, high - low, _MADV_HUGEPAGE)
