@@ -3,6 +3,8 @@
 import copy
 import gc
 import io
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -126,6 +128,34 @@ def test_nothing_is_kept_where_nothing_may_be(monkeypatch):
     monkeypatch.setenv(memory.VARIABLE, "0")
     memory.empty_like(torch.randn(64, 64))
     assert memory.kept() == 0
+
+
+def test_container_limits_what_is_kept(monkeypatch, tmp_path):
+    machine = memory._limit()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "limit").write_text(f"{machine}\n")
+    monkeypatch.setattr(memory, "_CONTAINER", (tmp_path / "memory.max", tmp_path / "none"))
+    memory._limit.cache_clear()
+    assert memory._limit() >= machine
+    monkeypatch.setattr(memory, "_CONTAINER", (tmp_path / "memory.max", tmp_path / "limit"))
+    memory._limit.cache_clear()
+    assert memory._limit() == machine // 16
+
+
+def test_outputs_that_live_to_the_end_of_the_process_end_in_silence():
+    program = """
+import sys, torch
+from normkit.functional import batch_norm
+x = torch.randn(64, 64, 32, 32, requires_grad=True)
+held = y = batch_norm(x, None, None, training=True)
+sys.held = [y]
+torch.held = y
+y.sum().backward()
+class Cycle: pass
+cycle = Cycle(); cycle.own = cycle; cycle.y = batch_norm(x, None, None, training=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("setting", ["", "-1", "much", "1.5"])

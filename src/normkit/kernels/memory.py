@@ -5,6 +5,7 @@ next output of its size: a training loop asks for the same sizes in every step. 
 `release` gives it back.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +29,10 @@ _UNIT = 1 << 16  # bytes that smaller blocks are multiples of, so that outputs o
 _THRESHOLD = 1 << 20  # bytes; below it the calls cost as much as they save
 _LARGE = 4 << 20  # bytes that are worth large pages
 _PATIENCE = 0.1  # seconds
-_SHARE = 8  # of the machine's memory is kept at most, where the variable does not say how much
+_SHARE = 16  # a sixteenth of the memory is kept at most, where the variable does not say how much
+
+# Where Linux says what a container may use, in both versions of its control groups.
+_CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 VARIABLE = "NORMKIT_KEPT_MEGABYTES"
 
@@ -134,10 +139,18 @@ def _limit() -> int:
         if not given.isdecimal():
             raise ArgumentError(f"{VARIABLE} must be a whole number of megabytes, 0 to keep none; got {given!r}")
         return int(given) << 20
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE
-    except (AttributeError, OSError, ValueError):  # not on every system
-        return 1 << 30
+    return _memory_of_the_process() // _SHARE
+
+
+def _memory_of_the_process() -> int:
+    """Return how many bytes this process may use: the machine's, or a container's share of them."""
+    sizes = [16 << 30]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every system
+        sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CONTAINER:
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            sizes.append(int(file.read_text()))
+    return min(sizes)
 
 
 def _is_filled() -> bool:
