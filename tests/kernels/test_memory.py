@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, layer_norm
-from normkit.kernels import memory
+from normkit.kernels import channel_plan, memory
 from tolerances import assert_close
 
 
@@ -207,3 +207,10 @@ def test_unwritten_memory_is_filled_where_torch_is_asked_to():
     memory.empty_like(x).fill_(1)
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert memory.empty_like(x).isnan().all()
+
+
+@pytest.mark.parametrize(("itemsize", "streamed"), [(2, False), (4, True), (8, False)])
+def test_columns_are_streamed_in_whole_lines_of_the_cache_only(itemsize, streamed):
+    shape = (64, 256, 64, 64)
+    assert channel_plan.plan(shape, "rows", itemsize).stream is streamed
+    assert channel_plan.plan(shape, "planes", itemsize).stream is (itemsize <= 4)

@@ -129,7 +129,9 @@ def _plan_rows(samples: int, channels: int, positions: int, itemsize: int, stepw
         grain=max(1, GRAIN // (rows * group)) if fused else 1,
         partials=5 * width * blocks,
         strip=16 if width <= 256 else 8,
-        stream=_is_streamed(rows * channels * itemsize, channels * fold * itemsize, itemsize),
+        # Columns are written sixteen at a time: of half precision they are half a line of the cache, and streaming that
+        # waits for memory twice.
+        stream=itemsize == 4 and _is_streamed(rows * channels * itemsize, channels * fold * itemsize, itemsize),
     )
 
 

@@ -152,10 +152,10 @@ def _plan_columns(form: Form, itemsize: int) -> Plan:
     parts = 1
     if samples < _TASKS // 2 and samples * rows * channels >= 4 * _GRAIN:
         parts = max(1, min(_TASKS // samples, rows // fold // 16, rows * channels // (_GRAIN // 2)))
+    # Sixteen columns of half precision are half a line of the cache: streamed, it would be waited for twice.
+    stream = itemsize == 4 and _is_streamed(form, channels * fold, itemsize)
     return Plan(
-        sizes=_sizes(
-            form, 1, parts, fold, width, 16 if width <= 256 else 8, _is_streamed(form, channels * fold, itemsize)
-        ),
+        sizes=_sizes(form, 1, parts, fold, width, 16 if width <= 256 else 8, stream),
         tasks=samples * parts,
         grain=max(1, _GRAIN * parts // (rows * channels)),
         parts=parts,
