@@ -54,7 +54,7 @@ def test_freed_memory_serves_the_next_output_of_its_size():
     y = memory.empty_like(x)
     place = y.data_ptr()
     del y
-    assert memory.kept() == memory._UNIT
+    assert memory.kept() == memory._LARGE_PAGE
     assert memory.empty_like(x).data_ptr() == place
     assert memory.empty_like(torch.randn(1024, 1024)).data_ptr() != place
 
@@ -113,7 +113,7 @@ def test_copies_and_files_of_an_output_are_those_of_any_tensor():
 
 def test_longest_free_goes_first_where_more_is_kept_than_allowed(monkeypatch, kept):
     monkeypatch.setenv(memory.VARIABLE, "4")
-    x = torch.randn(512, 1024)
+    x = torch.randn(64, 64)
     held = [memory.empty_like(x) for _ in range(4)]
     places = [y.data_ptr() for y in held]
     while held:
@@ -191,7 +191,7 @@ def test_threads_never_get_memory_that_another_holds():
         thread.join()
     gc.collect()
     assert not wrong
-    assert memory.kept() <= 24 * memory._UNIT
+    assert memory.kept() <= 24 * memory._LARGE_PAGE
 
 
 def test_small_and_strided_tensors_get_torch_s_own_memory(monkeypatch):

@@ -25,9 +25,7 @@ __all__ = ["VARIABLE", "empty_like", "kept", "release"]
 _MADV_HUGEPAGE = 14
 _PAGE = 4096
 _LARGE_PAGE = 2 << 20
-_UNIT = 1 << 16  # bytes that smaller blocks are multiples of, so that outputs of about one size share them
-_THRESHOLD = 1 << 20  # bytes; below it the calls cost as much as they save
-_LARGE = 4 << 20  # bytes that are worth large pages
+_THRESHOLD = 4 << 20  # bytes; below it the calls cost as much as they save
 _PATIENCE = 0.1  # seconds
 _SHARE = 16  # a sixteenth of the memory is kept at most, where the variable does not say how much
 
@@ -47,8 +45,7 @@ def empty_like(x: Tensor) -> Tensor:
     if size < _THRESHOLD or _is_filled() or not _is_dense(x):
         return torch.empty_like(x)
     _limit()  # a wrong setting is told here, where an error is heard
-    unit = _UNIT if size < _LARGE else _LARGE_PAGE
-    block = _kept.take(-(-size // unit) * unit)
+    block = _kept.take(-(-size // _LARGE_PAGE) * _LARGE_PAGE)
     lent = (ctypes.c_char * size).from_address(block.data_ptr())
     # The storage holds what it was made from; when that is gone no tensor sees the memory any more.
     lent.loan = _Loan(_kept, block)  # type: ignore[attr-defined]
@@ -89,8 +86,7 @@ class _Kept:
             finally:
                 self._lock.release()
         block = torch.empty(size, dtype=torch.uint8)
-        if size >= _LARGE:
-            _ask_for_large_pages(block)
+        _ask_for_large_pages(block)
         return block
 
     def put(self, block: Tensor) -> None:
