@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, layer_norm
-from normkit.kernels import channel_plan, memory
+from normkit.kernels import channel_plan, cpu_rows, memory, slots
 from tolerances import assert_close
 
 
@@ -84,7 +84,6 @@ def test_training_steps_get_the_gradients_that_they_get_in_fresh_memory(monkeypa
 
     lent = steps()
     assert memory.kept() > 0
-    monkeypatch.setattr(memory, "empty_like", torch.empty_like)
     for name in ("cpu_channels", "cpu_rows"):
         monkeypatch.setattr(f"normkit.kernels.{name}.empty_like", torch.empty_like)
     for ours, fresh in zip(lent, steps(), strict=True):
@@ -209,8 +208,15 @@ def test_unwritten_memory_is_filled_where_torch_is_asked_to():
     assert memory.empty_like(x).isnan().all()
 
 
-@pytest.mark.parametrize(("itemsize", "streamed"), [(2, False), (4, True), (8, False)])
-def test_columns_are_streamed_in_whole_lines_of_the_cache_only(itemsize, streamed):
-    shape = (64, 256, 64, 64)
-    assert channel_plan.plan(shape, "rows", itemsize).stream is streamed
-    assert channel_plan.plan(shape, "planes", itemsize).stream is (itemsize <= 4)
+@pytest.mark.parametrize(
+    ("dtype", "streamed"),
+    [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float64, False)],
+)
+def test_columns_are_streamed_in_whole_lines_of_the_cache_only(dtype, streamed):
+    x = torch.empty(64, 256, 64, 64, dtype=dtype, device="meta")
+    itemsize, columns = x.element_size(), x.contiguous(memory_format=torch.channels_last)
+    assert channel_plan.plan(tuple(x.shape), "rows", itemsize).stream is streamed
+    assert channel_plan.plan(tuple(x.shape), "planes", itemsize).stream is (itemsize <= 4)
+    stream = slots.STREAM - slots.OUTER
+    assert cpu_rows.plan(cpu_rows.form_of(columns, 32), itemsize).sizes[stream] is streamed
+    assert cpu_rows.plan(cpu_rows.form_of(x, 32), itemsize).sizes[stream] is (itemsize <= 4)

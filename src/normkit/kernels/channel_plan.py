@@ -13,11 +13,12 @@ from torch import Tensor
 from .arguments import GROUP
 from .moments import CHUNK
 
-__all__ = ["GRAIN", "Plan", "layout_of", "plan"]
+__all__ = ["GRAIN", "Plan", "is_streamed", "layout_of", "plan"]
 
 GRAIN = 32768  # elements that are worth a thread
 _L2 = 1 << 19  # bytes of one task's tensors that should stay in the cache nearest the core
 _STREAMED = 1 << 24  # bytes of output from which the caches are passed by
+_LINE = 64  # bytes of a line of the cache
 _FEW_CHANNELS = 16
 _FEW_ROWS = 512
 
@@ -76,7 +77,7 @@ def plan(shape: tuple[int, ...], layout: str, itemsize: int, stepwise: bool = Fa
 
 def _plan_planes(samples: int, channels: int, positions: int, itemsize: int, stepwise: bool) -> Plan:
     values = samples * positions
-    stream = _is_streamed(values * channels * itemsize, positions * itemsize, itemsize)
+    stream = is_streamed(values * channels, positions, itemsize)
     chunks = -(-samples // max(1, CHUNK // positions)) if positions <= CHUNK else samples * -(-positions // CHUNK)
     fused = not stepwise and (channels >= _FEW_CHANNELS or values * channels < 4 * GRAIN)
     group = 1
@@ -129,12 +130,14 @@ def _plan_rows(samples: int, channels: int, positions: int, itemsize: int, stepw
         grain=max(1, GRAIN // (rows * group)) if fused else 1,
         partials=5 * width * blocks,
         strip=16 if width <= 256 else 8,
-        # Columns are written sixteen at a time: of half precision they are half a line of the cache, and streaming that
-        # waits for memory twice.
-        stream=itemsize == 4 and _is_streamed(rows * channels * itemsize, channels * fold * itemsize, itemsize),
+        stream=is_streamed(rows * channels, channels * fold, itemsize, by_columns=True),
     )
 
 
-def _is_streamed(size: int, run: int, itemsize: int) -> bool:
+def is_streamed(elements: int, run: int, itemsize: int, *, by_columns: bool = False) -> bool:
+    """Say whether an output passes the caches by, written in runs of ``run`` elements or by columns, 16 at a time."""
+    # Sixteen columns of half precision are half a line of the cache: streamed, it would be waited for twice.
+    if by_columns and 16 * itemsize < _LINE:
+        return False
     # A streaming store needs its address aligned to a whole vector, and torch aligns memory to 64 bytes.
-    return size >= _STREAMED and itemsize <= 4 and run % (16 * itemsize) == 0
+    return elements * itemsize >= _STREAMED and itemsize <= 4 and run % 16 == 0

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from . import compiled, sample_slots, slots
-from .channel_launch import ELEMENTS
+from .channel_launch import ELEMENTS, computed_type, pointer
+from .channel_plan import is_streamed
 from .forms import Form, form_of, form_of_rows
 from .memory import empty_like
 from .sample_rows import STRIP
@@ -35,7 +36,6 @@ _SLOTS = struct.Struct(f"26q2d{sample_slots.SIZE - slots.UNBIASED}q")
 assert _SLOTS.size == 8 * sample_slots.SIZE
 _ADDRESSES = struct.Struct("16q")
 _GRAIN = 32768  # elements that are worth a thread
-_STREAMED = 1 << 24  # bytes of output from which the caches are passed by
 _TASKS = 32  # tasks to cut a tensor of few groups into
 _STRIP_BYTES = 1 << 18  # of a strip of samples, which the backward reads twice
 _REGION = 5  # float64 numbers of working memory per column of a block of channels-last rows
@@ -129,7 +129,7 @@ def _plan_planes(form: Form, itemsize: int) -> Plan:
         parts = max(1, min(_TASKS // rows, size // (_GRAIN // 2)))
         pieces = -(-parts // planes)
     return Plan(
-        sizes=_sizes(form, 1, parts, 1, form.channels, 1, _is_streamed(form, form.positions, itemsize)),
+        sizes=_sizes(form, 1, parts, 1, form.channels, 1, is_streamed(rows * size, form.positions, itemsize)),
         tasks=rows * parts,
         grain=max(1, _GRAIN * parts // size),
         parts=parts,
@@ -152,8 +152,7 @@ def _plan_columns(form: Form, itemsize: int) -> Plan:
     parts = 1
     if samples < _TASKS // 2 and samples * rows * channels >= 4 * _GRAIN:
         parts = max(1, min(_TASKS // samples, rows // fold // 16, rows * channels // (_GRAIN // 2)))
-    # Sixteen columns of half precision are half a line of the cache: streamed, it would be waited for twice.
-    stream = itemsize == 4 and _is_streamed(form, channels * fold, itemsize)
+    stream = is_streamed(samples * rows * channels, channels * fold, itemsize, by_columns=True)
     return Plan(
         sizes=_sizes(form, 1, parts, fold, width, 16 if width <= 256 else 8, stream),
         tasks=samples * parts,
@@ -168,19 +167,9 @@ def _plan_columns(form: Form, itemsize: int) -> Plan:
     )
 
 
-def _is_streamed(form: Form, run: int, itemsize: int) -> bool:
-    # A streaming store needs its address aligned to a whole vector, and torch aligns memory to 64 bytes.
-    size = form.samples * form.channels * form.positions * itemsize
-    return size >= _STREAMED and itemsize <= 4 and run % 16 == 0
-
-
 @functools.cache
 def _kernel(name: str, dtype: torch.dtype, activation: str | None) -> int:
     return compiled.address(name, ELEMENTS[dtype], activation, False)
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _parameter(value: Tensor | None, absent: float, form: Form, dtype: torch.dtype) -> Tensor | None:
@@ -221,14 +210,14 @@ def forward(
     Where ``variance`` is given, N * groups float64 numbers, the groups' variances are written there.
     """
     cut, prepared = _prepared(form, x.element_size(), eps, centred, False)
-    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
+    computed = computed_type(x)
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
     y, rows = empty_like(x), form.samples * form.groups
     saved = torch.empty((2, rows), dtype=torch.float64)
     work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
-    mean, memory = saved.data_ptr(), _pointer(work)
+    mean, memory = saved.data_ptr(), pointer(work)
     context = _Context.from_buffer_copy(prepared)
-    parameters = (_pointer(weight), _pointer(bias), 0, 0, 0, 0)
+    parameters = (pointer(weight), pointer(bias), 0, 0, 0, 0)
     working = (mean, mean + 8 * rows, memory, memory + 8 * cut.work)
     _ADDRESSES.pack_into(context, 0, x.data_ptr(), y.data_ptr(), 0, 0, 0, 0, *parameters, *working)
     if variance is not None:
@@ -263,7 +252,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return dx and, where wanted, dweight and dbias of C elements in the type computed in."""
     cut, prepared = _prepared(form, x.element_size(), 0.0, centred, wanted)
-    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
+    computed = computed_type(x)
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
     dx, rows, channels = empty_like(x), form.samples * form.groups, form.channels
     dweight = dbias = tables = work = None
@@ -273,12 +262,12 @@ def backward(
         tables = torch.empty(2 * cut.chunks * channels, dtype=computed)
     if cut.work:
         work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64)
-    sums = (_pointer(dweight), _pointer(dbias))
+    sums = (pointer(dweight), pointer(dbias))
     if tables is not None:
         sums = (tables.data_ptr(), tables.data_ptr() + tables.element_size() * cut.chunks * channels)
-    mean, memory = saved.data_ptr(), _pointer(work)
+    mean, memory = saved.data_ptr(), pointer(work)
     context = _Context.from_buffer_copy(prepared)
-    tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0, _pointer(weight), _pointer(bias), 0, 0)
+    tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0, pointer(weight), pointer(bias), 0, 0)
     _ADDRESSES.pack_into(context, 0, *tensors, *sums, mean, mean + 8 * rows, memory, memory + 8 * cut.work)
     kernel = _kernel(f"sample_{form.layout}.backward", x.dtype, activation)
     if cut.parts == 1:
@@ -286,7 +275,7 @@ def backward(
     else:
         _run_backward_steps(form, cut, kernel, context)
     if wanted and cut.chunks > 1:
-        _add_chunks(sums, _pointer(dweight), _pointer(dbias), x.dtype, cut.chunks, channels)
+        _add_chunks(sums, pointer(dweight), pointer(dbias), x.dtype, cut.chunks, channels)
     return dx, dweight, dbias
 
 
