@@ -94,7 +94,9 @@ WAYS = {
     "group, pieces of planes": Way("group", (1, 2, 373, 367), 2, "planes", 8),
     "group, columns": Way("group", (5, 24, 7, 5), 3, "columns", 1),
     "group, folded columns": Way("group", (5, 6, 16, 12), 2, "columns", 1),
-    "group, columns in parts": Way("group", (3, 33, 61, 37), 1, "columns", 4),
+    "group, columns in parts": Way("group", (3, 66, 61, 37), 2, "columns", 9),
+    "one group, columns": Way("group", (5, 24, 7, 5), 1, "columns", 1),
+    "one group, columns in parts": Way("group", (3, 33, 61, 37), 1, "columns", 4),
     "instance, planes": Way("instance", (4, 17, 7, 7), 17, "planes", 1),
     "instance, columns": Way("instance", (4, 40, 7, 9), 40, "columns", 1),
 }
