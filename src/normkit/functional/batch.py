@@ -16,6 +16,7 @@ from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .inplace import check_inplace, is_recorded
+from .transforms import is_forward_mode, is_mapped, outside_transforms
 
 __all__ = ["batch_norm"]
 
@@ -232,11 +233,11 @@ def _run_plain(
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_forward_mode():
             return plain.apply(x, running_mean, (running_var.double() + eps).rsqrt(), weight, bias)
         normalized: Tensor = Inference.apply(x, weight, bias, running_mean, running_var, eps)
         return normalized
-    if torch.compiler.is_compiling() or checks.is_tracing():
+    if torch.compiler.is_compiling() or checks.is_tracing() or is_forward_mode():
         y, mean, var = plain.forward(x, weight, bias, eps)
     else:
         y, mean, var = Training.apply(x, weight, bias, eps)
@@ -247,6 +248,7 @@ def _run_plain(
     return y
 
 
+@outside_transforms
 @torch.no_grad()
 def update_statistics(
     running_mean: Tensor,
@@ -308,7 +310,7 @@ def check_arguments(
                 "momentum=None averages all batches and needs their number; pass num_batches_tracked, an int64 tensor",
                 caller,
             )
-        if running_mean is not None and _is_batched(x) and not _is_batched(running_mean):
+        if running_mean is not None and _is_shared_under_vmap(x, running_mean):
             checks.refuse(
                 StatisticsError,
                 "under vmap every sample has statistics of its own, and the running ones hold one set; pass "
@@ -348,7 +350,5 @@ def _is_exportable(training: bool, momentum: float | None, unbiased: bool) -> bo
     return exporting and (not training or (momentum is not None and unbiased))
 
 
-def _is_batched(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.is_batchedtensor(x)
+def _is_shared_under_vmap(x: Tensor, running_mean: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and is_mapped(x) and not is_mapped(running_mean)

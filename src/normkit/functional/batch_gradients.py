@@ -1,8 +1,9 @@
-"""The autograd functions of batch normalization: forward, backward, forward derivative.
+"""The autograd functions of batch normalization: forward and backward.
 
 They follow Ioffe and Szegedy, 2015, arXiv:1502.03167. `Training` and `Inference` are made of plain torch operations and
-serve every transform of torch.func. `Kernel` runs the fast kernels; a backward that must itself be differentiated is
-computed in plain operations again.
+serve every transform of torch.func in reverse mode. `Kernel` runs the fast kernels; a backward that must itself be
+differentiated is computed in plain operations again. In forward mode none of them runs, but the operations themselves:
+see `transforms`.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from ..errors import ArgumentError
 from ..kernels.layouts import contiguous_layout, lay_out
 from ..kernels.plain import channels as plain
 from .inplace import is_recorded
+from .transforms import must_be_followed
 
-# torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
+# torch calls these methods by name and documents them: forward, setup_context, backward.
 # ruff: noqa: D102
 
 __all__ = ["Call", "Inference", "Training", "run_kernel"]
@@ -40,7 +42,6 @@ class Training(torch.autograd.Function):
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.save_for_forward(x, weight, bias)
         ctx.eps = eps
 
     @staticmethod
@@ -55,20 +56,6 @@ class Training(torch.autograd.Function):
             dbias, dweight = sums = plain.reduce(dy, x, mean, rstd)
             dx = plain.apply_backward(dy, x, mean, rstd, weight, sums, values_per_channel(tuple(x.shape)))
         return dx, _as(weight, dweight), _as(bias, dbias), None
-
-    @staticmethod
-    def jvp(
-        ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, _: None
-    ) -> tuple[Tensor | None, None, None]:
-        x, weight, _bias = ctx.saved_tensors
-        shape = (1, -1, *(1 for _ in range(2, x.dim())))
-        xhat, dxhat = plain.tangent(x, torch.zeros_like(x) if dx is None else dx, ctx.eps)
-        dy = dxhat if weight is None else dxhat * weight.reshape(shape)
-        if dweight is not None:
-            dy = dy + xhat * dweight.reshape(shape)
-        if dbias is not None:
-            dy = dy + dbias.reshape(shape)
-        return dy.to(x.dtype), None, None
 
 
 class Inference(torch.autograd.Function):
@@ -85,7 +72,6 @@ class Inference(torch.autograd.Function):
         x, weight, bias, mean, var, eps = inputs
         # The stored statistics are saved as tensors, so that autograd notices a change before the backward.
         ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.save_for_forward(x, weight, bias, mean, var)
         ctx.eps = eps
 
     @staticmethod
@@ -94,18 +80,6 @@ class Inference(torch.autograd.Function):
         rstd = (var.detach().double() + ctx.eps).rsqrt()
         dx, dweight, dbias = plain.inference_backward(dy, x, mean.detach(), rstd, weight)
         return dx, _as(weight, dweight), _as(bias, dbias), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
-        x, weight, _bias, mean, var = ctx.saved_tensors
-        rstd = (var.double() + ctx.eps).rsqrt()
-        zero, one = torch.zeros_like(mean), torch.ones_like(rstd)
-        dy = torch.zeros_like(x) if dx is None else plain.apply(dx, zero, rstd, weight, None)
-        if dweight is not None:
-            dy = dy + plain.apply(x, mean, rstd, dweight, None)
-        if dbias is not None:
-            dy = dy + plain.apply(torch.zeros_like(x), zero, one, None, dbias)
-        return dy
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +144,7 @@ class Kernel(torch.autograd.Function):
         call: Call = ctx.call
         if call.inplace:
             return backward_in_place(ctx, dy, x, weight, bias, saved)
-        # Under vmap dy stands for many gradients at once, and has no memory to hand to a kernel.
-        if torch.is_grad_enabled() or not torch._C._has_storage(dy):
+        if must_be_followed(dy):
             gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
         else:
             dy = lay_out(dy, ctx.layout)
@@ -187,7 +160,7 @@ def backward_in_place(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients from the output alone."""
     call: Call = ctx.call
-    if torch.is_grad_enabled() or not torch._C._has_storage(dy):
+    if must_be_followed(dy):
         raise ArgumentError(
             "the backward of batch_norm with inplace=True cannot itself be differentiated or mapped, for the input is "
             "gone; leave inplace out of the call"

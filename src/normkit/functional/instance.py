@@ -12,6 +12,7 @@ from . import checks, shapes
 from .batch import batch_norm
 from .overrides import is_exporting, overridable
 from .rows import Kept, fits, fits_groups, is_everyday, normalize_groups, run
+from .transforms import outside_transforms
 
 __all__ = ["instance_norm"]
 
@@ -98,6 +99,7 @@ def instance_norm(
     return y
 
 
+@outside_transforms
 @torch.no_grad()
 def _update(
     shape: torch.Size, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float

@@ -3,14 +3,23 @@
 ``S = root(C)`` solves ``S S = C``, so a change obeys the Lyapunov equation ``S dS + dS S = dC``. Its solution divides
 by sums of eigenvalues, where the derivative of an eigenvector would divide by differences. The equation is its own
 adjoint, so its solver is also its backward. Matrices are symmetric, in stacks ``(..., d, d)``.
+
+In forward mode no autograd function runs (see `transforms`): both are then iterations about the value itself, whose
+every step makes one more derivative exact and leaves the value as it is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .transforms import is_forward_mode
+
 __all__ = ["matrix_root"]
+
+# The highest derivative that is exact where forward mode takes part.
+_ORDER = 8
 
 
 class _Lyapunov(torch.autograd.Function):
@@ -28,19 +37,12 @@ class _Lyapunov(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, Tensor]:
         s, x = ctx.saved_tensors
         dq = _solve(s, given)
         return -(dq @ x + x @ dq), dq
-
-    @staticmethod
-    def jvp(ctx: Any, ds: Tensor | None, dq: Tensor | None) -> Tensor:
-        s, x = ctx.saved_tensors
-        moved = torch.zeros_like(x) if dq is None else dq
-        return _solve(s, moved if ds is None else moved - ds @ x - x @ ds)
 
 
 class _Root(torch.autograd.Function):
@@ -50,33 +52,53 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(covariance: Tensor, floor: float) -> Tensor:
-        values, vectors = torch.linalg.eigh(covariance)
-        # No eigenvalue is below the floor in exact arithmetic.
-        root: Tensor = (vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.mT
-        return root
+        return _root_of_values(covariance, floor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
         (s,) = ctx.saved_tensors
         return _solve(s, (given + given.mT) / 2), None
 
-    @staticmethod
-    def jvp(ctx: Any, dc: Tensor, _: None) -> Tensor:
-        (s,) = ctx.saved_tensors
-        return _solve(s, (dc + dc.mT) / 2)
-
 
 def _solve(s: Tensor, q: Tensor) -> Tensor:
-    solution: Tensor = _Lyapunov.apply(s, q)
+    """Return X with ``S X + X S = Q``."""
+    if is_forward_mode():
+        solve = _solver(s)
+        solution, moved = solve(q), s - s.detach()
+        for _ in range(_ORDER):
+            solution = solve(q - moved @ solution - solution @ moved)
+        return solution
+    solution = _Lyapunov.apply(s, q)
     return solution
+
+
+def _solver(s: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what solves the equation for a constant S: linear in Q, in operations that any transform can follow."""
+    values, vectors = torch.linalg.eigh(s.detach())
+    sums = values.unsqueeze(-1) + values.unsqueeze(-2)
+    return lambda q: vectors @ ((vectors.mT @ q @ vectors) / sums) @ vectors.mT
+
+
+def _root_of_values(covariance: Tensor, floor: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    # No eigenvalue is below the floor in exact arithmetic.
+    root: Tensor = (vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.mT
+    return root
 
 
 def matrix_root(covariance: Tensor, floor: float) -> Tensor:
     """Return the symmetric square root of matrices whose eigenvalues are at least ``floor``, which is positive."""
-    root: Tensor = _Root.apply(covariance, floor)
+    if is_forward_mode():
+        # Newton's method from the exact root, its Jacobian held: every step makes one more derivative right.
+        symmetric = (covariance + covariance.mT) / 2
+        root = start = _root_of_values(covariance.detach(), floor)
+        solve, residue = _solver(start), symmetric.detach() - start @ start
+        for _ in range(_ORDER):
+            root = root + solve(symmetric - residue - root @ root)
+        return root
+    root = _Root.apply(covariance, floor)
     return root

@@ -1,7 +1,8 @@
 """The autograd functions that layer, RMS, group and instance normalization share, derived in docs/batch-norm.md.
 
-`Plain` is made of torch operations and serves every transform of torch.func. `Kernel` runs the fast kernels; a backward
-that must itself be differentiated is computed in plain operations again.
+`Plain` is made of torch operations and serves every transform of torch.func in reverse mode. `Kernel` runs the fast
+kernels; a backward that must itself be differentiated is computed in plain operations again. In forward mode neither
+runs, but the operations themselves: see `transforms`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..axes import group_axes
 from ..kernels.plain import samples as plain
+from .transforms import must_be_followed
 
-# torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
+# torch calls these methods by name and documents them: forward, setup_context, backward.
 # ruff: noqa: D102
 
 __all__ = ["Call", "Kernel", "Plain"]
@@ -34,23 +36,10 @@ class Plain(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, bias, *ctx.settings = inputs
         ctx.save_for_backward(x, weight, bias)
-        ctx.save_for_forward(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return *plain.backward(dy, *ctx.saved_tensors, *ctx.settings), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
-        x, weight, _bias = ctx.saved_tensors
-        xhat, dy = plain.tangent(x, torch.zeros_like(x) if dx is None else dx, *ctx.settings)
-        if weight is not None:
-            dy = dy * weight
-        if dweight is not None:
-            dy = dy + xhat * dweight
-        if dbias is not None:
-            dy = dy + dbias
-        return dy.to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +94,7 @@ class Kernel(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, saved = ctx.saved_tensors
         call: Call = ctx.call
-        # Under vmap dy stands for many gradients at once, and has no memory to hand to a kernel.
-        if torch.is_grad_enabled() or not torch._C._has_storage(dy):
+        if must_be_followed(dy):
             return *differentiable_backward(call, dy, x, weight, bias), None
         _, weight_wanted, bias_wanted, _ = ctx.needs_input_grad
         wanted = weight_wanted or bias_wanted

@@ -14,6 +14,7 @@ from ..kernels import dispatch, forms
 from ..kernels.plain import samples as plain
 from ..kernels.plain.channels import activate
 from .row_gradients import Call, Kernel, Plain
+from .transforms import is_forward_mode
 
 __all__ = [
     "Kept",
@@ -54,7 +55,7 @@ def normalize(
     Returns:
         The normalized view, in the type and memory format of x.
     """
-    if x.numel() == 0 or torch.compiler.is_compiling():
+    if x.numel() == 0 or torch.compiler.is_compiling() or is_forward_mode():
         return plain.forward(x, weight, bias, axes, eps, centre)
     y: Tensor = Plain.apply(x, weight, bias, axes, eps, centre)
     return y

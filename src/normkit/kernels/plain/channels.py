@@ -32,7 +32,6 @@ __all__ = [
     "inference_backward",
     "reduce",
     "statistics",
-    "tangent",
 ]
 
 # Activations whose slope the sign of their output decides.
@@ -157,14 +156,3 @@ def inference_backward(
     sums = reduce(dy, x, mean, rstd)
     scale = rstd if weight is None else rstd * weight.to(_wide(x))
     return (dy.to(_wide(x)) * _per_channel(scale, x)).to(x.dtype), sums[1], sums[0]
-
-
-def tangent(x: Tensor, dx: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the normalized x of the training forward and its derivative along dx, both float64."""
-    axes = batch_axes(x.dim())
-    mean, var = statistics(x)
-    rstd = _per_channel((var + eps).rsqrt(), x)
-    xhat = _centred(x, mean) * rstd
-    wide = dx.to(_wide(x))
-    along = (wide * xhat).mean(axes, keepdim=True)
-    return xhat, (wide - wide.mean(axes, keepdim=True) - xhat * along) * rstd

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .channels import gate
 
-__all__ = ["backward", "forward", "statistics", "tangent", "wide"]
+__all__ = ["backward", "forward", "statistics", "wide"]
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -78,13 +78,3 @@ def backward(
     dweight = None if weight is None else (given * xhat).sum_to_size(weight.shape).to(weight.dtype)
     dbias = None if bias is None else given.sum_to_size(bias.shape).to(bias.dtype)
     return (inner * scale).to(x.dtype), dweight, dbias
-
-
-def tangent(x: Tensor, dx: Tensor, axes: tuple[int, ...], eps: float, centre: bool) -> tuple[Tensor, Tensor]:
-    """Return xhat and its derivative along dx, both in the wide type."""
-    xhat, scale = _normalized(x, axes, eps, centre)
-    along = dx.to(wide(x))
-    inner = along - xhat * (along * xhat).mean(axes, keepdim=True)
-    if centre:
-        inner = inner - along.mean(axes, keepdim=True)
-    return xhat, inner * scale
