@@ -53,6 +53,39 @@ def test_third_derivative_of_a_number_is_the_closed_form():
         assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_derivatives_of_a_number_in_forward_mode_are_the_closed_form_to_the_eighth():
+    value, one = torch.tensor([[[4.0]]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+
+    def next_of(f):
+        return lambda x: torch.func.jvp(f, (x,), (one,))[1]
+
+    f, expected = (lambda x: matrix_root(x, 1e-3)), 2.0
+    for order in range(1, 9):
+        # The square root's derivatives: each is the one before times (3 / 2 - order) / x.
+        f, expected = next_of(f), expected * (1.5 - order) / 4.0
+        assert f(value).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@every_kind
+def test_second_and_third_derivatives_in_both_modes_agree(kind):
+    seed = seeds(kind).detach()
+    directions = torch.randn(3, *seed.shape, dtype=torch.float64)
+
+    def forward(f, v):
+        return lambda x: torch.func.jvp(f, (x,), (v,))[1]
+
+    def reverse(f, v):
+        return lambda x: (torch.func.grad(f)(x) * v).sum()
+
+    for steps in ((forward, forward), (forward, forward, forward), (reverse, forward, reverse)):
+        f = expected = lambda x: (matrix_root(covariance(x), 1e-3).tanh() ** 2).sum()
+        for step, v in zip(steps, directions, strict=False):
+            f, expected = step(f, v), reverse(expected, v)
+        assert_close(f(seed), expected(seed), dtype=torch.float64)
+
+
 def test_eigenvalues_that_rounding_made_negative_are_held_at_the_floor():
     singular = torch.tensor([[[1.0, 1.0], [1.0, 1.0 - 1e-9]]], dtype=torch.float64)
     values = torch.linalg.eigvalsh(matrix_root(singular, 1e-4))

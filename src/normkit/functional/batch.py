@@ -9,14 +9,14 @@ from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..axes import values_per_channel
-from ..errors import ArgumentError, BackendError, ShapeError, StatisticsError
+from ..errors import ArgumentError, BackendError, ShapeError
 from ..kernels import dispatch
 from ..kernels.plain import channels as plain
 from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .inplace import check_inplace, is_recorded
-from .transforms import is_forward_mode, is_mapped, outside_transforms
+from .transforms import is_forward_mode, outside_transforms
 
 __all__ = ["batch_norm"]
 
@@ -310,13 +310,7 @@ def check_arguments(
                 "momentum=None averages all batches and needs their number; pass num_batches_tracked, an int64 tensor",
                 caller,
             )
-        if running_mean is not None and _is_shared_under_vmap(x, running_mean):
-            checks.refuse(
-                StatisticsError,
-                "under vmap every sample has statistics of its own, and the running ones hold one set; pass "
-                "track_running_stats=False, call eval(), or see torch.func.replace_all_batch_norm_modules_",
-                caller,
-            )
+        checks.check_not_shared(running_mean, x, caller)
     elif running_mean is None:
         checks.refuse(
             ArgumentError,
@@ -348,7 +342,3 @@ def _check_fusion(
 def _is_exportable(training: bool, momentum: float | None, unbiased: bool) -> bool:
     exporting = torch.compiler.is_exporting() or checks.is_tracing()
     return exporting and (not training or (momentum is not None and unbiased))
-
-
-def _is_shared_under_vmap(x: Tensor, running_mean: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and is_mapped(x) and not is_mapped(running_mean)

@@ -162,8 +162,8 @@ def backward_in_place(
     call: Call = ctx.call
     if must_be_followed(dy):
         raise ArgumentError(
-            "the backward of batch_norm with inplace=True cannot itself be differentiated or mapped, for the input is "
-            "gone; leave inplace out of the call"
+            "the backward of batch_norm with inplace=True cannot itself be differentiated, in reverse or in forward "
+            "mode, or mapped, for the input is gone; leave inplace out of the call"
         )
     dy = lay_out(dy, ctx.layout)
     frozen = not call.training

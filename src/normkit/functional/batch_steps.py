@@ -4,9 +4,10 @@
     reduce     -> apply_backward  backward
 
 What puts something between two steps stands on them: synchronised normalization adds up statistics and sums over
-processes, ghost normalization takes them over parts of a batch, micro-batched over several. Autograd does not see
-into them. x, y, dy and dx are ``(N, C, *)``; mean, var, rstd and every sum are ``(C,)`` float64, and weight and bias
-``(C,)`` as for :func:`normkit.functional.batch_norm`.
+processes, ghost normalization takes them over parts of a batch, micro-batched over several. A graph that autograd
+records does not see into them; forward mode and the transforms of torch.func do. x, y, dy and dx are ``(N, C, *)``;
+mean, var, rstd and every sum are ``(C,)`` float64, and weight and bias ``(C,)`` as for
+:func:`normkit.functional.batch_norm`.
 
 Conventions:
     Axes averaged: all but dimension 1. Variance: biased, divisor m, the values per channel.
@@ -33,6 +34,7 @@ Example:
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import ShapeError
@@ -40,6 +42,7 @@ from ..kernels import dispatch
 from ..kernels.layouts import contiguous_layout, lay_out
 from ..kernels.plain import channels as plain_channels
 from . import checks
+from .transforms import is_forward_mode
 
 __all__ = ["apply", "apply_backward", "reduce", "statistics"]
 
@@ -116,12 +119,14 @@ def _serve(x: Tensor, dy: Tensor | None = None, **per_channel: Tensor | None) ->
     for name, values in per_channel.items():
         if values is not None and values.shape != x.shape[1:2]:
             raise ShapeError(f"{name} must hold {x.shape[1]} numbers, one per channel; got {tuple(values.shape)}")
-    large = [x.detach()]
+    # The kernels are steps of a forward and a backward that the caller writes; torch.func differentiates operations.
+    followed = is_forward_mode() or torch._C._are_functorch_transforms_active()
+    large = [x if followed else x.detach()]
     if dy is not None:
         checks.check_input(dy, None)
         if dy.shape != x.shape or dy.dtype != x.dtype:
             raise ShapeError(f"dy must match x, {tuple(x.shape)} {x.dtype}; got {tuple(dy.shape)} {dy.dtype}")
-        large.append(dy.detach())
+        large.append(dy if followed else dy.detach())
     if dispatch.choose(x) != "numba":
         return plain_channels, large
     from ..kernels.numba.channels import step_calls

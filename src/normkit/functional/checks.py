@@ -19,6 +19,7 @@ from torch.jit._trace import TracerWarning
 from ..axes import values_per_channel
 from ..errors import ArgumentError, DtypeError, NormkitError, ShapeError, StatisticsError
 from ..kernels.dispatch import ACTIVATIONS
+from .transforms import is_mapped
 
 __all__ = [
     "check_activation",
@@ -27,6 +28,7 @@ __all__ = [
     "check_input",
     "check_match",
     "check_momentum",
+    "check_not_shared",
     "check_number",
     "check_parameter",
     "check_rank",
@@ -252,6 +254,22 @@ def check_statistics(name: str, value: object, *, write: bool, caller: nn.Module
     if value.dim() == 1 and value.shape[0] > 1 and value.stride(0) == 0:
         said = f"the elements of {name} share memory (it was expanded) and cannot hold one value per channel"
         refuse(StatisticsError, f"{said}; pass {name}.clone()", caller)
+
+
+def check_not_shared(running: Tensor | None, x: Tensor, caller: nn.Module | None = None) -> None:
+    """Refuse one set of running statistics for the many batches that x stands for under vmap.
+
+    Raises:
+        StatisticsError: x is mapped, and the running statistics are not.
+    """
+    if running is None or torch.compiler.is_compiling() or not is_mapped(x) or is_mapped(running):
+        return
+    refuse(
+        StatisticsError,
+        "under vmap every sample has statistics of its own, and the running ones hold one set; pass "
+        "track_running_stats=False, call eval(), or see torch.func.replace_all_batch_norm_modules_",
+        caller,
+    )
 
 
 def check_eps(eps: object, *, positive: bool = False, caller: nn.Module | None = None) -> None:

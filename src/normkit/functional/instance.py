@@ -140,5 +140,6 @@ def _check(
         checks.refuse(ArgumentError, f"{missing} is None and the other is not; pass both or neither", caller)
     if use_input_stats:
         shapes.check_positions(x, caller)
+        checks.check_not_shared(running_mean, x, caller)
     elif running_mean is None:
         checks.refuse(ArgumentError, "use_input_stats=False needs running_mean and running_var, got None", caller)

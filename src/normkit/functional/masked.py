@@ -9,6 +9,7 @@ from ..kernels.plain.samples import wide
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
 from .overrides import overridable
+from .transforms import is_recorded_as_graph
 
 __all__ = ["masked_batch_norm"]
 
@@ -88,7 +89,7 @@ def masked_batch_norm(
         quiet = input.masked_fill(~valid, 0)
         y = batch_norm(quiet, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
         return y.masked_fill(~valid, 0)
-    if not (input.is_meta or torch.compiler.is_compiling()):
+    if not (input.is_meta or torch.compiler.is_compiling() or is_recorded_as_graph()):
         number = int(count)
         if number == 0:
             return input.masked_fill(~valid, 0)

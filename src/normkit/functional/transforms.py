@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["is_forward_mode", "is_mapped", "must_be_followed", "outside_transforms"]
+__all__ = ["is_forward_mode", "is_mapped", "is_recorded_as_graph", "must_be_followed", "outside_transforms"]
 
 Arguments = ParamSpec("Arguments")
 
@@ -23,6 +23,11 @@ def is_forward_mode() -> bool:
     """Tell whether a derivative in forward mode is being computed, by ``dual_level`` or by ``torch.func``."""
     level: int = forward_ad._current_level
     return level >= 0
+
+
+def is_recorded_as_graph() -> bool:
+    """Tell whether ``make_fx`` records operations, as ``torch.func.linearize`` does: no value can then be read."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def must_be_followed(gradient: Tensor) -> bool:

@@ -181,6 +181,7 @@ def _check(
     checks.check_statistics("num_batches_tracked", num_batches_tracked, write=training, caller=caller)
     if training:
         checks.check_values_per_channel(x, caller)
+        checks.check_not_shared(running_mean, x, caller)
         if running_mean is not None and momentum is None and num_batches_tracked is None:
             checks.refuse(StatisticsError, "momentum=None needs num_batches_tracked; pass an int64 tensor", caller)
     elif running_mean is None:

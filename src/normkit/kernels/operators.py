@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 
 from ..axes import values_per_channel
 from ..errors import BackendError
@@ -31,6 +33,22 @@ def _served_by_numba(x: Tensor) -> bool:
     if chosen == "triton":
         raise BackendError("a graph compiled for a CPU runs the numba kernels, not triton's; leave use_backend")
     return chosen == "numba"
+
+
+def _refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """Refuse a derivative that torch would drop without a word: it runs an operator on the values alone.
+
+    Raises:
+        BackendError: a derivative in forward mode passes through this call.
+    """
+    if forward_ad._current_level < 0:
+        return
+    given = [tensor for tensor in tensors if tensor is not None]
+    if eager_transforms.JVP_NESTING or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
+        raise BackendError(
+            "batch norm in a graph that was compiled or exported has no derivative in forward mode; call the layer "
+            "itself, or compile the function that takes the derivative"
+        )
 
 
 def _saved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
@@ -95,6 +113,7 @@ def batch_norm_forward(
 
     ``factor`` is the momentum where it is known at run time only.
     """
+    _refuse_forward_mode(x, weight, bias, residual)
     layout, rate = _layout(x), momentum if factor is None else float(factor)
     x = lay_out(x, layout)
     residual = None if residual is None else lay_out(residual, layout)
@@ -180,6 +199,7 @@ def batch_norm_inference(
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Return y with stored statistics, and (5, C) float64 with mean, rstd and coefficients."""
+    _refuse_forward_mode(x, weight, bias, residual)
     layout = _layout(x)
     x = lay_out(x, layout)
     residual = None if residual is None else lay_out(residual, layout)
@@ -222,6 +242,7 @@ def batch_norm_backward(
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, (2, C) with dweight and dbias, and the residual's gradient where it is not dy itself, else empty."""
+    _refuse_forward_mode(dy, x, weight)
     layout = _layout(x)
     dy, x = lay_out(dy, layout), lay_out(x, layout)
     other = None if other is None else lay_out(other, layout)

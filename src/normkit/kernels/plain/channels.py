@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ...axes import batch_axes, channel_shape, values_per_channel
@@ -95,6 +96,9 @@ def activate(z: Tensor, activation: str | None) -> Tensor:
     """Apply an activation by its name in torch.nn.functional; None is the identity."""
     if activation is None:
         return z
+    if activation == "silu" and forward_ad._current_level >= 0:
+        # torch has no forward derivative of its backward of silu.
+        return z * torch.sigmoid(z)
     function: Callable[[Tensor], Tensor] = getattr(F, activation)
     return function(z)
 
