@@ -17,6 +17,7 @@ from ..axes import values_per_channel
 from ..errors import ArgumentError
 from ..kernels.layouts import contiguous_layout, lay_out
 from ..kernels.plain import channels as plain
+from ..kernels.saved import is_unchanged, restore, restore_statistics, restore_values
 from .inplace import is_recorded
 from .transforms import must_be_followed
 
@@ -49,6 +50,7 @@ class Training(torch.autograd.Function):
         if dy is None:
             return None, None, None, None
         x, weight, bias, mean, var = ctx.saved_tensors
+        x = restore("input", x, dy)
         if torch.is_grad_enabled():
             dx, dweight, dbias = plain.backward(dy, x, weight, ctx.eps)
         else:
@@ -77,6 +79,7 @@ class Inference(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, var = ctx.saved_tensors
+        x = restore("input", x, dy)
         rstd = (var.detach().double() + ctx.eps).rsqrt()
         dx, dweight, dbias = plain.inference_backward(dy, x, mean.detach(), rstd, weight)
         return dx, _as(weight, dweight), _as(bias, dbias), None, None, None
@@ -142,12 +145,20 @@ class Kernel(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, saved, other, running_mean, running_var = ctx.saved_tensors
         call: Call = ctx.call
+        followed = must_be_followed(dy)
+        if not followed:
+            dy = lay_out(dy, ctx.layout)
+        channels = dy.shape[1]
+        if followed or other is not None or not is_unchanged(x, dy, saved, 2 * channels, weight, bias, channels):
+            layout = None if followed else ctx.layout
+            x, saved = restore("input", x, dy, layout), restore_statistics(saved, 2 * channels, dy)
+            weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
+            other = None if other is None else restore("residual or output", other, dy, layout)
         if call.inplace:
-            return backward_in_place(ctx, dy, x, weight, bias, saved)
-        if must_be_followed(dy):
+            return backward_in_place(ctx, dy, x, weight, bias, saved, followed)
+        if followed:
             gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
         else:
-            dy = lay_out(dy, ctx.layout)
             gradients = call.kernels.backward(
                 dy, x, ctx.layout, weight, bias, saved, call.activation, other, ctx.has_residual, not call.training
             )
@@ -156,16 +167,15 @@ class Kernel(torch.autograd.Function):
 
 
 def backward_in_place(
-    ctx: Any, dy: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, saved: Tensor
+    ctx: Any, dy: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, saved: Tensor, followed: bool
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients from the output alone."""
     call: Call = ctx.call
-    if must_be_followed(dy):
+    if followed:
         raise ArgumentError(
             "the backward of batch_norm with inplace=True cannot itself be differentiated, in reverse or in forward "
             "mode, or mapped, for the input is gone; leave inplace out of the call"
         )
-    dy = lay_out(dy, ctx.layout)
     frozen = not call.training
     gradients = call.kernels.backward(
         dy, y, ctx.layout, weight, bias, saved, call.activation, frozen=frozen, inverted=True

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..axes import group_axes
 from ..kernels.plain import samples as plain
+from ..kernels.saved import is_unchanged, restore, restore_statistics, restore_values
 from .transforms import must_be_followed
 
 # torch calls these methods by name and documents them: forward, setup_context, backward.
@@ -39,7 +40,8 @@ class Plain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *plain.backward(dy, *ctx.saved_tensors, *ctx.settings), None, None, None
+        x, weight, bias = ctx.saved_tensors
+        return *plain.backward(dy, restore("input", x, dy), weight, bias, *ctx.settings), None, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Kernel(torch.autograd.Function):
         if kept is not None and variance is not None:
             kept.append((saved[0], variance))
         ctx.save_for_backward(x, weight, bias, saved)
-        ctx.call, ctx.form = call, form
+        ctx.call, ctx.form, ctx.strides = call, form, x.stride()
         output: Tensor = y
         return output
 
@@ -94,14 +96,21 @@ class Kernel(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, saved = ctx.saved_tensors
         call: Call = ctx.call
-        if must_be_followed(dy):
+        form, followed = ctx.form, must_be_followed(dy)
+        if not followed and dy.stride() != ctx.strides:
+            dy = torch.empty_strided(dy.shape, ctx.strides, dtype=dy.dtype, device=dy.device).copy_(dy)
+        numbers, channels = 2 * form.samples * form.groups, form.channels
+        if followed or not is_unchanged(x, dy, saved, numbers, weight, bias, channels):
+            x, saved = restore("input", x, dy), restore_statistics(saved, numbers, dy)
+            weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
+            if not followed and x.stride() != ctx.strides:
+                x = torch.empty_like(dy).copy_(x)
+        if followed:
             return *differentiable_backward(call, dy, x, weight, bias), None
         _, weight_wanted, bias_wanted, _ = ctx.needs_input_grad
         wanted = weight_wanted or bias_wanted
-        if dy.stride() != x.stride():
-            dy = torch.empty_like(x).copy_(dy)
         dx, dweight, dbias = call.kernels.backward(
-            dy, x, ctx.form, weight, bias, saved, call.centre, call.activation, wanted
+            dy, x, form, weight, bias, saved, call.centre, call.activation, wanted
         )
         if wanted:
             dweight = _as(weight, dweight) if weight_wanted else None

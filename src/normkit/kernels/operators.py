@@ -19,6 +19,7 @@ from ..errors import BackendError
 from . import dispatch
 from .layouts import contiguous_layout, lay_out
 from .plain import channels as plain
+from .saved import restore, restore_statistics, restore_values
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
 
@@ -49,27 +50,6 @@ def _refuse_forward_mode(*tensors: Tensor | None) -> None:
             "batch norm in a graph that was compiled or exported has no derivative in forward mode; call the layer "
             "itself, or compile the function that takes the derivative"
         )
-
-
-def _saved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
-    """Take mean, rstd, centre, scale and offset, (5, C) float64, out of what the kernels keep for their backward."""
-    from .numba.channels import passes as channel_passes
-
-    channels, width = x.shape[1], channel_passes.plan(tuple(x.shape), layout, x.element_size()).width
-    coefficients = saved[2 * channels :].view(_computed(x))[: 3 * width].view(3, width)
-    return torch.cat([saved[: 2 * channels].view(2, channels), coefficients[:, :channels].double()])
-
-
-def _unsaved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
-    """Lay mean, rstd and the coefficients out as the kernels keep them, for they write there too."""
-    from .numba.channels import passes as channel_passes
-
-    channels, cut = x.shape[1], channel_passes.plan(tuple(x.shape), layout, x.element_size())
-    kept = torch.zeros(2 * channels + 5 * cut.width, dtype=torch.float64)
-    kept[: 2 * channels] = saved[:2].reshape(-1)
-    coefficients = kept[2 * channels :].view(_computed(x))[: 3 * cut.width].view(3, cut.width)
-    coefficients[:, : channels * cut.fold] = saved[2:].repeat(1, cut.fold)
-    return kept
 
 
 def _layout(x: Tensor) -> str:
@@ -108,8 +88,7 @@ def batch_norm_forward(
     unbiased: bool,
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, (5, C) float64 with mean, rstd and coefficients, and the moved running
-    statistics, empty where there are none.
+    """Return y, (2, C) float64 with mean and rstd, and the moved running statistics, empty where there are none.
 
     ``factor`` is the momentum where it is known at run time only.
     """
@@ -123,7 +102,6 @@ def batch_norm_forward(
 
         settings = (rate, eps, unbiased, activation, residual)
         y, saved = channel_passes.forward(x, layout, weight, bias, mean, var, *settings)
-        saved = _saved(saved, x, layout)
     else:
         y, saved, mean, var = _plain_forward(x, weight, bias, residual, mean, var, rate, eps, unbiased, activation)
         y = lay_out(y, layout)
@@ -153,16 +131,7 @@ def _(
 
 
 def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(lay_out(x, _layout(x))), x.new_empty((5, x.shape[1]), dtype=torch.float64)
-
-
-def _plainly_saved(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, x: Tensor) -> Tensor:
-    """Return the same as `_saved`, so that either implementation can run the backward of the other's forward."""
-    mean, rstd = mean.double(), rstd.double()
-    centre = mean.to(_computed(x)).double()
-    scale = rstd if weight is None else rstd * weight.double()
-    offset = (centre - mean) * scale + (0.0 if bias is None else bias.double())
-    return torch.stack([mean, rstd, *(value.to(_computed(x)).double() for value in (centre, scale, offset))])
+    return torch.empty_like(lay_out(x, _layout(x))), x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 
 def _plain_forward(
@@ -178,7 +147,7 @@ def _plain_forward(
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     y, mean, var = plain.forward(x, weight, bias, eps)
-    saved = _plainly_saved(mean, (var + eps).rsqrt(), weight, bias, x)
+    saved = torch.stack([mean.double(), (var + eps).rsqrt().double()])
     if running_mean is not None and running_var is not None:
         count = values_per_channel(tuple(x.shape))
         stored = var * (count / (count - 1)) if unbiased else var
@@ -198,7 +167,7 @@ def batch_norm_inference(
     eps: float,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return y with stored statistics, and (5, C) float64 with mean, rstd and coefficients."""
+    """Return y with stored statistics, and (2, C) float64 with mean and rstd."""
     _refuse_forward_mode(x, weight, bias, residual)
     layout = _layout(x)
     x = lay_out(x, layout)
@@ -207,12 +176,11 @@ def batch_norm_inference(
         from .numba.channels import passes as channel_passes
 
         settings = (eps, activation, residual)
-        y, saved = channel_passes.inference(x, layout, weight, bias, running_mean, running_var, *settings)
-        return y, _saved(saved, x, layout)
+        return channel_passes.inference(x, layout, weight, bias, running_mean, running_var, *settings)
     rstd = (running_var.double() + eps).rsqrt()
     y = plain.apply(x, running_mean, rstd, weight, bias)
     y = plain.activate(y if residual is None else y + residual, activation)
-    return lay_out(y, layout), _plainly_saved(running_mean, rstd, weight, bias, x)
+    return lay_out(y, layout), torch.stack([running_mean.double(), rstd])
 
 
 @batch_norm_inference.register_fake
@@ -243,14 +211,15 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, (2, C) with dweight and dbias, and the residual's gradient where it is not dy itself, else empty."""
     _refuse_forward_mode(dy, x, weight)
-    layout = _layout(x)
-    dy, x = lay_out(dy, layout), lay_out(x, layout)
-    other = None if other is None else lay_out(other, layout)
+    layout, channels = _layout(x), dy.shape[1]
+    dy, x = lay_out(dy, layout), restore("input", x, dy, layout)
+    saved = restore_statistics(saved, 2 * channels, dy)
+    weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
+    other = None if other is None else restore("residual or output", other, dy, layout)
     if _served_by_numba(x):
         from .numba.channels import passes as channel_passes
 
-        kept = _unsaved(saved, x, layout)
-        gradients = channel_passes.backward(dy, x, layout, weight, bias, kept, activation, other, residual, frozen)
+        gradients = channel_passes.backward(dy, x, layout, weight, bias, saved, activation, other, residual, frozen)
     else:
         gradients = _plain_backward(dy, x, weight, bias, saved, other, activation, frozen)
     dx, dweight, dbias, dresidual = gradients
@@ -287,7 +256,7 @@ def _plain_backward(
     activation: str | None,
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, rstd = saved[:2]
+    mean, rstd = saved
     dz = plain.gradient_before(dy, x, mean, rstd, weight, bias, activation, other)
     if frozen:
         return *plain.inference_backward(dz, x, mean, rstd, weight), dz

@@ -66,6 +66,18 @@ def set_coefficients(a, channel, mean, rstd):
 
 
 @inlined
+def restore_coefficients(a, channel):
+    """Set the coefficients for a backward, from the mean and rstd that the forward saved: bit for bit as it did.
+
+    In a backward from the output the centre is the bias: what stands before the activation lies about it.
+    """
+    set_coefficients(a, channel, load(double(a, slots.MEAN), channel), load(double(a, slots.RSTD), channel))
+    if integer(a, slots.INVERTED):
+        bias = parameter(a, slots.BIAS)
+        set_coefficient(a, 0, channel, 0.0 if is_null(bias) else float(load(bias, channel)))
+
+
+@inlined
 def store_as(address, index, value):
     """Store a float64 in the type of the address."""
     store(address, index, type(load(address, index))(value))
@@ -98,8 +110,8 @@ def finish_channel(a, channel, mean, m2):
 def finish_backward(a, channel, total, along):
     """From the sums of dz and of dz * (x - centre): dweight, dbias, and ``dx = dz * scale + (x - centre) * b + d``.
 
-    Centre, scale and offset stand in the coefficients since the forward; ``b`` and ``d`` follow them, and are zero
-    where the statistics are constants.
+    Centre, scale and offset stand in the coefficients already; ``b`` and ``d`` follow them, and are zero where the
+    statistics are constants.
     """
     weight, gamma = parameter(a, slots.WEIGHT), 1.0
     if not is_null(weight):

@@ -39,7 +39,7 @@ from ..vectors import (
     widen,
     zeros,
 )
-from .finish import finish_channels, finish_channels_backward
+from .finish import finish_channels, finish_channels_backward, restore_channels
 
 ROWS = 64
 REGION = 5  # float64 numbers of working memory per column of a block
@@ -376,11 +376,13 @@ def write_backward(a, low, high, begin, end, valid):
 
 
 def backward(begin, end, a):
-    """Backward of few rows: a task is a tile of GROUP columns. Centre, scale and offset are set."""
+    """Backward of few rows: a task is a tile of GROUP columns."""
     width, tile, rows = integer(a, slots.WIDTH), integer(a, slots.GROUP), integer(a, slots.OUTER)
     sums, lanes, channels = double(a, slots.PARTIALS), region_lanes(a, 0), integer(a, slots.CHANNELS)
     for task in range(begin, end):
         low, high = task * tile, min((task + 1) * tile, width)
+        for column in range(low, high, 16):
+            restore_channels(a, column)
         clear(sums, width, low, high)
         gather_backward(a, sums, lanes, 0, rows, low, high, channels)
         for column in range(low, high, 16):
@@ -390,7 +392,7 @@ def backward(begin, end, a):
 
 
 def backward_partial(begin, end, a):
-    """Sums of blocks of rows."""
+    """Sums of blocks of rows. The coefficients are set."""
     width, fold, rows = integer(a, slots.WIDTH), integer(a, slots.FOLD), integer(a, slots.OUTER)
     for block in range(begin, end):
         sums, lanes = region(a, block), region_lanes(a, block)

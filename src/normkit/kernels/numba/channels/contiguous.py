@@ -19,7 +19,7 @@ from ..arguments import (
     scratch_centres,
     scratch_double,
 )
-from ..moments import CHUNK, finish_backward, finish_channel, merge, store_as
+from ..moments import CHUNK, finish_backward, finish_channel, merge, restore_coefficients, store_as
 from ..vectors import fence, fma, inlined, load, splat, store, vload, vload_first, vstore, vstore_first, vstream, vsum
 
 
@@ -342,13 +342,15 @@ def write_backward(a, i, k):
 
 
 def backward(begin, end, a):
-    """Backward of groups of channels. Their coefficients centre, scale and offset are set."""
+    """Backward of groups of channels."""
     outer, channels = integer(a, slots.OUTER), integer(a, slots.CHANNELS)
     width, chunks = integer(a, slots.GROUP), chunks_of(a)
     lanes, sums = scratch(a), scratch_double(a)
     for task in range(begin, end):
         first_channel = task * width
         group = min(width, channels - first_channel)
+        for g in range(group):
+            restore_coefficients(a, first_channel + g)
         for g in range(2 * group):
             store(sums, g, 0.0)
         for chunk in range(chunks):
@@ -362,7 +364,7 @@ def backward(begin, end, a):
 
 
 def backward_partial(begin, end, a):
-    """Sums of blocks of a channel: task = channel * BLOCKS + block."""
+    """Sums of blocks of a channel, whose coefficients are set: task = channel * BLOCKS + block."""
     channels, blocks, chunks = integer(a, slots.CHANNELS), integer(a, slots.BLOCKS), chunks_of(a)
     partials, lanes, sums = double(a, slots.PARTIALS), scratch(a), scratch_double(a)
     for task in range(begin, end):

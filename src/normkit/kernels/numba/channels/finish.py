@@ -2,7 +2,7 @@
 
 from .. import slots
 from ..arguments import double, integer, is_null, parameter, real
-from ..moments import finish_backward, finish_channel
+from ..moments import finish_backward, finish_channel, restore_coefficients
 from ..vectors import called, inlined, load, narrow, splat, square_root, vload, vstore, vsum, widen
 
 
@@ -33,6 +33,18 @@ def set_vector_coefficients(a, column, mean, rstd):
     vstore(coefficients, column, centre)
     vstore(coefficients, width + column, narrow(a, scale))
     vstore(coefficients, 2 * width + column, narrow(a, offset))
+
+
+@inlined
+def restore_channels(a, column):
+    """Set the coefficients of sixteen channels for a backward; see `moments.restore_coefficients`."""
+    channels = integer(a, slots.CHANNELS)
+    if column + 16 <= channels and not integer(a, slots.INVERTED):
+        means, rstds = double(a, slots.MEAN), double(a, slots.RSTD)
+        set_vector_coefficients(a, column, vload(means, column), vload(rstds, column))
+    else:
+        for k in range(column, min(column + 16, channels)):
+            restore_coefficients(a, k)
 
 
 @called

@@ -22,6 +22,7 @@ __all__ = [
     "computed_type",
     "kernel",
     "pointer",
+    "prepare",
     "run_over_channels",
     "run_over_tensor",
     "run_tasks",
@@ -66,6 +67,19 @@ def computed_type(x: Tensor) -> torch.dtype:
 def working_memory(cut: Plan) -> Tensor | None:
     """Return the float64 numbers that blocks leave their partial results in."""
     return torch.empty(cut.partials, dtype=torch.float64) if cut.partials else None
+
+
+def prepare(cut: Plan) -> tuple[ctypes.Array[ctypes.c_int64], Tensor | None, int, int]:
+    """Return the slots of a call and its working memory, where the partial results lie in it, and the coefficients.
+
+    Every call has its own: several threads may run backward over one graph.
+    """
+    context = cut.context()
+    if not cut.partials:
+        return context, None, 0, ctypes.addressof(context) + 8 * slots.SIZE
+    memory = torch.empty(cut.partials + 5 * cut.width, dtype=torch.float64)
+    partials = memory.data_ptr()
+    return context, memory, partials, partials + 8 * cut.partials
 
 
 def run_tasks(

@@ -4,12 +4,14 @@ The cut depends on the shape, the memory layout and the element size alone, neve
 the same in every bit for any of them.
 """
 
+import ctypes
 import functools
 import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from .. import slots
 from ..arguments import GROUP
 from ..moments import CHUNK
 
@@ -48,6 +50,14 @@ class Plan:
         shape = (self.outer, self.channels, self.inner)
         cut = (self.group, self.blocks, self.fold, self.width, self.strip, self.stream)
         return (*shape, *cut, self.outer * self.inner)
+
+    @functools.cached_property
+    def context(self) -> type[ctypes.Array[ctypes.c_int64]]:
+        """The slots of a call, and behind them the coefficients where there is no other working memory.
+
+        On a small tensor a tensor for them would cost more than they do.
+        """
+        return ctypes.c_int64 * (slots.SIZE + (0 if self.partials else 5 * self.width))
 
 
 def layout_of(x: Tensor) -> str | None:

@@ -4,7 +4,14 @@ import math
 
 from .. import slots
 from ..arguments import double, integer, is_null, parameter, real
-from ..moments import finish_backward, finish_channel, merge_moments, set_backward_coefficients, set_coefficients
+from ..moments import (
+    finish_backward,
+    finish_channel,
+    merge_moments,
+    restore_coefficients,
+    set_backward_coefficients,
+    set_coefficients,
+)
 from ..vectors import load, splat, square_root, store, vload, vstore, widen
 from .finish import set_vector_coefficients
 
@@ -59,7 +66,7 @@ def finish_sums(begin, end, a):
 def given(begin, end, a):
     """Set the coefficients from a mean and rstd that were computed elsewhere."""
     for k in range(begin, end):
-        set_coefficients(a, k, load(double(a, slots.MEAN), k), load(double(a, slots.RSTD), k))
+        restore_coefficients(a, k)
 
 
 def given_sums(begin, end, a):
