@@ -17,7 +17,7 @@ from ..axes import values_per_channel
 from ..errors import ArgumentError
 from ..kernels.layouts import contiguous_layout, lay_out
 from ..kernels.plain import channels as plain
-from ..kernels.saved import is_unchanged, restore, restore_statistics, restore_values
+from ..kernels.saved import is_hooked, restore, restore_statistics, restore_values
 from .inplace import is_recorded
 from .transforms import must_be_followed
 
@@ -124,9 +124,11 @@ class Kernel(torch.autograd.Function):
         residual: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        call: Call,
+        job: tuple[Call, str],
     ) -> Tensor:
-        x, layout, residual, y, saved = compute(x, weight, bias, residual, running_mean, running_var, call)
+        # One argument for all that is no tensor: torch looks at each.
+        call, layout = job
+        y, saved = compute(x, layout, weight, bias, residual, running_mean, running_var, call)
         if call.inplace:
             ctx.mark_dirty(x)
             # What the backward finds in the place of the input is the output.
@@ -137,7 +139,8 @@ class Kernel(torch.autograd.Function):
         # Stored statistics are saved as tensors, so that autograd notices a change before the backward.
         held = (None, None) if call.training else (running_mean, running_var)
         ctx.save_for_backward(x, weight, bias, saved, other, *held)
-        ctx.layout, ctx.call, ctx.has_residual = layout, call, residual is not None
+        ctx.layout, ctx.strides, ctx.hooked = layout, x.stride(), is_hooked()
+        ctx.call, ctx.has_residual = call, residual is not None
         output: Tensor = y
         return output
 
@@ -146,11 +149,11 @@ class Kernel(torch.autograd.Function):
         x, weight, bias, saved, other, running_mean, running_var = ctx.saved_tensors
         call: Call = ctx.call
         followed = must_be_followed(dy)
-        if not followed:
+        if not followed and dy.stride() != ctx.strides:
             dy = lay_out(dy, ctx.layout)
-        channels = dy.shape[1]
-        if followed or other is not None or not is_unchanged(x, dy, saved, 2 * channels, weight, bias, channels):
-            layout = None if followed else ctx.layout
+        # Strides and type are looked at in any case: a hook can be put on a single saved tensor later.
+        if followed or ctx.hooked or x.stride() != ctx.strides or x.dtype is not dy.dtype:
+            layout, channels = None if followed else ctx.layout, dy.shape[1]
             x, saved = restore("input", x, dy, layout), restore_statistics(saved, 2 * channels, dy)
             weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
             other = None if other is None else restore("residual or output", other, dy, layout)
@@ -186,27 +189,25 @@ def backward_in_place(
 
 def compute(
     x: Tensor,
+    layout: str,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     call: Call,
-) -> tuple[Tensor, str, Tensor | None, Tensor, Tensor]:
-    """Lay the tensors out and run the kernel; return x and residual as laid out, the layout, y and what was saved."""
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel on tensors that lie in this layout; return y and what was saved."""
     kernels = call.kernels
-    layout = kernels.layout_of(x)
-    if layout is None:
-        x, layout = x.contiguous(), contiguous_layout(x)
-    if residual is not None:
-        residual = lay_out(residual, layout)
     settings = (call.activation, residual, x if call.inplace else None)
     if call.training:
         running = (running_mean, running_var, call.momentum)
-        y, saved = kernels.forward(x, layout, weight, bias, *running, call.eps, call.unbiased, *settings)
+        found: tuple[Tensor, Tensor] = kernels.forward(
+            x, layout, weight, bias, *running, call.eps, call.unbiased, *settings
+        )
     else:
-        y, saved = kernels.inference(x, layout, weight, bias, running_mean, running_var, call.eps, *settings)
-    return x, layout, residual, y, saved
+        found = kernels.inference(x, layout, weight, bias, running_mean, running_var, call.eps, *settings)
+    return found
 
 
 def run_kernel(
@@ -219,17 +220,16 @@ def run_kernel(
     call: Call,
 ) -> Tensor:
     """Run the kernel, under autograd only where a gradient is recorded: on a small tensor autograd costs the most."""
+    # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
+    given, layout = x, call.kernels.layout_of(x)
+    if layout is None:
+        x, layout = x.contiguous(), contiguous_layout(x)
+    if residual is not None:
+        residual = lay_out(residual, layout)
     if is_recorded(x, weight, bias, residual):
-        # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
-        layout = call.kernels.layout_of(x)
-        if layout is None:
-            x, layout = x.contiguous(), contiguous_layout(x)
-        if residual is not None:
-            residual = lay_out(residual, layout)
-        y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
+        y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, (call, layout))
         return y
-    given = x
-    _, _, _, y, _ = compute(x, weight, bias, residual, running_mean, running_var, call)
+    y, _ = compute(x, layout, weight, bias, residual, running_mean, running_var, call)
     if call.inplace:
         if y is not given:
             return given.copy_(y)

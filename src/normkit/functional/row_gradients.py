@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..axes import group_axes
 from ..kernels.plain import samples as plain
-from ..kernels.saved import is_unchanged, restore, restore_statistics, restore_values
+from ..kernels.saved import is_hooked, restore, restore_statistics, restore_values
 from .transforms import must_be_followed
 
 # torch calls these methods by name and documents them: forward, setup_context, backward.
@@ -88,7 +88,7 @@ class Kernel(torch.autograd.Function):
         if kept is not None and variance is not None:
             kept.append((saved[0], variance))
         ctx.save_for_backward(x, weight, bias, saved)
-        ctx.call, ctx.form, ctx.strides = call, form, x.stride()
+        ctx.call, ctx.form, ctx.strides, ctx.hooked = call, form, x.stride(), is_hooked()
         output: Tensor = y
         return output
 
@@ -99,10 +99,10 @@ class Kernel(torch.autograd.Function):
         form, followed = ctx.form, must_be_followed(dy)
         if not followed and dy.stride() != ctx.strides:
             dy = torch.empty_strided(dy.shape, ctx.strides, dtype=dy.dtype, device=dy.device).copy_(dy)
-        numbers, channels = 2 * form.samples * form.groups, form.channels
-        if followed or not is_unchanged(x, dy, saved, numbers, weight, bias, channels):
-            x, saved = restore("input", x, dy), restore_statistics(saved, numbers, dy)
-            weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
+        # Strides and type are looked at in any case: a hook can be put on a single saved tensor later.
+        if followed or ctx.hooked or x.stride() != ctx.strides or x.dtype is not dy.dtype:
+            x, saved = restore("input", x, dy), restore_statistics(saved, 2 * form.samples * form.groups, dy)
+            weight, bias = (restore_values("parameter", value, form.channels, dy) for value in (weight, bias))
             if not followed and x.stride() != ctx.strides:
                 x = torch.empty_like(dy).copy_(x)
         if followed:

@@ -102,6 +102,7 @@ def batch_norm_forward(
 
         settings = (rate, eps, unbiased, activation, residual)
         y, saved = channel_passes.forward(x, layout, weight, bias, mean, var, *settings)
+        saved = saved.view(2, -1)
     else:
         y, saved, mean, var = _plain_forward(x, weight, bias, residual, mean, var, rate, eps, unbiased, activation)
         y = lay_out(y, layout)
@@ -176,7 +177,8 @@ def batch_norm_inference(
         from .numba.channels import passes as channel_passes
 
         settings = (eps, activation, residual)
-        return channel_passes.inference(x, layout, weight, bias, running_mean, running_var, *settings)
+        y, saved = channel_passes.inference(x, layout, weight, bias, running_mean, running_var, *settings)
+        return y, saved.view(2, -1)
     rstd = (running_var.double() + eps).rsqrt()
     y = plain.apply(x, running_mean, rstd, weight, bias)
     y = plain.activate(y if residual is None else y + residual, activation)
