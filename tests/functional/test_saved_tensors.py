@@ -154,10 +154,8 @@ def test_offloading_changes_no_bit(name: str) -> None:
         assert_close(one, other, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", sorted(NORMS.keys() - {"in place", "operators"}))
 def test_a_second_derivative_does_not_depend_on_the_form_either(name: str) -> None:
-    if name in ("in place", "operators"):
-        pytest.skip("has no second derivative")
     leaves, dy = inputs("channels_last", torch.float64)
 
     def second(hook: Callable[[Tensor], Tensor]) -> Tensor:
