@@ -72,8 +72,8 @@ def _solve(s: Tensor, q: Tensor) -> Tensor:
         for _ in range(_ORDER):
             solution = solve(q - moved @ solution - solution @ moved)
         return solution
-    solution = _Lyapunov.apply(s, q)
-    return solution
+    found: Tensor = _Lyapunov.apply(s, q)
+    return found
 
 
 def _solver(s: Tensor) -> Callable[[Tensor], Tensor]:
@@ -100,5 +100,5 @@ def matrix_root(covariance: Tensor, floor: float) -> Tensor:
         for _ in range(_ORDER):
             root = root + solve(symmetric - residue - root @ root)
         return root
-    root = _Root.apply(covariance, floor)
-    return root
+    found: Tensor = _Root.apply(covariance, floor)
+    return found

@@ -57,7 +57,7 @@ def outside_transforms(update: Callable[Arguments, None]) -> Callable[Arguments,
             return update(*args, **kwargs)
         bare: Any = update
         with temporarily_clear_interpreter_stack():
-            return bare(*map(_bare, args), **{name: _bare(value) for name, value in kwargs.items()})
+            bare(*map(_bare, args), **{name: _bare(value) for name, value in kwargs.items()})
 
     return public
 
