@@ -4,7 +4,7 @@ import math
 
 from .. import slots
 from ..arguments import double, integer, is_null, parameter, real
-from ..moments import finish_backward, finish_channel, merge_moments, set_backward_coefficients, set_coefficients
+from ..moments import finish_backward, finish_channel, merge_moments, origin, set_backward_coefficients, set_coefficients
 from ..vectors import load, splat, square_root, store, vload, vstore, widen
 from .finish import set_vector_coefficients
 
@@ -19,7 +19,7 @@ def finish(begin, end, a):
             n = load(partials, where)
             mean, m2 = merge_moments(count, mean, m2, n, load(partials, where + 1), load(partials, where + 2))
             count += n
-        finish_channel(a, k, mean, m2)
+        finish_channel(a, k, origin(a, k) + mean, m2)
 
 
 def stored(begin, end, a):
