@@ -185,7 +185,9 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and var per channel: those of the batch in training, the
     running ones in evaluation. The formula and every convention stand at :func:`normkit.functional.batch_norm`.
-    ``state_dict`` is torch's, in both directions.
+    ``state_dict`` is torch's, in both directions. A forward that a backward runs again (activation checkpointing) moves
+    neither statistics nor counter; nor does one in the ``backward`` of an autograd function, but inside
+    :func:`normkit.functional.first_forward`. That holds for every layer here that keeps running statistics.
 
     Args:
         num_features: C, at least 1.

@@ -30,6 +30,7 @@ __all__ = [
     "gate",
     "gradient_before",
     "inference_backward",
+    "moved",
     "reduce",
     "statistics",
     "tangent",
@@ -130,6 +131,15 @@ def gradient_before(
         return gate(dy, other.detach(), activation)
     z = apply(x, mean, rstd, weight, bias)
     return gate(dy, z if other is None else z + other, activation)
+
+
+def moved(running: Tensor, batch: Tensor, momentum: float | Tensor) -> Tensor:
+    """Return ``(1 - momentum) * running + momentum * batch`` in the wide type of the batch's, to be rounded once.
+
+    Of ``running + (batch - running) * momentum`` little would be left where the batch's is far smaller. As in torch a
+    running statistic that is not finite stays so, at momentum 1 too.
+    """
+    return running.to(batch.dtype) * (1 - momentum) + batch * momentum
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

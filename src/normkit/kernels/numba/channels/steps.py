@@ -4,7 +4,14 @@ import math
 
 from .. import slots
 from ..arguments import double, integer, is_null, parameter, real
-from ..moments import finish_backward, finish_channel, merge_moments, origin, set_backward_coefficients, set_coefficients
+from ..moments import (
+    finish_backward,
+    finish_channel,
+    merge_moments,
+    origin,
+    set_backward_coefficients,
+    set_coefficients,
+)
 from ..vectors import load, splat, square_root, store, vload, vstore, widen
 from .finish import set_vector_coefficients
 
