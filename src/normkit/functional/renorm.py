@@ -1,50 +1,25 @@
 """Batch renormalization as a function."""
 
-import itertools
-import math
-from collections import deque
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..axes import batch_axes, channel_shape, values_per_channel
-from ..errors import ArgumentError, StatisticsError
+from ..errors import ArgumentError
 from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from ..kernels.repeated import is_repeated, may_be_repeated
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
+from .first_runs import find_first_run, keep_first_run
 from .overrides import overridable
 from .rows import normalize
 
 __all__ = ["batch_renorm", "check_limits"]
 
-# How many forwards of one layer under activation checkpointing may wait for their backward.
-_WAITING = 256
-# How far mean and variance of a repetition may lie from those of its first run, in deviations.
-_SAME_BATCH = 1e-3
 _COMPILED = (
     "batch_renorm: a backward runs this compiled forward again (activation checkpointing), and r and d of its first "
     "run are lost, for the running statistics have moved. Leave the layer out of the checkpoint or of torch.compile"
 )
-
-
-@dataclass(slots=True)
-class _Run:
-    """A forward that a backward may run again: its batch, by which it is known, what corrected it, and its use."""
-
-    mean: Tensor
-    var: Tensor
-    r: Tensor
-    d: Tensor
-    repeated: int = 0
-
-
-# By running_mean.
-_FIRST_RUNS = WeakTensorKeyDictionary()
-_REPETITIONS = itertools.count(1)
 
 
 @overridable
@@ -127,7 +102,7 @@ def batch_renorm(
         return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
     mean, var = plain_channels.statistics(input.detach())
     if not torch.compiler.is_compiling() and is_repeated():
-        r, d = _first_run(running_mean, mean, var, eps, caller)
+        r, d = find_first_run(running_mean, mean, var, eps, caller)
     else:
         sigma = (running_var.to(wide(input)) + eps).sqrt()
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
@@ -135,7 +110,7 @@ def batch_renorm(
         r = ((var + eps).sqrt() / sigma).clamp(1 / r_max, r_max)
         d = ((mean - running_mean) / sigma).clamp(-d_max, d_max)
         if not torch.compiler.is_compiling() and may_be_repeated():
-            _FIRST_RUNS.setdefault(running_mean, deque(maxlen=_WAITING)).append(_Run(mean, var, r, d))
+            keep_first_run(running_mean, mean, var, (r, d))
     gamma, beta = r, d
     if weight is not None:
         gamma, beta = r * weight, d * weight
@@ -154,41 +129,6 @@ def _once(sigma: Tensor) -> Tensor:
     from ..kernels import operators
 
     return sigma.masked_fill(operators.repeated(sigma, _COMPILED), 0.0)
-
-
-def _first_run(
-    running_mean: Tensor, mean: Tensor, var: Tensor, eps: float, caller: nn.Module | None
-) -> tuple[Tensor, Tensor]:
-    """Return r and d of the first run of a forward that a backward runs again: the one whose batch is the nearest."""
-    runs: deque[_Run] = _FIRST_RUNS.get(running_mean) or deque()
-    sigma = (var + eps).sqrt()
-    apart = [
-        float(torch.maximum((run.mean - mean).abs() / sigma, (run.var - var).abs() / sigma.square()).max())
-        for run in runs
-    ]
-    nearest = min(apart, default=math.inf)
-    if not nearest < _SAME_BATCH:
-        checks.refuse(
-            StatisticsError,
-            "a backward runs this forward again (activation checkpointing), and r and d of its first run are lost: "
-            f"none of the {len(runs)} that are kept, {_WAITING} at most, had this batch. Leave the layer out of the "
-            "checkpoint, or let it compute the same both times (preserve_rng_state=True)",
-            caller,
-        )
-    same = [run for run, distance in zip(runs, apart, strict=True) if distance == nearest]
-    waiting = [run for run in same if not run.repeated]
-    if any(not (torch.equal(run.r, waiting[0].r) and torch.equal(run.d, waiting[0].d)) for run in waiting[1:]):
-        checks.refuse(
-            StatisticsError,
-            f"a backward runs this forward again (activation checkpointing), and {len(waiting)} first runs had this "
-            "very batch, with other running statistics: which one it is cannot be told. Leave the layer out of the "
-            "checkpoint, or run one batch backward before it comes again",
-            caller,
-        )
-    run = waiting[0] if waiting else max(same, key=lambda run: run.repeated)
-    # A graph that is kept, and nested checkpoints, ask for the latest again.
-    run.repeated = next(_REPETITIONS)
-    return run.r, run.d
 
 
 def check_limits(r_max: float, d_max: float, caller: nn.Module | None = None) -> None:

@@ -420,12 +420,8 @@ def add_blocks(a, column):
 
 def finish_sums(begin, end, a):
     """Add blocks and columns in their order, and set what the backward writes from: tasks as for `finish`."""
-    channels, width, fold, sums = (
-        integer(a, slots.CHANNELS),
-        integer(a, slots.WIDTH),
-        integer(a, slots.FOLD),
-        region(a, 0),
-    )
+    channels, width = integer(a, slots.CHANNELS), integer(a, slots.WIDTH)
+    fold, sums = integer(a, slots.FOLD), region(a, 0)
     if fold == 1:
         for task in range(begin, end):
             add_blocks(a, 16 * task)
