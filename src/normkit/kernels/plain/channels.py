@@ -107,8 +107,10 @@ def gate(dy: Tensor, z: Tensor, activation: str) -> Tensor:
         sigmoid = torch.sigmoid(z)
         return dy * (sigmoid * (1 + z * (1 - sigmoid)))
     open_at = (z > 0) if activation != "relu6" else (z > 0) & (z < 6)
-    closed = 0.01 if activation == "leaky_relu" else 0.0
-    return torch.where(open_at | z.isnan(), dy, dy * closed)
+    # Where z is a NaN as in torch: relu and relu6 let the gradient pass, leaky_relu does not.
+    if activation == "leaky_relu":
+        return torch.where(open_at, dy, dy * 0.01)
+    return torch.where(open_at | z.isnan(), dy, dy * 0.0)
 
 
 def gradient_before(
