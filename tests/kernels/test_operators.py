@@ -73,7 +73,9 @@ def test_opcheck_passes_without_parameters_and_for_a_strided_input():
     x = torch.randn(4, 6, 5, 7)[:, ::2].requires_grad_()
     rest = (None, None, None, None, None, None, 0.1, 1e-5, True, None)
     torch.library.opcheck(operators.batch_norm_forward, (x, *rest), test_utils=CHECKS)
-    torch.library.opcheck(operators.batch_norm_forward, (x, *rest[:5], torch.tensor(0.5), *rest[6:]), test_utils=CHECKS)
+    torch.library.opcheck(
+        operators.batch_norm_forward, (x, *rest[:5], torch.tensor(2), None, *rest[7:]), test_utils=CHECKS
+    )
 
 
 def run(layer, x, residual=None, called=None):

@@ -3,17 +3,32 @@
 A layer is frozen by giving the object a subclass of its own class. ``isinstance``, ``state_dict``, hooks, the optimizer
 and every reference to the layer stay as they are, and its own forward still computes it; what changes is what that
 forward reads when it asks ``self.training`` and ``self.track_running_stats``.
+
+So a frozen layer still is what tools look for that handle batch normalization by class. Those that start statistics
+again leave it as it is, with a warning; those that would take its statistics away, or put another layer in its place,
+are refused. What writes into the tensors themselves cannot be kept out: `moved` tells of it afterwards.
 """
 
-from collections.abc import Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Frozen", "frozen_class", "is_frozen", "thaw"]
+from ..errors import SurgeryError
+from ..functional.first_runs import find_first_run, keep_first_run
+from ..kernels.plain import channels as plain_channels
+from ..kernels.repeated import is_repeated, may_be_repeated
+
+__all__ = ["Frozen", "frozen_class", "is_frozen", "moved", "remember", "thaw"]
+
+_STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
+# Functions of torch that put a new layer in the place of every batch norm, and what they read of it first.
+_REPLACING = {nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__: "nn.SyncBatchNorm.convert_sync_batchnorm"}
 
 
 class Frozen(nn.Module):
@@ -24,11 +39,14 @@ class Frozen(nn.Module):
             ``train()`` and ``eval()`` say.
         frozen_track: whether the stored statistics still move in a forward after ``train()``.
         frozen_parameters: the names of the parameters that were learning before.
+        frozen_values: copies of what is held still, by which `moved` tells whether it was.
     """
 
+    _thawed: ClassVar[type[nn.Module]]
     frozen_statistics: str
     frozen_track: bool
     frozen_parameters: tuple[str, ...]
+    frozen_values: Mapping[str, Tensor] = {}
     running_mean: Tensor | None
     running_var: Tensor | None
     eps: float
@@ -52,7 +70,106 @@ class Frozen(nn.Module):
 
     @track_running_stats.setter
     def track_running_stats(self, tracks: bool) -> None:
+        if not tracks and self.frozen_statistics == "running":
+            self._refuse("track_running_stats=False would have it normalize by the batch")
         self.__dict__["track_running_stats"] = tracks
+
+    # No forward reads it, and it is the first thing that is looked at by what makes another layer out of this one.
+    @property
+    def affine(self) -> bool:
+        """Whether the layer has weight and bias."""
+        tool = _REPLACING.get(sys._getframe(1).f_code)
+        if tool is not None:
+            self._refuse(f"{tool} would put a layer in its place that is not")
+        affine: bool = self.__dict__["affine"]
+        return affine
+
+    @affine.setter
+    def affine(self, affine: bool) -> None:
+        self.__dict__["affine"] = affine
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to exchange or take away the running statistics, but where a state is loaded."""
+        if name in _STATISTICS and value is not self._buffers.get(name) and "frozen_loading" not in self.__dict__:
+            self._refuse(f"{name} would be {'taken away' if value is None else 'exchanged'}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse to take the running statistics away."""
+        if name in _STATISTICS:
+            self._refuse(f"{name} would be taken away")
+        super().__delattr__(name)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Refuse to register running statistics again."""
+        if name in _STATISTICS and "frozen_loading" not in self.__dict__:
+            self._refuse(f"{name} would be exchanged")
+        super().register_buffer(name, tensor, persistent)
+
+    def reset_running_stats(self) -> None:
+        """Start the statistics again where they may move; else warn."""
+        if self.frozen_track:
+            super().reset_running_stats()
+        else:
+            self._warn("reset_running_stats", "its running statistics stay")
+
+    def reset_parameters(self) -> None:
+        """Start again what may move; warn of what stays."""
+        kept = [name for name, value in self.named_parameters(recurse=False) if not value.requires_grad]
+        if not kept and self.frozen_track:
+            super().reset_parameters()
+            return
+        before = {name: value.detach().clone() for name, value in self._held_tensors().items()}
+        counter = self._buffers.get("num_batches_tracked")
+        count = None if counter is None else counter.clone()
+        super().reset_parameters()  # which asks for reset_running_stats, and so warns
+        with torch.no_grad():
+            for name, value in before.items():
+                getattr(self, name).copy_(value)
+            if counter is not None and count is not None and not self.frozen_track:
+                counter.copy_(count)
+
+    def _held_tensors(self) -> dict[str, Tensor]:
+        """Return what is held still: the statistics, if they do not track, and parameters that do not learn."""
+        statistics = () if self.frozen_track else _STATISTICS[:3]
+        named = {name: self._buffers.get(name) for name in statistics}
+        still = {name: value for name, value in self._parameters.items() if value is None or not value.requires_grad}
+        return {name: value for name, value in (named | still).items() if value is not None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
+        """Move or cast the layer, and the copies with it."""
+        super()._apply(fn, recurse)
+        self.frozen_values = {name: fn(value) for name, value in self.frozen_values.items()}
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Take a state: that is what the layer is now frozen with."""
+        self.__dict__["frozen_loading"] = True
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+        finally:
+            del self.__dict__["frozen_loading"]
+        remember(self)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse TorchScript, where train() would reach the statistics."""
+        raise SurgeryError(
+            f"{self._thawed.__name__} is frozen by normkit.freeze, which TorchScript cannot express; use torch.export, "
+            "torch.jit.trace, or normkit.unfreeze(model) first"
+        )
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise SurgeryError(
+            f"{self._thawed.__name__}({getattr(self, 'num_features', '')}) is frozen by normkit.freeze, and {what}; "
+            "call normkit.unfreeze(model) before, and normkit.freeze(model) after it"
+        )
+
+    def _warn(self, call: str, what: str) -> None:
+        warnings.warn(
+            f"{call}: {self._thawed.__name__}({getattr(self, 'num_features', '')}) is frozen by normkit.freeze, and "
+            f"{what}; call normkit.unfreeze(model) first to change them",
+            stacklevel=3,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the frozen switches; the shapes are the layer's own."""
@@ -66,8 +183,16 @@ class Frozen(nn.Module):
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, variance = self.running_mean.clone(), self.running_var.clone()
-        with torch.no_grad(), _own_class(self):
-            self.forward(input.detach())
+        repeated = not torch.compiler.is_compiling() and is_repeated()
+        if repeated or (not torch.compiler.is_compiling() and may_be_repeated()):
+            batch = plain_channels.statistics(input.detach())
+            if repeated:
+                mean, variance = find_first_run(self.running_mean, *batch, self.eps, self)
+            else:
+                keep_first_run(self.running_mean, *batch, (mean, variance))
+        if not repeated:
+            with torch.no_grad(), _own_class(self):
+                self.forward(input.detach())
         return functional.batch_norm(
             input, mean, variance, getattr(self, "weight", None), getattr(self, "bias", None), eps=self.eps
         )
@@ -81,7 +206,7 @@ class Frozen(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the class below, because the frozen one exists only in memory."""
-        return _rebuild, (type(self).__mro__[2],), self.__dict__
+        return _rebuild, (self._thawed,), self.__dict__
 
 
 _CLASSES: dict[type, type[Frozen]] = {}
@@ -90,7 +215,7 @@ _CLASSES: dict[type, type[Frozen]] = {}
 def frozen_class(base: type[Any]) -> type[Frozen]:
     """Return the frozen form of a layer class; the same object for the same class."""
     if base not in _CLASSES:
-        members = {"__module__": base.__module__, "__doc__": base.__doc__}
+        members = {"__module__": base.__module__, "__doc__": base.__doc__, "_thawed": base}
         _CLASSES[base] = type(f"Frozen{base.__name__}", (Frozen, base), members)
     return _CLASSES[base]
 
@@ -100,11 +225,30 @@ def is_frozen(module: nn.Module) -> bool:
     return isinstance(module, Frozen)
 
 
+def remember(module: Frozen) -> None:
+    """Take what the layer holds now for what it is frozen with."""
+    module.frozen_values = {name: value.detach().clone() for name, value in module._held_tensors().items()}
+
+
+def moved(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of what :func:`normkit.freeze` holds still and something has written to all the same."""
+    if not isinstance(module, Frozen):
+        return ()
+    now = {**module._parameters, **module._buffers}
+    return tuple(name for name, value in module.frozen_values.items() if not _is_equal(value, now.get(name)))
+
+
+def _is_equal(kept: Tensor, now: Tensor | None) -> bool:
+    if now is None or kept.shape != now.shape or kept.is_meta or now.is_meta:
+        return now is not None and kept.shape == now.shape
+    return torch.equal(kept.nan_to_num(), now.detach().to(kept).nan_to_num())
+
+
 @contextmanager
 def _own_class(module: nn.Module) -> Iterator[None]:
     """Give a frozen layer its own class back for a while."""
     frozen = module.__class__
-    module.__class__ = frozen.__mro__[2]
+    module.__class__ = frozen._thawed
     try:
         yield
     finally:
@@ -114,8 +258,15 @@ def _own_class(module: nn.Module) -> Iterator[None]:
 def thaw(module: Frozen) -> None:
     """Give a frozen layer its own class back; its mode is what ``train()`` or ``eval()`` last asked for."""
     own: nn.Module = module
-    del module.frozen_statistics, module.frozen_track, module.frozen_parameters
-    own.__class__ = type(module).__mro__[2]
+    if type(module) is not frozen_class(module._thawed):
+        raise SurgeryError(
+            f"the frozen {module._thawed.__name__} was made a {type(module).__name__} by another library since; undo "
+            "that first (a parametrization: torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    thawed = module._thawed
+    for name in ("frozen_statistics", "frozen_track", "frozen_parameters", "frozen_values"):
+        vars(module).pop(name, None)
+    own.__class__ = thawed
 
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:

@@ -20,8 +20,8 @@ def hold_statistics(model: nn.Module, where: Where = None) -> Iterator[None]:
     """Let every forward inside this block leave the running statistics as they are.
 
     Any forward in training mode moves them, whether gradients are recorded or not: a model summary, a search for a
-    learning rate, a second view, the recomputation of activation checkpointing. Inside the block the layers compute
-    as ever and write to copies. With checkpointing, so that a step counts once::
+    learning rate, a second view. Inside the block the layers compute as ever and write to copies. Under activation
+    checkpointing normkit's layers move once by themselves; for a step to count once in torch's::
 
         checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), hold_statistics(block)))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .findings import Diagnosis, Finding, LayerRow, Severity, sort_findings, worst
+from .thaws import thawed_finding
 from .waivers import Waiver, set_aside
 
 __all__ = ["KEPT_WRITES", "LayerLedger", "Ledger", "Write", "Writer"]
@@ -50,6 +51,7 @@ class LayerLedger:
         this_step: writes by forwards in the step under way.
         places: the lines that wrote, by writer.
         nonfinite_step: the first step after which its statistics were not finite.
+        thawed: what :func:`normkit.freeze` holds still and something has written to all the same.
         fewest_values: the smallest number of values per channel that was written from.
     """
 
@@ -61,6 +63,7 @@ class LayerLedger:
     this_step: int = 0
     places: dict[Writer, Counter[str]] = field(default_factory=dict)
     nonfinite_step: int | None = None
+    thawed: tuple[str, ...] = ()
     fewest_values: int | None = None
 
 
@@ -129,6 +132,8 @@ class Ledger:
     def _layer_findings(self, name: str, layer: LayerLedger) -> Iterator[Finding]:
         if layer.nonfinite_step is not None:
             yield _nonfinite(name, layer)
+        if layer.thawed:
+            yield thawed_finding(name, layer.thawed)
         if layer.held_still and layer.writers["forward"] + layer.writers["recompute"] > 0:
             yield _leak(name, layer, self.steps)
         if layer.writers["recompute"]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
-from ..anatomy.frozen import is_frozen
+from ..anatomy.frozen import is_frozen, moved
 from ..errors import ArgumentError
 
 __all__ = ["Subject", "subjects_of_model", "subjects_of_state"]
@@ -56,6 +56,11 @@ class Subject:
         module = self.layer.module
         wished = bool(vars(module).get("training", module.training))
         return wished and (not is_frozen(module) or bool(getattr(module, "frozen_track", True)))
+
+    @property
+    def thawed(self) -> tuple[str, ...]:
+        """What :func:`normkit.freeze` holds still and something has written to all the same."""
+        return () if self.layer is None else moved(self.layer.module)
 
     @property
     def affine(self) -> list[nn.Parameter]:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from ..anatomy.frozen import moved
 from ..anatomy.hold import is_held
 from .checks import CHECK_NAMES
 from .checks.ranks import rank_agreement
@@ -143,6 +144,7 @@ class _Watcher:
 
     def _notice_outside(self, name: str, module: nn.Module) -> None:
         stamp = _stamp(module._buffers)
+        self.ledger.layers[name].thawed = moved(module)
         if stamp != self._seen[name]:
             self._seen[name] = stamp
             place = self._place or self._caller()

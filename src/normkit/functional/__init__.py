@@ -1,5 +1,6 @@
 """Functions on torch tensors: check the arguments, resolve the axes, call the kernel."""
 
+from ..kernels.repeated import first_forward
 from .adaptive import adaptive_instance_norm
 from .batch import batch_norm
 from .ghost import ghost_batch_norm
@@ -17,6 +18,7 @@ __all__ = [
     "adaptive_instance_norm",
     "batch_norm",
     "batch_renorm",
+    "first_forward",
     "ghost_batch_norm",
     "group_norm",
     "instance_norm",

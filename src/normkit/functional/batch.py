@@ -12,6 +12,7 @@ from ..axes import values_per_channel
 from ..errors import ArgumentError, BackendError, ShapeError
 from ..kernels import dispatch
 from ..kernels.plain import channels as plain
+from ..kernels.repeated import in_backward, is_repeated
 from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
@@ -49,7 +50,9 @@ def batch_norm(
         Axes averaged: all but dimension 1.
         eps is added to the variance; its unit is that of the input squared.
         Variance: divided by m to normalize, by m - 1 to be stored (by m with ``unbiased=False``), m values per channel.
-        Momentum: ``running = (1 - momentum) * running + momentum * batch``.
+        Momentum: ``running = (1 - momentum) * running + momentum * batch``, in float64 and rounded once. As in torch a
+            running statistic that is not finite stays so, at momentum 1 too.
+        A forward that a backward runs again (activation checkpointing) moves nothing; see `first_forward`.
         Accumulation: float32 lanes over at most 2048 values about one of them, merged in float64 in an order that the
             shape alone decides; float64 throughout for float64 input.
 
@@ -201,6 +204,9 @@ def _run_kernel(
     if not moved:
         y: Tensor = run_kernel(x, weight, bias, residual, running_mean, running_var, call)
         return y
+    if in_backward() and is_repeated():
+        y = run_kernel(x, weight, bias, residual, None, None, call)
+        return y
     assert running_mean is not None
     assert running_var is not None
     if running_mean.dtype == running_var.dtype == computed and running_mean.is_contiguous():
@@ -258,16 +264,30 @@ def update_statistics(
     var: Tensor,
     momentum: float | None,
 ) -> None:
-    """Move the running statistics towards those of a batch and count it; with momentum None average all batches."""
+    """Move the running statistics towards those of a batch and count it; with momentum None average all batches.
+
+    A forward that a backward runs again moves nothing: see `kernels.repeated`.
+    """
     factor: Tensor | float
     if momentum is None:
         assert num_batches_tracked is not None
         factor = 1.0 / (num_batches_tracked + 1).to(mean.dtype)
     else:
         factor = momentum
-    # In float64 and rounded once, so that a small momentum is not lost to the buffer's rounding twice over.
-    running_mean.copy_(running_mean + (mean - running_mean) * factor)
-    running_var.copy_(running_var + (var - running_var) * factor)
+    batch = ((running_mean, mean), (running_var, var))
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        from ..kernels import operators
+
+        still = operators.repeated(running_mean, "")
+        for running, new in batch:
+            running.copy_(torch.where(still, running, plain.moved(running, new, factor)))
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(~still)
+        return
+    if in_backward() and is_repeated():
+        return
+    for running, new in batch:
+        running.copy_(plain.moved(running, new, factor))
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
 

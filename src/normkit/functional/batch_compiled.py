@@ -30,17 +30,13 @@ def run_compiled(
         y: Tensor
         y, _ = operators.batch_norm_inference(x, weight, bias, residual, running_mean, running_var, eps, activation)
         return y
-    factor = None
-    if momentum is None and num_batches_tracked is not None:
-        # A tensor, so that the graph does not wait for a number.
-        factor = 1.0 / (num_batches_tracked + 1).double()
-    y, _, mean, var = operators.batch_norm_forward(
-        x, weight, bias, residual, running_mean, running_var, factor, momentum or 0.0, eps, unbiased, activation
-    )
+    running = (running_mean, running_var, num_batches_tracked)
+    settings = (momentum, eps, unbiased, activation)
+    y, _, mean, var, count = operators.batch_norm_forward(x, weight, bias, residual, *running, *settings)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.copy_(mean)
             running_var.copy_(var)
             if num_batches_tracked is not None:
-                num_batches_tracked.add_(1)
+                num_batches_tracked.copy_(count)
     return y

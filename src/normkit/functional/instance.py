@@ -1,6 +1,5 @@
 """Instance normalization as a function."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,10 +8,9 @@ from ..errors import ArgumentError, ShapeError
 from ..kernels.plain import samples as plain_samples
 from ..kernels.plain.channels import activate
 from . import checks, shapes
-from .batch import batch_norm
+from .batch import batch_norm, update_statistics
 from .overrides import is_exporting, overridable
 from .rows import Kept, fits, fits_groups, is_everyday, normalize_groups, run
-from .transforms import outside_transforms
 
 __all__ = ["instance_norm"]
 
@@ -95,19 +93,10 @@ def instance_norm(
     y = normalize_groups(input, weight, bias, input.shape[1], eps, activation, kept)
     if running_mean is not None and running_var is not None and input.numel() > 0:
         mean, var = kept[0] if kept else plain_samples.statistics(input, position_axes(input.dim()))
-        _update(input.shape, mean, var, running_mean, running_var, momentum)
+        mean, var = (each.detach().reshape(input.shape[:2]).mean(0) for each in (mean, var))
+        count = input.numel() // (input.shape[0] * input.shape[1])
+        update_statistics(running_mean, running_var, None, mean, var * (count / (count - 1)), momentum)
     return y
-
-
-@outside_transforms
-@torch.no_grad()
-def _update(
-    shape: torch.Size, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
-) -> None:
-    count = shape.numel() // (shape[0] * shape[1])
-    mean, var = (each.reshape(shape[:2]).mean(0) for each in (mean, var))
-    running_mean.copy_(running_mean + (mean - running_mean) * momentum)
-    running_var.copy_(running_var + (var * (count / (count - 1)) - running_var) * momentum)
 
 
 def _check(

@@ -1,17 +1,25 @@
 """Batch renormalization as a function."""
 
+import torch
 from torch import Tensor, nn
 
 from ..axes import batch_axes, channel_shape, values_per_channel
 from ..errors import ArgumentError
 from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
+from ..kernels.repeated import is_repeated, may_be_repeated
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
+from .first_runs import find_first_run, keep_first_run
 from .overrides import overridable
 from .rows import normalize
 
 __all__ = ["batch_renorm", "check_limits"]
+
+_COMPILED = (
+    "batch_renorm: a backward runs this compiled forward again (activation checkpointing), and r and d of its first "
+    "run are lost, for the running statistics have moved. Leave the layer out of the checkpoint or of torch.compile"
+)
 
 
 @overridable
@@ -42,7 +50,8 @@ def batch_renorm(
     Conventions:
         Axes averaged: all but dimension 1.
         ``sigma = sqrt(var + eps)``, of the batch (divisor m) and of the running variance alike.
-        r and d take the running statistics from before this batch, and are constants to the gradient.
+        r and d take the running statistics from before this batch, and are constants to the gradient. Where a backward
+        runs the forward again (activation checkpointing), they are those of its first run.
         Variance: divided by m to normalize, by m - 1 to be stored (by m with ``unbiased=False``).
         Momentum: ``running = (1 - momentum) * running + momentum * batch``.
         Accumulation: float64.
@@ -68,7 +77,7 @@ def batch_renorm(
     Raises:
         ShapeError: as for ``batch_norm``.
         DtypeError: as for ``batch_norm``.
-        StatisticsError: as for ``batch_norm``.
+        StatisticsError: as for ``batch_norm``; run again by a backward, and the first run is not found any more.
         ArgumentError: as for ``batch_norm``; r_max below 1 or d_max below 0.
 
     Example:
@@ -92,9 +101,16 @@ def batch_renorm(
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
     mean, var = plain_channels.statistics(input.detach())
-    sigma = (running_var.to(wide(input)) + eps).sqrt()
-    r = ((var + eps).sqrt() / sigma).clamp(1 / r_max, r_max)
-    d = ((mean - running_mean) / sigma).clamp(-d_max, d_max)
+    if not torch.compiler.is_compiling() and is_repeated():
+        r, d = find_first_run(running_mean, mean, var, eps, caller)
+    else:
+        sigma = (running_var.to(wide(input)) + eps).sqrt()
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            sigma = _once(sigma)
+        r = ((var + eps).sqrt() / sigma).clamp(1 / r_max, r_max)
+        d = ((mean - running_mean) / sigma).clamp(-d_max, d_max)
+        if not torch.compiler.is_compiling() and may_be_repeated():
+            keep_first_run(running_mean, mean, var, (r, d))
     gamma, beta = r, d
     if weight is not None:
         gamma, beta = r * weight, d * weight
@@ -106,6 +122,13 @@ def batch_renorm(
     stored = var * (count / (count - 1)) if unbiased else var
     update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
     return y
+
+
+def _once(sigma: Tensor) -> Tensor:
+    """Return sigma; where a backward runs the compiled graph again this is refused."""
+    from ..kernels import operators
+
+    return sigma.masked_fill(operators.repeated(sigma, _COMPILED), 0.0)
 
 
 def check_limits(r_max: float, d_max: float, caller: nn.Module | None = None) -> None:

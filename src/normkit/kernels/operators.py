@@ -15,13 +15,14 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
 from ..axes import values_per_channel
-from ..errors import BackendError
+from ..errors import BackendError, StatisticsError
 from . import dispatch
 from .layouts import contiguous_layout, lay_out
 from .plain import channels as plain
+from .repeated import is_repeated
 from .saved import restore, restore_statistics, restore_values
 
-__all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
+__all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference", "repeated"]
 
 
 def _served_by_numba(x: Tensor) -> bool:
@@ -74,6 +75,28 @@ def _empty(x: Tensor) -> Tensor:
     return x.new_empty((0,), dtype=_computed(x))
 
 
+def _empty_counter(x: Tensor) -> Tensor:
+    return x.new_empty((0,), dtype=torch.int64)
+
+
+@torch.library.custom_op("normkit::repeated", mutates_args=())
+def repeated(x: Tensor, refusal: str) -> Tensor:
+    """Return whether a backward runs this again, which a graph learns at run time only; x is any tensor of the call.
+
+    Raises:
+        StatisticsError: it does, and there is a refusal to say.
+    """
+    still = is_repeated()
+    if still and refusal:
+        raise StatisticsError(refusal)
+    return torch.tensor(still, device=x.device)
+
+
+@repeated.register_fake
+def _(x: Tensor, refusal: str) -> Tensor:
+    return x.new_empty((), dtype=torch.bool)
+
+
 @torch.library.custom_op("normkit::batch_norm_forward", mutates_args=())
 def batch_norm_forward(
     x: Tensor,
@@ -82,21 +105,25 @@ def batch_norm_forward(
     residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    factor: Tensor | None,
-    momentum: float,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
     eps: float,
     unbiased: bool,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, (2, C) float64 with mean and rstd, and the moved running statistics, empty where there are none.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return y, (2, C) float64 with mean and rstd, and the moved running statistics and counter, empty
+    where there are none.
 
-    ``factor`` is the momentum where it is known at run time only.
+    Where a backward runs the graph again (see `repeated`) they are returned as they were.
     """
     _refuse_forward_mode(x, weight, bias, residual)
-    layout, rate = _layout(x), momentum if factor is None else float(factor)
+    layout, rate = _layout(x), momentum or 0.0
+    if momentum is None and num_batches_tracked is not None:
+        rate = 1.0 / (int(num_batches_tracked) + 1)
     x = lay_out(x, layout)
     residual = None if residual is None else lay_out(residual, layout)
-    mean, var = _copied(running_mean, x), _copied(running_var, x)
+    still = is_repeated()
+    mean, var = (None, None) if still else (_copied(running_mean, x), _copied(running_var, x))
     if _served_by_numba(x):
         from .numba.channels import passes as channel_passes
 
@@ -106,9 +133,12 @@ def batch_norm_forward(
     else:
         y, saved, mean, var = _plain_forward(x, weight, bias, residual, mean, var, rate, eps, unbiased, activation)
         y = lay_out(y, layout)
-    if running_mean is None or running_var is None or mean is None or var is None:
-        return y, saved, _empty(x), _empty(x)
-    return y, saved, mean.to(running_mean.dtype), var.to(running_var.dtype)
+    if running_mean is None or running_var is None:
+        return y, saved, _empty(x), _empty(x), _empty_counter(x)
+    count = _empty_counter(x) if num_batches_tracked is None else num_batches_tracked + (0 if still else 1)
+    if mean is None or var is None:
+        mean, var = running_mean.clone(), running_var.clone()
+    return y, saved, mean.to(running_mean.dtype), var.to(running_var.dtype), count
 
 
 @batch_norm_forward.register_fake
@@ -119,16 +149,17 @@ def _(
     residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    factor: Tensor | None,
-    momentum: float,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
     eps: float,
     unbiased: bool,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     y, saved = _fake(x)
     if running_mean is None or running_var is None:
-        return y, saved, _empty(x), _empty(x)
-    return y, saved, running_mean.new_empty(running_mean.shape), running_var.new_empty(running_var.shape)
+        return y, saved, _empty(x), _empty(x), _empty_counter(x)
+    count = _empty_counter(x) if num_batches_tracked is None else torch.empty_like(num_batches_tracked)
+    return y, saved, running_mean.new_empty(running_mean.shape), running_var.new_empty(running_var.shape), count
 
 
 def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,8 +183,8 @@ def _plain_forward(
     if running_mean is not None and running_var is not None:
         count = values_per_channel(tuple(x.shape))
         stored = var * (count / (count - 1)) if unbiased else var
-        running_mean = (running_mean + (mean - running_mean) * momentum).to(running_mean.dtype)
-        running_var = (running_var + (stored - running_var) * momentum).to(running_var.dtype)
+        running_mean = plain.moved(running_mean, mean, momentum).to(running_mean.dtype)
+        running_var = plain.moved(running_var, stored, momentum).to(running_var.dtype)
     return plain.activate(y if residual is None else y + residual, activation), saved, running_mean, running_var
 
 

@@ -1,7 +1,7 @@
 """Adaptive instance normalization as a module."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional
 from ..axes import position_axes
@@ -9,11 +9,12 @@ from ..errors import ShapeError
 from ..functional import checks
 from ..kernels.plain import samples as plain_samples
 from .batch import resolve_num_features
+from .tracing import Unscriptable
 
 __all__ = ["AdaptiveInstanceNorm"]
 
 
-class AdaptiveInstanceNorm(nn.Module):
+class AdaptiveInstanceNorm(Unscriptable):
     """Give ``(N, C, *)`` the mean and deviation of a style: one that is passed, or one that was set.
 
     The formula and every convention stand at :func:`normkit.functional.adaptive_instance_norm`. Nothing is learnt. The

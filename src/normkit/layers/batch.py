@@ -13,6 +13,7 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from ..kernels.plain import channels as plain_channels
+from .tracing import torch_forward
 
 __all__ = [
     "BatchNorm1d",
@@ -69,7 +70,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     _ranks: tuple[int, ...]
     _layout: str
-    _scriptable: type[nn.modules.batchnorm._BatchNorm]
+    _torch_forward = torch_forward(nn.modules.batchnorm._BatchNorm)
     unbiased: bool = True
 
     def __init__(
@@ -98,7 +99,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
-        return self.normalize(input)
+        if torch.jit.is_scripting():
+            # Scripted in evaluation, and put back into training.
+            assert self.unbiased or not self.training, "torch's kernel cannot store the biased variance; call eval()"
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            return self.normalize(input)
 
     def normalize(
         self, input: Tensor, activation: str | None = None, residual: Tensor | None = None, inplace: bool = False
@@ -117,7 +123,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         # What the checks find, at a fraction of their cost.
         fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
         if not fits and not traced:
-            self._check_input_dim(input)
+            self._check_input(input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
         return functional.batch_norm(
@@ -137,7 +143,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             caller=None if traced else self,
         )
 
-    def _check_input_dim(self, input: Tensor) -> None:
+    def _check_input(self, input: Tensor) -> None:
         if checks.is_tracing():
             with checks.constant_while_tracing():
                 return self._check_shape(input)
@@ -165,15 +171,13 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
                 )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Give TorchScript, which cannot read our functions, torch's layer with the same parameters and buffers."""
+        """Refuse what torch's kernel, which TorchScript runs, cannot store."""
         if not self.unbiased and self.training:
-            raise ArgumentError("TorchScript runs torch's own kernel, which cannot store the biased variance")
-        twin = self._scriptable(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
-        for name in ("weight", "bias"):
-            twin.register_parameter(name, getattr(self, name))
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            twin.register_buffer(name, getattr(self, name))
-        return twin.train(self.training)
+            raise ArgumentError(
+                "TorchScript runs torch's own kernel, which cannot store the biased variance; call eval(), use "
+                'torch.export, or normkit.convert(model, to="torch")'
+            )
+        return self
 
 
 def _is_poisoned(name: str, value: Tensor) -> bool:
@@ -185,7 +189,9 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and var per channel: those of the batch in training, the
     running ones in evaluation. The formula and every convention stand at :func:`normkit.functional.batch_norm`.
-    ``state_dict`` is torch's, in both directions.
+    ``state_dict`` is torch's, in both directions. A forward that a backward runs again (activation checkpointing) moves
+    neither statistics nor counter; nor does one in the ``backward`` of an autograd function, but inside
+    :func:`normkit.functional.first_forward`. That holds for every layer here that keeps running statistics.
 
     Args:
         num_features: C, at least 1.
@@ -216,7 +222,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
 
-    _ranks, _layout, _scriptable = (2, 3), "(N, C) or (N, C, L)", nn.BatchNorm1d
+    _ranks, _layout = (2, 3), "(N, C) or (N, C, L)"
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
@@ -229,7 +235,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, unbiased=False)
     """
 
-    _ranks, _layout, _scriptable = (4,), "(N, C, H, W)", nn.BatchNorm2d
+    _ranks, _layout = (4,), "(N, C, H, W)"
 
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
@@ -238,7 +244,7 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     Arguments, conventions and errors are those of :class:`BatchNorm1d`.
     """
 
-    _ranks, _layout, _scriptable = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
+    _ranks, _layout = (5,), "(N, C, D, H, W)"
 
 
 class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
@@ -286,18 +292,15 @@ class LazyBatchNorm1d(_LazyBatchNorm, nn.LazyBatchNorm1d, BatchNorm1d):
     """:class:`BatchNorm1d` that takes ``num_features`` from its first input, and then becomes one."""
 
     cls_to_become = BatchNorm1d
-    _check_input_dim = BatchNorm1d._check_input_dim
 
 
 class LazyBatchNorm2d(_LazyBatchNorm, nn.LazyBatchNorm2d, BatchNorm2d):
     """:class:`BatchNorm2d` that takes ``num_features`` from its first input, and then becomes one."""
 
     cls_to_become = BatchNorm2d
-    _check_input_dim = BatchNorm2d._check_input_dim
 
 
 class LazyBatchNorm3d(_LazyBatchNorm, nn.LazyBatchNorm3d, BatchNorm3d):
     """:class:`BatchNorm3d` that takes ``num_features`` from its first input, and then becomes one."""
 
     cls_to_become = BatchNorm3d
-    _check_input_dim = BatchNorm3d._check_input_dim

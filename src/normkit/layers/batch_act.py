@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..functional import checks
 from ..kernels.plain import channels as plain_channels
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from .tracing import Unscriptable
 
 __all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
 
 _HELD = "norm."
 
 
-class _BatchNormAct(nn.Module):
+class _BatchNormAct(Unscriptable):
     """What the three layers share."""
 
     # torch's version of a batch norm's state, whose keys these are.

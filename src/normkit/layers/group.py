@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks, shapes
-from .tracing import TracedAsTorch
+from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["GroupNorm"]
 
@@ -38,7 +38,7 @@ class GroupNorm(TracedAsTorch, nn.GroupNorm):
         Wu and He, Group Normalization, 2018, arXiv:1803.08494, equations (1), (2) and (7).
     """
 
-    _torch_layer = nn.GroupNorm
+    _torch_forward = torch_forward(nn.GroupNorm)
 
     def __init__(
         self,
@@ -62,13 +62,16 @@ class GroupNorm(TracedAsTorch, nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.group_norm` for formula and conventions."""
-        node = self._as_node(input)
-        if node is not None:
-            return node
-        caller = self._caller(input)
-        if caller is not None:
-            self._check_input(input)
-        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, caller=caller)
+        if torch.jit.is_scripting():
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            node = self._as_node(input)
+            if node is not None:
+                return node
+            caller = self._caller(input)
+            if caller is not None:
+                self._check_input(input)
+            return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, caller=caller)
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)

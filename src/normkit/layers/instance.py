@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..functional import checks
 from .batch import resolve_num_features
-from .tracing import TracedAsTorch
+from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 
@@ -18,6 +18,7 @@ class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
 
     _rank: ClassVar[int]
     _layout: ClassVar[str]
+    _torch_forward = torch_forward(nn.modules.instancenorm._InstanceNorm)
 
     def __init__(
         self,
@@ -41,15 +42,18 @@ class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)`` or ``(C, *)``; see :func:`normkit.functional.instance_norm`."""
-        node = self._as_node(input)
-        if node is not None:
-            return node
-        if self._caller(input) is None:
-            return self._normalize(input, None)
-        self._check_input(input)
-        if input.dim() == self._rank:
-            return self._normalize(input, self)
-        return self._normalize(input.unsqueeze(0), self).squeeze(0)
+        if torch.jit.is_scripting():
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            node = self._as_node(input)
+            if node is not None:
+                return node
+            if self._caller(input) is None:
+                return self._normalize(input, None)
+            self._check_input(input)
+            if input.dim() == self._rank:
+                return self._normalize(input, self)
+            return self._normalize(input.unsqueeze(0), self).squeeze(0)
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)
@@ -98,7 +102,7 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
 
-    _rank, _layout, _torch_layer = 3, "(N, C, L) or (C, L)", nn.InstanceNorm1d
+    _rank, _layout = 3, "(N, C, L) or (C, L)"
 
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
@@ -107,7 +111,7 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     Arguments, conventions and errors are those of :class:`InstanceNorm1d`.
     """
 
-    _rank, _layout, _torch_layer = 4, "(N, C, H, W) or (C, H, W)", nn.InstanceNorm2d
+    _rank, _layout = 4, "(N, C, H, W) or (C, H, W)"
 
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
@@ -116,4 +120,4 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     Arguments, conventions and errors are those of :class:`InstanceNorm1d`.
     """
 
-    _rank, _layout, _torch_layer = 5, "(N, C, D, H, W) or (C, D, H, W)", nn.InstanceNorm3d
+    _rank, _layout = 5, "(N, C, D, H, W) or (C, D, H, W)"

@@ -10,7 +10,7 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from .group import GroupNorm
-from .tracing import TracedAsTorch
+from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["LayerNorm", "SampleLayerNorm", "resolve_normalized_shape"]
 
@@ -41,7 +41,7 @@ class LayerNorm(TracedAsTorch, nn.LayerNorm):
         Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450, equation (3).
     """
 
-    _torch_layer = nn.LayerNorm
+    _torch_forward = torch_forward(nn.LayerNorm)
 
     def __init__(
         self,
@@ -57,11 +57,14 @@ class LayerNorm(TracedAsTorch, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.layer_norm` for formula and conventions."""
-        node = self._as_node(input)
-        if node is not None:
-            return node
-        caller = self._caller(input)
-        return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, caller=caller)
+        if torch.jit.is_scripting():
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            node = self._as_node(input)
+            if node is not None:
+                return node
+            caller = self._caller(input)
+            return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, caller=caller)
 
 
 class SampleLayerNorm(GroupNorm):

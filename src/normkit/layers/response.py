@@ -1,10 +1,11 @@
 """Local response normalization as a module: torch's class, with our function below it."""
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional
 from ..functional.response import check_response
-from .tracing import TracedAsTorch
+from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["LocalResponseNorm"]
 
@@ -32,7 +33,7 @@ class LocalResponseNorm(TracedAsTorch, nn.LocalResponseNorm):
         Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural Networks, 2012, 3.3.
     """
 
-    _torch_layer = nn.LocalResponseNorm
+    _torch_forward = torch_forward(nn.LocalResponseNorm)
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         check_response(size, alpha, beta, k)
@@ -40,8 +41,11 @@ class LocalResponseNorm(TracedAsTorch, nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.local_response_norm` for formula and conventions."""
-        node = self._as_node(input)
-        if node is not None:
-            return node
-        caller = self._caller(input)
-        return functional.local_response_norm(input, self.size, self.alpha, self.beta, self.k, caller=caller)
+        if torch.jit.is_scripting():
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            node = self._as_node(input)
+            if node is not None:
+                return node
+            caller = self._caller(input)
+            return functional.local_response_norm(input, self.size, self.alpha, self.beta, self.k, caller=caller)

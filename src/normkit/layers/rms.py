@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..functional import checks
 from .layer import resolve_normalized_shape
-from .tracing import TracedAsTorch
+from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["RMSNorm"]
 
@@ -38,7 +38,7 @@ class RMSNorm(TracedAsTorch, nn.RMSNorm):
         Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, equation (4).
     """
 
-    _torch_layer = nn.RMSNorm
+    _torch_forward = torch_forward(nn.RMSNorm)
 
     def __init__(
         self,
@@ -54,8 +54,11 @@ class RMSNorm(TracedAsTorch, nn.RMSNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.rms_norm` for formula and conventions."""
-        node = self._as_node(input)
-        if node is not None:
-            return node
-        caller = self._caller(input)
-        return functional.rms_norm(input, self.normalized_shape, self.weight, self.eps, caller=caller)
+        if torch.jit.is_scripting():
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            node = self._as_node(input)
+            if node is not None:
+                return node
+            caller = self._caller(input)
+            return functional.rms_norm(input, self.normalized_shape, self.weight, self.eps, caller=caller)

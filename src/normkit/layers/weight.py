@@ -9,13 +9,14 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from ..functional.weight import slice_axes
+from .tracing import Unscriptable
 
 __all__ = ["WeightNorm", "WeightStandardization"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-class WeightNorm(nn.Module):
+class WeightNorm(Unscriptable):
     """A weight as length times direction: ``w = g * v / |v|``, one length per output.
 
     The formula and every convention stand at :func:`normkit.functional.weight_norm`. Registered on a layer it learns g
@@ -67,7 +68,7 @@ class WeightNorm(nn.Module):
         return module
 
 
-class WeightStandardization(nn.Module):
+class WeightStandardization(Unscriptable):
     """Weights of zero mean and unit variance for every output: ``w = (v - mean) / sqrt(var + eps)``.
 
     The formula and every convention stand at :func:`normkit.functional.weight_standardization`. Registered on a layer

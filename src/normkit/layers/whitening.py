@@ -9,11 +9,12 @@ from .. import functional
 from ..functional import checks
 from ..functional.whitening import check_whitening
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+from .tracing import Unscriptable
 
 __all__ = ["WhiteningBatchNorm1d", "WhiteningBatchNorm2d", "WhiteningBatchNorm3d"]
 
 
-class _WhiteningBatchNorm(nn.Module):
+class _WhiteningBatchNorm(Unscriptable):
     _ranks: ClassVar[tuple[int, ...]]
     _layout: ClassVar[str]
     weight: nn.Parameter | None

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..anatomy import NormLayer, norm_layers
-from ..anatomy.frozen import Frozen, frozen_class, thaw
+from ..anatomy.frozen import Frozen, frozen_class, remember, thaw
 from ..anatomy.select import Where
 from ..errors import ArgumentError
 from .record import Record, refuse_if_nothing_is_left
@@ -114,6 +114,7 @@ def _freeze(module: nn.Module, statistics: str, track: bool, affine: bool) -> No
     module.__class__ = frozen_class(type(module))
     assert isinstance(module, Frozen)
     module.frozen_statistics, module.frozen_track, module.frozen_parameters = statistics, track, tuple(stopped)
+    remember(module)
 
 
 def _unfreeze(module: nn.Module, affine: bool) -> None:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..anatomy import Call, NormLayer, norm_layers
-from ..anatomy.frozen import is_frozen
+from ..anatomy.frozen import Frozen, is_frozen, remember
 from ..anatomy.select import Where
 from ..errors import SurgeryError
 from ..layers import (
@@ -223,6 +223,8 @@ def _write(layer: NormLayer, seen: Seen) -> float:
         _fill(layer, variance, measured)
         if counter is not None:
             counter.fill_(max(seen.batches, seen.counters[layer.path]))
+    if isinstance(norm, Frozen):
+        remember(norm)
     change = shift.abs().max().item()
     return math.inf if math.isnan(change) else change
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Call, norm_layers
+from ..anatomy.frozen import Frozen, remember
 from ..anatomy.states import unwrapped
 from ..errors import ArgumentError, SurgeryError
 from .recalibrate import recalibrate
@@ -92,6 +93,9 @@ def _repair_model(model: nn.Module, batches: Any, donor: Mapping[str, Tensor] | 
         with torch.no_grad():
             for name, tensor in plan.mended.items():
                 model.get_buffer(name).copy_(tensor)
+        for layer in layers.values():
+            if isinstance(layer.module, Frozen):
+                remember(layer.module)
         if plan.bad:
             names = [prefix.rstrip(".") for prefix in plan.bad]
             wanted = {id(layer.module) for layer in layers.values() if set(layer.names) & set(names)}

@@ -13,6 +13,7 @@ from ..examination import Check, Examination
 from ..findings import Finding, Severity
 from ..measurements import Measured
 from ..subjects import Subject
+from ..thaws import thawed_finding
 from ..thresholds import DROPOUT_LOG_RATIO
 from .populations import dropout_shift
 from .state import is_never_updated, running_and_true
@@ -21,10 +22,12 @@ __all__ = ["TRAINING_CHECKS"]
 
 
 def freeze_leak(examination: Examination) -> Iterator[Finding]:
-    """Find layers whose affine part is held still while their statistics move."""
+    """Find layers whose affine part is held still while their statistics move, and frozen ones that were written to."""
     learning = examination.model is not None and any(p.requires_grad for p in examination.model.parameters())
     held = _optimized(examination.optimizer) if examination.optimizer is not None else set()
     for subject in examination.subjects:
+        if subject.thawed:
+            yield thawed_finding(subject.name, subject.thawed)
         if subject.layer is None or not subject.tracks or not subject.is_batch:
             continue
         if (

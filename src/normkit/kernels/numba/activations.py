@@ -82,13 +82,13 @@ def gate(_: Any, arguments: Arguments, dy: Any, z: Any) -> Any:
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         gradient, value = a[1], a[2]
         zero = constant(element, 0.0)
-        # As torch: where z is NaN the comparison fails and the gradient passes.
+        # As torch: where z is NaN the gradient of relu and relu6 passes, and that of leaky_relu gets the slope below.
         if name in ("relu", "relu6"):
             gradient = b.select(b.fcmp_ordered("<=", value, zero), zero, gradient)
         if name == "relu6":
             gradient = b.select(b.fcmp_ordered(">=", value, constant(element, 6.0)), zero, gradient)
         if name in ("leaky_relu", INVERTED_LEAKY_RELU):
-            below = b.fcmp_ordered("<=", value, zero)
+            below = b.fcmp_unordered("<=", value, zero)
             gradient = b.select(below, b.fmul(gradient, constant(element, SLOPE)), gradient)
         if name == "silu":
             one, sigmoid = constant(element, 1.0), _sigmoid(b, element, value)

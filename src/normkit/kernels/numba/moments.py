@@ -15,6 +15,15 @@ CHUNK = 2048  # values that float32 lanes gather before they are merged in float
 
 
 @inlined
+def origin(a, channel):
+    """A value of the channel itself, from which partial means are told.
+
+    Their differences, which the variance is made of, then keep all digits where the mean dwarfs the deviation.
+    """
+    return float(load(data(a, slots.X), channel * integer(a, slots.INNER)))
+
+
+@inlined
 def merge(count, mean, m2, n, first, total, square):
     """Merge n values, with sums about ``first``, into a mean and a sum of squares (Chan, Golub and LeVeque 1983)."""
     delta = first + total / n - mean
@@ -101,8 +110,9 @@ def finish_channel(a, channel, mean, m2):
         momentum = real(a, slots.MOMENTUM)
         stored = m2 / (count - 1.0) if integer(a, slots.UNBIASED) else var
         old_mean, old_var = float(load(running_mean, channel)), float(load(running_var, channel))
-        store_as(running_mean, channel, old_mean + (mean - old_mean) * momentum)
-        store_as(running_var, channel, old_var + (stored - old_var) * momentum)
+        # As a sum of two shares: of old + (new - old) * momentum, little is left where new is far smaller than old.
+        store_as(running_mean, channel, old_mean * (1.0 - momentum) + mean * momentum)
+        store_as(running_var, channel, old_var * (1.0 - momentum) + stored * momentum)
     set_coefficients(a, channel, mean, rstd)
 
 

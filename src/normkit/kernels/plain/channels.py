@@ -31,6 +31,7 @@ __all__ = [
     "gate",
     "gradient_before",
     "inference_backward",
+    "moved",
     "reduce",
     "statistics",
 ]
@@ -109,8 +110,10 @@ def gate(dy: Tensor, z: Tensor, activation: str) -> Tensor:
         sigmoid = torch.sigmoid(z)
         return dy * (sigmoid * (1 + z * (1 - sigmoid)))
     open_at = (z > 0) if activation != "relu6" else (z > 0) & (z < 6)
-    closed = 0.01 if activation == "leaky_relu" else 0.0
-    return torch.where(open_at | z.isnan(), dy, dy * closed)
+    # Where z is a NaN as in torch: relu and relu6 let the gradient pass, leaky_relu does not.
+    if activation == "leaky_relu":
+        return torch.where(open_at, dy, dy * 0.01)
+    return torch.where(open_at | z.isnan(), dy, dy * 0.0)
 
 
 def gradient_before(
@@ -133,6 +136,15 @@ def gradient_before(
         return gate(dy, other.detach(), activation)
     z = apply(x, mean, rstd, weight, bias)
     return gate(dy, z if other is None else z + other, activation)
+
+
+def moved(running: Tensor, batch: Tensor, momentum: float | Tensor) -> Tensor:
+    """Return ``(1 - momentum) * running + momentum * batch`` in the wide type of the batch's, to be rounded once.
+
+    Of ``running + (batch - running) * momentum`` little would be left where the batch's is far smaller. As in torch a
+    running statistic that is not finite stays so, at momentum 1 too.
+    """
+    return running.to(batch.dtype) * (1 - momentum) + batch * momentum
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

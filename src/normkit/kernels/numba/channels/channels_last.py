@@ -22,7 +22,7 @@ from ..arguments import (
     working_doubles,
     working_lanes,
 )
-from ..moments import finish_backward, finish_channel, merge_moments
+from ..moments import finish_backward, finish_channel, merge_moments, origin
 from ..vectors import (
     fence,
     fma,
@@ -99,14 +99,18 @@ def gather_column(x, lanes, width, column, low, high, stride, left):
 
 
 @inlined
-def merge_columns(moments, lanes, width, begin, end, count, n):
-    """Merge what columns gathered over n rows into their mean and sum of squares, over ``count`` rows before."""
+def merge_columns(a, moments, lanes, width, begin, end, count, n):
+    """Merge what columns gathered over n rows into their mean and sum of squares, over ``count`` rows before.
+
+    The mean is told from the column's value in the first row; see `moments.origin`.
+    """
+    x, stride = data(a, slots.X), columns(a)
     part, share, weight = splat(1.0 / n), splat(n / (count + n)), splat(count * (n / (count + n)))
     for column in range(begin, end, 16):
         first, total = widen(vload(lanes, column)), widen(vload(lanes, width + column))
         square = widen(vload(lanes, 2 * width + column))
         mean, m2 = vload(moments, column), vload(moments, width + column)
-        delta = first + total * part - mean
+        delta = first - widen(read(x, column, stride - column, zeros(a))) + total * part - mean
         spread = not_below_zero(square - total * total * part)
         vstore(moments, column, mean + delta * share)
         vstore(moments, width + column, m2 + spread + delta * delta * weight)
@@ -144,7 +148,7 @@ def gather(a, moments, lanes, low, high, begin, end):
             for column in range(begin, end, 16):
                 gather_column(x, lanes, width, column, i, upto, stride, stride - column)
             i = upto
-        merge_columns(moments, lanes, width, begin, end, count, float(stop - start))
+        merge_columns(a, moments, lanes, width, begin, end, count, float(stop - start))
         count += float(stop - start)
         start = stop
 
@@ -264,14 +268,15 @@ def finish(begin, end, a):
         merge_blocks(a, column)
     n = float(rows // fold)
     for k in range(channels):
-        count, mean, m2 = 0.0, 0.0, 0.0
+        count, mean, m2, base = 0.0, 0.0, 0.0, origin(a, k)
         for column in range(k, fold * channels, channels):
-            mean, m2 = merge_moments(count, mean, m2, n, load(moments, column), load(moments, width + column))
+            other = float(load(x, column)) - base + load(moments, column)
+            mean, m2 = merge_moments(count, mean, m2, n, other, load(moments, width + column))
             count += n
         for row in range(rows // fold * fold, rows):
-            mean, m2 = merge_moments(count, mean, m2, 1.0, float(load(x, row * channels + k)), 0.0)
+            mean, m2 = merge_moments(count, mean, m2, 1.0, float(load(x, row * channels + k)) - base, 0.0)
             count += 1.0
-        finish_channel(a, k, mean, m2)
+        finish_channel(a, k, base + mean, m2)
 
 
 def apply(begin, end, a):
@@ -287,7 +292,7 @@ def apply(begin, end, a):
 @inlined
 def gradient(a, dy, other, distance, index, left, scale, offset):
     """Up to sixteen elements of dz, the gradient before the activation; lanes past the row's end are zero."""
-    zero = scale - scale
+    zero = zeros(a)
     dz = read(dy, index, left, zero)
     if gates_by_output(a):
         dz = gate(a, dz, read(other, index, left, zero))
@@ -313,12 +318,12 @@ def gather_backward(a, sums, lanes, low, high, begin, end, valid):
             for column in range(begin, min(end, valid), 16):
                 centre = vload(coefficients, column)
                 scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
-                s = q = centre - centre
+                s = q = zeros(a)
                 if i > start:
                     s, q = vload(lanes, column), vload(lanes, width + column)
                 at, left, rows = i * stride + column, valid - column, upto - i
                 if left >= 16:
-                    t = p = centre - centre
+                    t = p = zeros(a)
                     while rows >= 2:
                         distance = invert(a, vload(x, at)) - centre
                         dz = gradient(a, dy, other, distance, at, 16, scale, offset)
@@ -417,12 +422,8 @@ def add_blocks(a, column):
 
 def finish_sums(begin, end, a):
     """Add blocks and columns in their order, and set what the backward writes from: tasks as for `finish`."""
-    channels, width, fold, sums = (
-        integer(a, slots.CHANNELS),
-        integer(a, slots.WIDTH),
-        integer(a, slots.FOLD),
-        region(a, 0),
-    )
+    channels, width = integer(a, slots.CHANNELS), integer(a, slots.WIDTH)
+    fold, sums = integer(a, slots.FOLD), region(a, 0)
     if fold == 1:
         for task in range(begin, end):
             add_blocks(a, 16 * task)

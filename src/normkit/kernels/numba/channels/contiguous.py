@@ -19,8 +19,22 @@ from ..arguments import (
     scratch_centres,
     scratch_double,
 )
-from ..moments import CHUNK, finish_backward, finish_channel, merge, restore_coefficients, store_as
-from ..vectors import fence, fma, inlined, load, splat, store, vload, vload_first, vstore, vstore_first, vstream, vsum
+from ..moments import CHUNK, finish_backward, finish_channel, merge, origin, restore_coefficients, store_as
+from ..vectors import (
+    fence,
+    fma,
+    inlined,
+    load,
+    splat,
+    store,
+    vload,
+    vload_first,
+    vstore,
+    vstore_first,
+    vstream,
+    vsum,
+    zeros,
+)
 
 
 @inlined
@@ -104,7 +118,7 @@ def pivot(x, start, size, planes, stride):
 def gather(a, x, lanes, centres, moments, first_channel, group, chunk, count):
     """Merge one chunk of each channel of a group into its moments in the scratch; return how many values it had.
 
-    A chunk is several small planes, or a part of a large one.
+    A chunk is several small planes, or a part of a large one. Means are told from the channel's `origin`.
     """
     outer, channels, inner = integer(a, slots.OUTER), integer(a, slots.CHANNELS), integer(a, slots.INNER)
     if inner <= CHUNK:
@@ -129,7 +143,7 @@ def gather(a, x, lanes, centres, moments, first_channel, group, chunk, count):
             vstore(lanes, 32 * g + 16, q)
     n = float((high - low) * size)
     for g in range(group):
-        first = float(load(centres, g))
+        first = float(load(centres, g)) - origin(a, first_channel + g)
         total, square = vsum(vload(lanes, 32 * g)), vsum(vload(lanes, 32 * g + 16))
         mean, m2 = merge(count, load(moments, 2 * g), load(moments, 2 * g + 1), n, first, total, square)
         store(moments, 2 * g, mean)
@@ -163,7 +177,8 @@ def forward(begin, end, a):
         for chunk in range(chunks):
             count += gather(a, x, lanes, centres, moments, first_channel, group, chunk, count)
         for g in range(group):
-            finish_channel(a, first_channel + g, load(moments, 2 * g), load(moments, 2 * g + 1))
+            mean = origin(a, first_channel + g) + load(moments, 2 * g)
+            finish_channel(a, first_channel + g, mean, load(moments, 2 * g + 1))
         # The planes read last are the ones still in the cache.
         for reverse in range(outer):
             i = outer - 1 - reverse
@@ -231,7 +246,7 @@ def gradient(a, dy, other, distance, index, scale, offset):
 @inlined
 def gradient_first(a, dy, other, distance, index, left, scale, offset):
     """The same for the first ``left`` lanes; the others are zero."""
-    zero = scale - scale
+    zero = zeros(a)
     dz = vload_first(dy, index, left, zero)
     if gates_by_output(a):
         dz = gate(a, dz, vload_first(other, index, left, zero))
@@ -246,8 +261,7 @@ def gradient_first(a, dy, other, distance, index, left, scale, offset):
 @inlined
 def span_sums(a, x, dy, other, start, size, centre, scale, offset):
     """Sums of dz and of dz * (x - centre) over a contiguous span, in lanes."""
-    zero = scale - scale
-    s0 = s1 = q0 = q1 = zero
+    s0 = s1 = q0 = q1 = zeros(a)
     j = 0
     while j + 32 <= size:
         distance = invert(a, vload(x, start + j)) - centre

@@ -1,22 +1,22 @@
 """What `moments` does for one channel, for sixteen at a time: channels-last has them side by side in memory."""
 
 from .. import slots
-from ..arguments import double, integer, is_null, parameter, real
-from ..moments import finish_backward, finish_channel, restore_coefficients
+from ..arguments import data, double, integer, is_null, parameter, real
+from ..moments import finish_backward, finish_channel, origin, restore_coefficients
 from ..vectors import called, inlined, load, narrow, splat, square_root, vload, vstore, vsum, widen
 
 
 @inlined
 def finish_channels(a, column, moments, width):
-    """Finish the channels of a vector: mean and sum of squares stand in ``moments``, ``width`` apart."""
-    mean, m2 = vload(moments, column), vload(moments, width + column)
+    """Finish the channels of a vector: mean, told from `origin`, and sum of squares stand ``width`` apart."""
+    m2 = vload(moments, width + column)
     channels = integer(a, slots.CHANNELS)
     # An infinity or a NaN in any lane fails the comparison, and its channel is computed with care.
     if column + 16 <= channels and vsum(m2 - m2) == 0.0:
-        _finish_vector(a, column, mean, m2)
+        _finish_vector(a, column, widen(vload(data(a, slots.X), column)) + vload(moments, column), m2)
     else:
         for k in range(column, min(column + 16, channels)):
-            finish_channel(a, k, load(moments, k), load(moments, width + k))
+            finish_channel(a, k, origin(a, k) + load(moments, k), load(moments, width + k))
 
 
 @inlined
@@ -62,8 +62,9 @@ def _finish_vector(a, column, mean, m2):
         momentum = splat(real(a, slots.MOMENTUM))
         divisor = count - 1.0 if integer(a, slots.UNBIASED) else count
         old_mean, old_var = widen(vload(running_mean, column)), widen(vload(running_var, column))
-        vstore(running_mean, column, narrow(a, old_mean + (mean - old_mean) * momentum))
-        vstore(running_var, column, narrow(a, old_var + (m2 / splat(divisor) - old_var) * momentum))
+        kept = splat(1.0 - real(a, slots.MOMENTUM))
+        vstore(running_mean, column, narrow(a, old_mean * kept + mean * momentum))
+        vstore(running_var, column, narrow(a, old_var * kept + m2 / splat(divisor) * momentum))
     set_vector_coefficients(a, column, mean, rstd)
 
 

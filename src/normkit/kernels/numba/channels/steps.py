@@ -8,6 +8,7 @@ from ..moments import (
     finish_backward,
     finish_channel,
     merge_moments,
+    origin,
     restore_coefficients,
     set_backward_coefficients,
     set_coefficients,
@@ -26,7 +27,7 @@ def finish(begin, end, a):
             n = load(partials, where)
             mean, m2 = merge_moments(count, mean, m2, n, load(partials, where + 1), load(partials, where + 2))
             count += n
-        finish_channel(a, k, mean, m2)
+        finish_channel(a, k, origin(a, k) + mean, m2)
 
 
 def stored(begin, end, a):

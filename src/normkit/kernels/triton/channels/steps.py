@@ -155,8 +155,8 @@ def settle(
             stored = m2 / (count - 1.0)
         old_mean = tl.load(running_mean_ptr + c, mask=inside, other=0.0).to(tl.float64)
         old_var = tl.load(running_var_ptr + c, mask=inside, other=0.0).to(tl.float64)
-        tl.store(running_mean_ptr + c, (old_mean + (mean - old_mean) * momentum).to(tl.float32), mask=inside)
-        tl.store(running_var_ptr + c, (old_var + (stored - old_var) * momentum).to(tl.float32), mask=inside)
+        tl.store(running_mean_ptr + c, (old_mean * (1.0 - momentum) + mean * momentum).to(tl.float32), mask=inside)
+        tl.store(running_var_ptr + c, (old_var * (1.0 - momentum) + stored * momentum).to(tl.float32), mask=inside)
     return rstd
 
 
