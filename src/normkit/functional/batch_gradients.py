@@ -14,8 +14,9 @@ from torch.autograd.graph import increment_version
 
 from ..axes import values_per_channel
 from ..errors import ArgumentError
-from ..kernels.layouts import contiguous_layout, lay_out
+from ..kernels.layouts import contiguous_layout, holds_values, lay_out
 from ..kernels.plain import channels as plain
+from .checks import check_saveable
 from .inplace import is_recorded
 
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
@@ -214,10 +215,11 @@ def compute(
     kernels = call.kernels
     layout = kernels.layout_of(x)
     if layout is None:
-        x, layout = x.contiguous(), contiguous_layout(x)
+        layout = contiguous_layout(x)
+        x = lay_out(x, layout)
     if residual is not None:
         residual = lay_out(residual, layout)
-    settings = (call.activation, residual, x if call.inplace else None)
+    settings = (call.activation, residual, x if call.inplace and holds_values(x) else None)
     if call.training:
         running = (running_mean, running_var, call.momentum)
         y, saved = kernels.forward(x, layout, weight, bias, *running, call.eps, call.unbiased, *settings)
@@ -237,10 +239,19 @@ def run_kernel(
 ) -> Tensor:
     """Run the kernel, under autograd only where a gradient is recorded: on a small tensor autograd costs the most."""
     if is_recorded(x, weight, bias, residual):
+        if (
+            x.is_inference()
+            or (weight is not None and weight.is_inference())
+            or (bias is not None and bias.is_inference())
+            or (residual is not None and residual.is_inference())
+        ):
+            # Before the kernel moves the running statistics: torch would refuse it afterwards.
+            check_saveable(input=x, weight=weight, bias=bias, residual=residual)
         # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
         layout = call.kernels.layout_of(x)
         if layout is None:
-            x, layout = x.contiguous(), contiguous_layout(x)
+            layout = contiguous_layout(x)
+            x = lay_out(x, layout)
         if residual is not None:
             residual = lay_out(residual, layout)
         y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, call)
