@@ -9,14 +9,14 @@ from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..axes import values_per_channel
-from ..errors import ArgumentError, BackendError, ShapeError
+from ..errors import ArgumentError, BackendError, NormkitError, ShapeError
 from ..kernels import dispatch
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated
 from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
-from .inplace import check_inplace, is_recorded
+from .inplace import check_inplace, check_overwritten, is_recorded
 from .transforms import is_forward_mode, outside_transforms
 
 __all__ = ["batch_norm"]
@@ -125,7 +125,12 @@ def batch_norm(
     everyday = (input, (weight, bias), (running_mean, running_var), num_batches_tracked, training, momentum, eps)
     if not unusual and checks.is_ordinary(*everyday) and dispatch.is_undisturbed():
         call = _call("numba", training, momentum or 0.0, eps, unbiased, activation, False)
-        return _run_kernel(call, input, weight, bias, None, *running)
+        try:
+            return _run_kernel(call, input, weight, bias, None, *running)
+        except NormkitError as error:
+            refused = error  # said again below, with the name of the layer
+    else:
+        refused = None
     given = (input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller)
     if checks.is_tracing():
         with checks.constant_while_tracing():
@@ -134,8 +139,15 @@ def batch_norm(
     else:
         check_arguments(*given)
         empty = bool(input.numel() == 0)
+    if refused is not None:
+        checks.refuse(type(refused), str(refused), caller)
     recorded_inplace = inplace and is_recorded(input, weight, bias, residual)
     _check_fusion(input, weight, bias, activation, residual, recorded_inplace, caller)
+    if training and residual is not None:
+        checks.check_apart(_named(*running), {"residual": residual}, caller)
+    if inplace:
+        others = {"weight": weight, "bias": bias, "residual": residual, **_named(*running)}
+        check_overwritten(input, others, caller)
     if empty:
         zero = torch.zeros(input.shape[1], device=input.device)
         return _finish(plain.apply(input, zero, zero + 1, weight, bias), activation, residual)
@@ -152,7 +164,11 @@ def batch_norm(
         if backend == "numba" or (backend != "plain" and not recorded_inplace):
             rate = _rate(momentum, num_batches_tracked)
             call = _call(backend, training, rate, eps, unbiased, activation, inplace)
-            return _run_kernel(call, input, weight, bias, residual, *running)
+            try:
+                return _run_kernel(call, input, weight, bias, residual, *running)
+            except NormkitError as error:
+                refused = error
+            checks.refuse(type(refused), str(refused), caller)
     elif dispatch.is_served_compiled(input):
         # The graph's backward reads the input, so that a copy of it is what stands in the graph.
         x = input.clone() if recorded_inplace else input
@@ -199,7 +215,7 @@ def _run_kernel(
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
 ) -> Tensor:
-    computed = torch.float64 if x.dtype == torch.float64 else torch.float32
+    computed = torch.float64 if x.dtype is torch.float64 else torch.float32
     moved = call.training and running_mean is not None and running_var is not None
     if not moved:
         y: Tensor = run_kernel(x, weight, bias, residual, running_mean, running_var, call)
@@ -209,13 +225,25 @@ def _run_kernel(
         return y
     assert running_mean is not None
     assert running_var is not None
-    if running_mean.dtype == running_var.dtype == computed and running_mean.is_contiguous():
+    if (
+        running_mean.dtype is computed
+        and running_var.dtype is computed
+        and running_mean.is_contiguous()
+        and running_var.is_contiguous()
+        and not running_mean.is_neg()
+        and not running_var.is_neg()
+    ):
         y = run_kernel(x, weight, bias, residual, running_mean, running_var, call)
         # The kernel wrote through the address: what autograd keeps of these buffers must still be noticed as stale.
-        increment_version(running_mean)
-        increment_version(running_var)
+        increment_version((running_mean, running_var))
     else:
-        wide_mean, wide_var = running_mean.to(computed).contiguous(), running_var.to(computed).contiguous()
+        # The kernel sees copies, and cannot tell what these share.
+        checks.check_statistics("running_mean", running_mean, write=True, caller=None)
+        checks.check_statistics("running_var", running_var, write=True, caller=None)
+        read = {"input": x, "weight": weight, "bias": bias}
+        checks.check_apart(_named(running_mean, running_var, num_batches_tracked), read, None)
+        wide_mean, wide_var = running_mean.to(computed, copy=True), running_var.to(computed, copy=True)
+        wide_mean, wide_var = wide_mean.contiguous(), wide_var.contiguous()
         y = run_kernel(x, weight, bias, residual, wide_mean, wide_var, call)
         running_mean.copy_(wide_mean)
         running_var.copy_(wide_var)
@@ -323,6 +351,8 @@ def check_arguments(
     checks.check_statistics("running_var", running_var, write=training, caller=caller)
     checks.check_statistics("num_batches_tracked", num_batches_tracked, write=training, caller=caller)
     if training:
+        read = {"input": x, "weight": weight, "bias": bias}
+        checks.check_apart(_named(running_mean, running_var, num_batches_tracked), read, caller)
         checks.check_values_per_channel(x, caller)
         if running_mean is not None and momentum is None and num_batches_tracked is None:
             checks.refuse(
@@ -337,6 +367,10 @@ def check_arguments(
             "training=False needs running_mean and running_var, got None; pass training=True for the batch's own",
             caller,
         )
+
+
+def _named(mean: Tensor | None, var: Tensor | None, counter: Tensor | None) -> dict[str, Tensor | None]:
+    return {"running_mean": mean, "running_var": var, "num_batches_tracked": counter}
 
 
 def _check_fusion(

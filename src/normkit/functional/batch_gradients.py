@@ -15,9 +15,10 @@ from torch.autograd.graph import increment_version
 
 from ..axes import values_per_channel
 from ..errors import ArgumentError
-from ..kernels.layouts import contiguous_layout, lay_out
+from ..kernels.layouts import contiguous_layout, holds_values, lay_out
 from ..kernels.plain import channels as plain
 from ..kernels.saved import is_hooked, restore, restore_statistics, restore_values
+from .checks import check_saveable
 from .inplace import is_recorded
 from .transforms import must_be_followed
 
@@ -199,7 +200,7 @@ def compute(
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel on tensors that lie in this layout; return y and what was saved."""
     kernels = call.kernels
-    settings = (call.activation, residual, x if call.inplace else None)
+    settings = (call.activation, residual, x if call.inplace and holds_values(x) else None)
     if call.training:
         running = (running_mean, running_var, call.momentum)
         found: tuple[Tensor, Tensor] = kernels.forward(
@@ -223,10 +224,19 @@ def run_kernel(
     # Copied where autograd sees it: a copy made inside would cut the double backward off from x.
     given, layout = x, call.kernels.layout_of(x)
     if layout is None:
-        x, layout = x.contiguous(), contiguous_layout(x)
+        layout = contiguous_layout(x)
+        x = lay_out(x, layout)
     if residual is not None:
         residual = lay_out(residual, layout)
     if is_recorded(x, weight, bias, residual):
+        if (
+            x.is_inference()
+            or (weight is not None and weight.is_inference())
+            or (bias is not None and bias.is_inference())
+            or (residual is not None and residual.is_inference())
+        ):
+            # Before the kernel moves the running statistics: torch would refuse it afterwards.
+            check_saveable(input=x, weight=weight, bias=bias, residual=residual)
         y: Tensor = Kernel.apply(x, weight, bias, residual, running_mean, running_var, (call, layout))
         return y
     y, _ = compute(x, layout, weight, bias, residual, running_mean, running_var, call)

@@ -19,10 +19,12 @@ from torch.jit._trace import TracerWarning
 from ..axes import values_per_channel
 from ..errors import ArgumentError, DtypeError, NormkitError, ShapeError, StatisticsError
 from ..kernels.dispatch import ACTIVATIONS
+from .overlaps import overlaps_itself, share_memory
 from .transforms import is_mapped
 
 __all__ = [
     "check_activation",
+    "check_apart",
     "check_channels",
     "check_eps",
     "check_input",
@@ -32,6 +34,7 @@ __all__ = [
     "check_number",
     "check_parameter",
     "check_rank",
+    "check_saveable",
     "check_statistics",
     "check_values_per_channel",
     "constant_while_tracing",
@@ -89,7 +92,10 @@ def is_ordinary(
     for value in parameters:
         if value is not None and not _is_one_per_channel(value, channels, dtype):
             return False
-    if counter is not None and not (type(counter) is Tensor and counter.is_cpu and not counter.is_inference()):
+    if counter is not None and not (
+        # Of integers: so it is not one of the statistics in another guise.
+        type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu and not counter.is_inference()
+    ):
         return False
     mean, var = running
     if mean is None or var is None:
@@ -108,7 +114,6 @@ def _is_one_per_channel(value: Tensor, channels: int, dtype: torch.dtype) -> boo
         and value.dtype is dtype
         and value.shape == (channels,)
         and value.is_cpu
-        and value.is_contiguous()
     )
 
 
@@ -237,7 +242,8 @@ def check_statistics(name: str, value: object, *, write: bool, caller: nn.Module
 
     Raises:
         DtypeError: no tensor.
-        StatisticsError: it requires a gradient; or, where it is written, is an inference tensor or overlaps itself.
+        StatisticsError: it requires a gradient; or, where it is written, is an inference tensor, overlaps itself or has
+            no memory.
     """
     if value is None or torch.compiler.is_compiling():
         return
@@ -248,12 +254,53 @@ def check_statistics(name: str, value: object, *, write: bool, caller: nn.Module
         refuse(StatisticsError, f"{said}; pass {name}.detach()", caller)
     if not write:
         return
+    if _is_freed(value):
+        said = f"the storage of {name} was freed, as between two uses of a sharded tensor"
+        refuse(StatisticsError, f"{said}; gather it again before this call", caller)
     if value.is_inference() and not torch.is_inference_mode_enabled():
         said = f"{name} was made under inference_mode and cannot be updated outside it"
         refuse(StatisticsError, f"{said}; pass {name}.clone(), or build the layer outside", caller)
-    if value.dim() == 1 and value.shape[0] > 1 and value.stride(0) == 0:
+    if overlaps_itself(value):
         said = f"the elements of {name} share memory (it was expanded) and cannot hold one value per channel"
         refuse(StatisticsError, f"{said}; pass {name}.clone()", caller)
+    if value._is_zerotensor():
+        said = f"{name} is a ZeroTensor, which stands for zeros without memory and cannot be written"
+        refuse(StatisticsError, f"{said}; pass {name}.clone()", caller)
+
+
+def _is_freed(x: Tensor) -> bool:
+    plain = (type(x) is Tensor or type(x) is nn.Parameter) and torch._C._has_storage(x) and not x.is_meta
+    return plain and x.numel() > 0 and not x._is_zerotensor() and x.data_ptr() == 0
+
+
+def check_apart(written: dict[str, Tensor | None], read: dict[str, Tensor | None], caller: nn.Module | None) -> None:
+    """Refuse running statistics that share memory with each other, or with what is read while they are written.
+
+    Raises:
+        StatisticsError: two of them do.
+    """
+    known = {name: value for name, value in written.items() if value is not None}
+    for name, value in list(known.items()):
+        del known[name]
+        for other, beside in (*known.items(), *read.items()):
+            # A graph being compiled, or traced, knows which tensor is which, and no addresses.
+            addressed = not torch.compiler.is_compiling() and not is_tracing()
+            if beside is value or (addressed and beside is not None and share_memory(value, beside)):
+                role = "each is written" if other in known else "one is written while the other is read"
+                said = f"{name} and {other} share memory, and {role}"
+                refuse(StatisticsError, f"{said}; pass {name}.clone(), or build them apart", caller)
+
+
+def check_saveable(caller: nn.Module | None = None, **tensors: Tensor | None) -> None:
+    """Refuse tensors that autograd would not keep for a backward, which it says only once the forward is done.
+
+    Raises:
+        DtypeError: one was made under inference_mode.
+    """
+    for name, value in tensors.items():
+        if value is not None and value.is_inference():
+            said = f"{name} was made under inference_mode and cannot be kept for the backward of this call"
+            refuse(DtypeError, f"{said}; pass {name}.clone(), or call under torch.no_grad()", caller)
 
 
 def check_not_shared(running: Tensor | None, x: Tensor, caller: nn.Module | None = None) -> None:

@@ -1,6 +1,6 @@
-"""What batch normalization in place asks of its arguments where a gradient is recorded.
+"""What batch normalization in place asks of its arguments, above all where a gradient is recorded.
 
-The output takes the place of the input, and the backward gets the normalized input back from it:
+There the output takes the place of the input, and the backward gets the normalized input back from it:
 ``xhat = (invert(y) - bias) / weight``. So the activation must have an inverse, and the weight must not be near zero.
 """
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..kernels.layouts import is_laid_out
 from . import checks
+from .overlaps import is_same_memory, overlaps_itself, share_memory
 
-__all__ = ["INVERTIBLE", "check_inplace", "is_recorded"]
+__all__ = ["INVERTIBLE", "check_inplace", "check_overwritten", "is_recorded"]
 
 # Activations whose output tells their input.
 INVERTIBLE = (None, "leaky_relu")
@@ -22,7 +23,37 @@ _ADVICE = "leave inplace=True out, or use it under torch.no_grad()"
 
 def is_recorded(*tensors: Tensor | None) -> bool:
     """Tell whether autograd would record an operation on these tensors."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def check_overwritten(x: Tensor, others: dict[str, Tensor | None], caller: nn.Module | None) -> None:
+    """Refuse to write over an input that cannot hold the output, or through which another argument would change.
+
+    Raises:
+        ArgumentError: the input overlaps itself or another argument, is a ZeroTensor, or was made under inference_mode.
+    """
+    if torch.compiler.is_compiling() or checks.is_tracing():
+        return
+    reason = None
+    if overlaps_itself(x):
+        reason = "the elements of the input share memory (it was expanded), and cannot each hold their own result"
+    elif x._is_zerotensor():
+        reason = "the input is a ZeroTensor, which stands for zeros without memory"
+    elif x.is_inference() and not torch.is_inference_mode_enabled():
+        reason = "the input was made under inference_mode, and may not be overwritten outside it"
+    if reason is not None:
+        checks.refuse(ArgumentError, f"inplace=True: {reason}; pass input.clone(), or leave inplace=True out", caller)
+    for name, other in others.items():
+        if other is None or not share_memory(x, other):
+            continue
+        # Read and written element by element, a residual that is the input itself is right.
+        if name != "residual" or not is_same_memory(x, other):
+            said = f"inplace=True: {name} shares memory with the input, which is overwritten while it is read"
+            checks.refuse(ArgumentError, f"{said}; pass {name}.clone(), or leave inplace=True out", caller)
 
 
 def check_inplace(

@@ -75,7 +75,13 @@ def instance_norm(
     References:
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
-    if use_input_stats and running_mean is running_var and is_everyday(input, eps, activation) and input.dim() > 2:
+    if (
+        use_input_stats
+        and running_mean is None
+        and running_var is None
+        and is_everyday(input, eps, activation)
+        and input.dim() > 2
+    ):
         channels = input.shape[1]
         fitting = fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype)
         if fitting and fits_groups(input, channels):
@@ -127,7 +133,11 @@ def _check(
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
         checks.refuse(ArgumentError, f"{missing} is None and the other is not; pass both or neither", caller)
+    checks.check_statistics("running_mean", running_mean, write=use_input_stats, caller=caller)
+    checks.check_statistics("running_var", running_var, write=use_input_stats, caller=caller)
     if use_input_stats:
+        written = {"running_mean": running_mean, "running_var": running_var}
+        checks.check_apart(written, {"input": x, "weight": weight, "bias": bias}, caller)
         shapes.check_positions(x, caller)
         checks.check_not_shared(running_mean, x, caller)
     elif running_mean is None:

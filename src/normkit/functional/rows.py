@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..axes import group_axes, trailing_axes
 from ..errors import BackendError
 from ..kernels import dispatch, forms
+from ..kernels.layouts import check_allocated
 from ..kernels.plain import samples as plain
 from ..kernels.plain.channels import activate
 from .row_gradients import Call, Kernel, Plain
@@ -132,6 +133,7 @@ def run(
     call = _call(backend, groups, trailing, eps, centre, activation)
     form = call.form(x)
     if form is None:
+        check_allocated(x)
         x = x.contiguous()
         form = call.form(x)
     variance = None

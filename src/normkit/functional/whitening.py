@@ -180,6 +180,9 @@ def _check(
     checks.check_statistics("running_covariance", running_covariance, write=training, caller=caller)
     checks.check_statistics("num_batches_tracked", num_batches_tracked, write=training, caller=caller)
     if training:
+        written = {"running_mean": running_mean, "running_covariance": running_covariance}
+        read = {"input": x, "weight": weight, "bias": bias}
+        checks.check_apart({**written, "num_batches_tracked": num_batches_tracked}, read, caller)
         checks.check_values_per_channel(x, caller)
         checks.check_not_shared(running_mean, x, caller)
         if running_mean is not None and momentum is None and num_batches_tracked is None:

@@ -154,6 +154,10 @@ def _narrow(builder: ir.IRBuilder, element: str, value: ir.Value) -> ir.Value:
     return value
 
 
+# What kernels are handed may begin at any byte, as torch.frombuffer allows; processors read and write there as quickly.
+_ANYWHERE = 1
+
+
 def _scalar_type(element: str) -> Any:
     return _SCALAR[COMPUTED[element]]
 
@@ -163,7 +167,7 @@ def load(_: Any, address: Address, index: Any) -> Any:
     """Read one element."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        return _widen(b, address.element, b.load(b.gep(a[0], [a[1]])))
+        return _widen(b, address.element, b.load(b.gep(a[0], [a[1]]), align=_ANYWHERE))
 
     return _scalar_type(address.element)(address, types.int64), generate
 
@@ -173,7 +177,7 @@ def store(_: Any, address: Address, index: Any, value: Any) -> Any:
     """Write one element."""
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        b.store(_narrow(b, address.element, a[2]), b.gep(a[0], [a[1]]))
+        b.store(_narrow(b, address.element, a[2]), b.gep(a[0], [a[1]]), align=_ANYWHERE)
         return c.get_dummy_value()
 
     return types.void(address, types.int64, _scalar_type(address.element)), generate
@@ -189,8 +193,7 @@ def vload(_: Any, address: Address, index: Any) -> Any:
     element = address.element
 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
-        loaded = b.load(_vector_pointer(b, element, a[0], a[1]))
-        loaded.align = STORED[element].get_abi_size(c.target_data)
+        loaded = b.load(_vector_pointer(b, element, a[0], a[1]), align=_ANYWHERE)
         return _widen(b, element, loaded)
 
     return Lanes(COMPUTED[element])(address, types.int64), generate
@@ -203,9 +206,8 @@ def _store(streaming: bool) -> Any:
 
         def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
             stored = b.store(_narrow(b, element, a[2]), _vector_pointer(b, element, a[0], a[1]))
-            size = STORED[element].get_abi_size(c.target_data)
             # A streaming store goes past the caches, and needs an address aligned to the whole vector.
-            stored.align = LANES * size if streaming else size
+            stored.align = LANES * STORED[element].get_abi_size(c.target_data) if streaming else _ANYWHERE
             if streaming:
                 stored.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(_INT32, 1)]))
             return c.get_dummy_value()
@@ -233,7 +235,7 @@ def vload_first(_: Any, address: Address, index: Any, count: Any, rest: Any) -> 
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         pointer, mask = _vector_pointer(b, element, a[0], a[1]), _first(b, a[2])
         kind = vector(element)
-        align = ir.Constant(_INT32, STORED[element].get_abi_size(c.target_data))
+        align = ir.Constant(_INT32, _ANYWHERE)
         nothing = ir.Constant(kind, ir.Undefined)
         name = f"llvm.masked.load.{suffix(kind)}.p0"
         loaded = call_llvm(b, name, kind, [pointer, align, mask, nothing])
@@ -250,7 +252,7 @@ def vstore_first(_: Any, address: Address, index: Any, count: Any, value: Any) -
     def generate(c: Any, b: ir.IRBuilder, s: Any, a: Any) -> ir.Value:
         pointer, mask = _vector_pointer(b, element, a[0], a[1]), _first(b, a[2])
         kind = vector(element)
-        align = ir.Constant(_INT32, STORED[element].get_abi_size(c.target_data))
+        align = ir.Constant(_INT32, _ANYWHERE)
         call_llvm(
             b, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), [_narrow(b, element, a[3]), pointer, align, mask]
         )

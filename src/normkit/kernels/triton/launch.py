@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layouts import readable
+
 __all__ = ["ELEMENTS", "EXACT", "computed", "piece", "power", "unavailable"]
 
 ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,7 +31,7 @@ def piece(positions: int) -> int:
 
 def computed(parameter: Tensor | None) -> Tensor | None:
     """Return a parameter in the type that kernels compute in."""
-    return None if parameter is None else parameter.detach().float().contiguous()
+    return None if parameter is None else readable(parameter.detach().float().contiguous())
 
 
 def unavailable(x: Tensor) -> str | None:

@@ -10,6 +10,8 @@ import struct
 import torch
 from torch import Tensor
 
+from ....errors import StatisticsError
+from ...layouts import readable
 from ...threads import parallel_for
 from .. import compiled, slots
 from .plan import GRAIN, Plan
@@ -18,6 +20,8 @@ __all__ = [
     "ELEMENTS",
     "SLOTS",
     "Context",
+    "addresses",
+    "check_apart",
     "computed",
     "computed_type",
     "kernel",
@@ -52,6 +56,57 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+_Four = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def addresses(
+    x: Tensor, one: Tensor | None = None, two: Tensor | None = None, three: Tensor | None = None
+) -> tuple[_Four, tuple[int, int, int, int]]:
+    """Return up to four tensors as a kernel may read them, and where their values stand, 0 for None.
+
+    They are those given, unless memory does not hold their values: then copies, which must live as long as the kernel
+    runs. Written out, for a loop over the four takes twice as long.
+    """
+    where = x.data_ptr()
+    first, second = 0 if one is None else one.data_ptr(), 0 if two is None else two.data_ptr()
+    third = 0 if three is None else three.data_ptr()
+    if (
+        x.is_neg()
+        or not where
+        or (one is not None and (one.is_neg() or not first))
+        or (two is not None and (two.is_neg() or not second))
+        or (three is not None and (three.is_neg() or not third))
+    ):
+        return addresses(readable(x), *(None if given is None else readable(given) for given in (one, two, three)))
+    return (x, one, two, three), (where, first, second, third)
+
+
+def check_apart(size: int, mean: int, var: int, weight: int, bias: int, x: int, residual: int, span: int) -> None:
+    """Refuse running statistics that share memory with each other or with what is read while they are written.
+
+    All are addresses, 0 where absent: of ``size`` bytes each, of ``span`` bytes x and the residual.
+
+    Raises:
+        StatisticsError: they do, or have no memory. Nothing has been written.
+    """
+    if not (mean and var):
+        raise StatisticsError("running_mean or running_var has no memory to be written; pass clones of both")
+    if (
+        -size < mean - var < size
+        or -size < mean - weight < size
+        or -size < mean - bias < size
+        or -size < var - weight < size
+        or -size < var - bias < size
+        or -size < mean - x < span
+        or -size < var - x < span
+        or (residual and (-size < mean - residual < span or -size < var - residual < span))
+    ):
+        raise StatisticsError(
+            "running_mean and running_var share memory with each other or with another argument, which is read while "
+            "they are written; pass running_mean.clone() and running_var.clone()"
+        )
+
+
 def computed(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return the parameter in the type computed in, contiguous."""
     if parameter is None or (parameter.dtype is dtype and parameter.is_contiguous()):
@@ -66,7 +121,7 @@ def computed_type(x: Tensor) -> torch.dtype:
 
 def working_memory(cut: Plan) -> Tensor | None:
     """Return the float64 numbers that blocks leave their partial results in."""
-    return torch.empty(cut.partials, dtype=torch.float64) if cut.partials else None
+    return torch.empty(cut.partials, dtype=torch.float64, device="cpu") if cut.partials else None
 
 
 def prepare(cut: Plan) -> tuple[ctypes.Array[ctypes.c_int64], Tensor | None, int, int]:

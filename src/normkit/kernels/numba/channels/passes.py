@@ -13,7 +13,18 @@ from torch import Tensor
 
 from ...memory import empty_like
 from ..arguments import INVERTED_LEAKY_RELU
-from .launch import SLOTS, computed, computed_type, pointer, prepare, run_over_channels, run_over_tensor, run_tasks
+from .launch import (
+    SLOTS,
+    addresses,
+    check_apart,
+    computed,
+    computed_type,
+    pointer,
+    prepare,
+    run_over_channels,
+    run_over_tensor,
+    run_tasks,
+)
 from .plan import layout_of, plan
 
 __all__ = ["backward", "forward", "inference", "layout_of", "plan"]
@@ -38,17 +49,24 @@ def forward(
     The running statistics are of the type computed in, and contiguous. With ``out`` y is written there: x itself for in
     place. Returns y, and what the backward needs: mean and rstd of every channel, 2 * C float64.
     """
-    cut = plan(tuple(x.shape), layout, x.element_size())
+    cut = plan(x.shape, layout, x.element_size())
     wide = computed_type(x)
-    weight, bias = computed(weight, wide), computed(bias, wide)
+    _held, (x_at, residual_at, weight_at, bias_at) = addresses(
+        x, residual, computed(weight, wide), computed(bias, wide)
+    )
     y = empty_like(x) if out is None else out
+    y_at, mean_at, var_at = y.data_ptr(), pointer(running_mean), pointer(running_var)
+    if running_mean is not None:
+        size = cut.channels * (8 if wide is torch.float64 else 4)
+        check_apart(size, mean_at, var_at, weight_at, bias_at, x_at, residual_at, x.nbytes)
     saved = torch.empty(2 * cut.channels, dtype=torch.float64)
     mean = saved.data_ptr()
     rstd = mean + 8 * cut.channels
     context, _memory, partials, coefficients = prepare(cut)
-    tensors = (x.data_ptr(), y.data_ptr(), pointer(residual), 0, 0, 0, pointer(weight), pointer(bias))
-    state = (pointer(running_mean), pointer(running_var), 0, 0, mean, rstd, partials, coefficients)
-    SLOTS.pack_into(context, 0, *tensors, *state, *cut.sizes, eps, momentum, unbiased, False, False, 0)
+    tensors = (x_at, y_at, residual_at, 0, 0, 0, weight_at, bias_at)
+    state = (mean_at, var_at, 0, 0, mean, rstd, partials, coefficients)
+    sizes = cut.sizes_at(y_at) if cut.stream else cut.sizes
+    SLOTS.pack_into(context, 0, *tensors, *state, *sizes, eps, momentum, unbiased, False, False, 0)
     if cut.fused:
         run_tasks("forward", x, cut, activation, residual is not None, context)
     else:
@@ -71,17 +89,20 @@ def inference(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalize with stored statistics. Arguments and result as `forward`."""
-    cut = plan(tuple(x.shape), layout, x.element_size())
+    cut = plan(x.shape, layout, x.element_size())
     wide = computed_type(x)
+    _held, (x_at, residual_at, *parameters) = addresses(x, residual, computed(weight, wide), computed(bias, wide))
+    _stored, (mean_at, var_at, _, _) = addresses(computed(running_mean, wide), computed(running_var, wide))
     y = empty_like(x) if out is None else out
-    held = [computed(value, wide) for value in (weight, bias, running_mean, running_var)]
+    y_at = y.data_ptr()
     saved = torch.empty(2 * cut.channels, dtype=torch.float64)
     mean = saved.data_ptr()
     rstd = mean + 8 * cut.channels
     context, _memory, _, coefficients = prepare(cut)
-    pointers = (x.data_ptr(), y.data_ptr(), pointer(residual), 0, 0, 0, *map(pointer, held))
+    pointers = (x_at, y_at, residual_at, 0, 0, 0, *parameters, mean_at, var_at)
     state = (0, 0, mean, rstd, 0, coefficients)
-    SLOTS.pack_into(context, 0, *pointers, *state, *cut.sizes, eps, 0.0, False, False, False, 0)
+    sizes = cut.sizes_at(y_at) if cut.stream else cut.sizes
+    SLOTS.pack_into(context, 0, *pointers, *state, *sizes, eps, 0.0, False, False, False, 0)
     run_over_channels("stored", x, cut, context)
     run_over_tensor("apply", x, cut, activation, residual is not None, context)
     return y, saved
@@ -108,13 +129,15 @@ def backward(
     normalized input is had back.
     The activation is then None or leaky_relu, and there is no residual.
     """
-    cut = plan(tuple(x.shape), layout, x.element_size())
+    cut = plan(x.shape, layout, x.element_size())
     wide = computed_type(x)
     weight, bias = computed(weight, wide), computed(bias, wide)
     dx = empty_like(x)
     context, _memory, partials, coefficients = prepare(cut)
     if inverted:
         other, activation = x, INVERTED_LEAKY_RELU if activation else None
+    _held, (x_at, other_at, dy_at, weight_at) = addresses(x, other, dy, weight)
+    _shift, (bias_at, _, _, _) = ((), (0, 0, 0, 0)) if bias is None else addresses(bias)
     dresidual = None
     if residual:
         dresidual = dy if activation is None else empty_like(x)
@@ -123,9 +146,11 @@ def backward(
     dbias = torch.empty_like(dweight)
     mean = saved.data_ptr()
     rstd = mean + 8 * cut.channels
-    tensors = (x.data_ptr(), 0, pointer(other), dy.data_ptr(), dx.data_ptr(), pointer(dresidual), pointer(weight))
-    state = (pointer(bias), 0, 0, dweight.data_ptr(), dbias.data_ptr(), mean, rstd, partials, coefficients)
-    SLOTS.pack_into(context, 0, *tensors, *state, *cut.sizes, 0.0, 0.0, False, frozen, inverted, 0)
+    dx_at, dresidual_at = dx.data_ptr(), pointer(dresidual) if dresidual is not dy else 0
+    tensors = (x_at, 0, other_at, dy_at, dx_at, dresidual_at, weight_at)
+    state = (bias_at, 0, 0, dweight.data_ptr(), dbias.data_ptr(), mean, rstd, partials, coefficients)
+    sizes = cut.sizes_at(dx_at | dresidual_at) if cut.stream else cut.sizes
+    SLOTS.pack_into(context, 0, *tensors, *state, *sizes, 0.0, 0.0, False, frozen, inverted, 0)
     if cut.fused:
         run_tasks("backward", x, cut, activation, residual, context)
     else:

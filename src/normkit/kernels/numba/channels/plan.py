@@ -15,12 +15,12 @@ from .. import slots
 from ..arguments import GROUP
 from ..moments import CHUNK
 
-__all__ = ["GRAIN", "Plan", "is_streamed", "layout_of", "plan"]
+__all__ = ["GRAIN", "LINE", "Plan", "is_streamed", "layout_of", "plan"]
 
 GRAIN = 32768  # elements that are worth a thread
 _L2 = 1 << 19  # bytes of one task's tensors that should stay in the cache nearest the core
 _STREAMED = 1 << 24  # bytes of output from which the caches are passed by
-_LINE = 64  # bytes of a line of the cache
+LINE = 64  # bytes of a line of the cache
 _FEW_CHANNELS = 16
 _FEW_ROWS = 512
 
@@ -58,6 +58,12 @@ class Plan:
         On a small tensor a tensor for them would cost more than they do.
         """
         return ctypes.c_int64 * (slots.SIZE + (0 if self.partials else 5 * self.width))
+
+    def sizes_at(self, address: int) -> tuple[int, ...]:
+        """Return the same slots for outputs that begin at these addresses or-ed: a line of the cache is not cut."""
+        if address % LINE and self.stream:
+            return tuple(False if slot == slots.STREAM else size for slot, size in enumerate(self.sizes, slots.OUTER))
+        return self.sizes
 
 
 def layout_of(x: Tensor) -> str | None:
@@ -147,7 +153,7 @@ def _plan_channels_last(samples: int, channels: int, positions: int, itemsize: i
 def is_streamed(elements: int, run: int, itemsize: int, *, by_columns: bool = False) -> bool:
     """Say whether an output passes the caches by, written in runs of ``run`` elements or by columns, 16 at a time."""
     # Sixteen columns of half precision are half a line of the cache: streamed, it would be waited for twice.
-    if by_columns and 16 * itemsize < _LINE:
+    if by_columns and 16 * itemsize < LINE:
         return False
-    # A streaming store needs its address aligned to a whole vector, and torch aligns memory to 64 bytes.
+    # A streaming store needs its address aligned to a whole vector: `Plan.sizes_at` looks where the output begins.
     return elements * itemsize >= _STREAMED and itemsize <= 4 and run % 16 == 0

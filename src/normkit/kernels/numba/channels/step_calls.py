@@ -16,6 +16,7 @@ from ...memory import empty_like
 from .launch import (
     SLOTS,
     Context,
+    addresses,
     computed,
     computed_type,
     pointer,
@@ -33,13 +34,12 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the biased variance of each channel (Algorithm 1)."""
     cut = _plan(x)
     blocks, channel = working_memory(cut), _ChannelMemory(cut)
-    mean, var = torch.empty(cut.channels, dtype=torch.float64), torch.empty(cut.channels, dtype=torch.float64)
+    mean, var = (torch.empty(cut.channels, dtype=torch.float64, device="cpu") for _ in range(2))
+    _held, (x_at, *_) = addresses(x)
     context = Context()
     state = (0, 0, 0, 0, mean.data_ptr(), channel.rstd, pointer(blocks), channel.coefficients)
     # eps only enters rstd, which is dropped: 1 keeps a constant channel's finite.
-    SLOTS.pack_into(
-        context, 0, x.data_ptr(), *(0,) * 7, *state, *cut.sizes, 1.0, 0.0, False, False, False, var.data_ptr()
-    )
+    SLOTS.pack_into(context, 0, x_at, *(0,) * 7, *state, *cut.sizes, 1.0, 0.0, False, False, False, var.data_ptr())
     run_tasks("partial", x, cut, None, False, context)
     run_over_channels(f"{cut.layout}.finish", x, cut, context)
     return mean, var
@@ -48,13 +48,12 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return ``(x - mean) * rstd * weight + bias`` in the type and layout of x."""
     cut, wide = _plan(x), computed_type(x)
-    weight, bias, mean, rstd = computed(weight, wide), computed(bias, wide), _double(mean), _double(rstd)
+    _held, (x_at, weight_at, bias_at, _) = addresses(x, computed(weight, wide), computed(bias, wide))
+    _given, (mean_at, rstd_at, *_) = addresses(_double(mean), _double(rstd))
     y, channel = empty_like(x), _ChannelMemory(cut)
-    context = Context()
-    parameters = (pointer(weight), pointer(bias), 0, 0, 0, 0)
-    state = (mean.data_ptr(), rstd.data_ptr(), 0, channel.coefficients)
-    tensors = (x.data_ptr(), y.data_ptr(), 0, 0, 0, 0)
-    SLOTS.pack_into(context, 0, *tensors, *parameters, *state, *cut.sizes, 0.0, 0.0, False, False, False, 0)
+    y_at, context = y.data_ptr(), Context()
+    slots = (x_at, y_at, 0, 0, 0, 0, weight_at, bias_at, 0, 0, 0, 0, mean_at, rstd_at, 0, channel.coefficients)
+    SLOTS.pack_into(context, 0, *slots, *cut.sizes_at(y_at), 0.0, 0.0, False, False, False, 0)
     run_over_channels("given", x, cut, context)
     run_over_tensor("apply", x, cut, None, False, context)
     return y
@@ -64,12 +63,11 @@ def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, T
     """Return the two sums of the backward: of dy, and of dy times the normalized x."""
     cut = _plan(x)
     blocks, channel = working_memory(cut), _ChannelMemory(cut)
-    mean, rstd = _double(mean), _double(rstd)
-    sums = torch.empty((2, cut.channels), dtype=torch.float64)
+    _held, (x_at, dy_at, *statistics) = addresses(x, dy, _double(mean), _double(rstd))
+    sums = torch.empty((2, cut.channels), dtype=torch.float64, device="cpu")
     context = Context()
-    tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), 0, 0)
-    state = (*(0,) * 6, mean.data_ptr(), rstd.data_ptr(), pointer(blocks), channel.coefficients)
-    SLOTS.pack_into(context, 0, *tensors, *state, *cut.sizes, 0.0, 0.0, False, True, False, sums.data_ptr())
+    slots = (x_at, 0, 0, dy_at, *(0,) * 8, *statistics, pointer(blocks), channel.coefficients)
+    SLOTS.pack_into(context, 0, *slots, *cut.sizes, 0.0, 0.0, False, True, False, sums.data_ptr())
     run_over_channels("given", x, cut, context)
     run_tasks("backward_partial", x, cut, None, False, context)
     run_over_channels(f"{cut.layout}.finish_sums", x, cut, context)
@@ -81,13 +79,13 @@ def apply_backward(
 ) -> Tensor:
     """Return dx = weight * rstd * (dy - sum_dy / m - xhat * sum_dy_xhat / m), ``count`` is m (section 3)."""
     cut, wide = _plan(x), computed_type(x)
-    weight, mean, rstd, both = computed(weight, wide), _double(mean), _double(rstd), torch.stack(sums).double()
+    _held, (x_at, dy_at, weight_at, _) = addresses(x, dy, computed(weight, wide))
+    _given, (mean_at, rstd_at, both_at, _) = addresses(_double(mean), _double(rstd), _double(torch.stack(sums)))
     dx, channel = empty_like(x), _ChannelMemory(cut)
-    context = Context()
-    tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0)
-    state = (pointer(weight), *(0,) * 5, mean.data_ptr(), rstd.data_ptr(), 0, channel.coefficients)
-    sizes = (*cut.sizes[:-1], count)
-    SLOTS.pack_into(context, 0, *tensors, *state, *sizes, 0.0, 0.0, False, False, False, both.data_ptr())
+    dx_at, context = dx.data_ptr(), Context()
+    slots = (x_at, 0, 0, dy_at, dx_at, 0, weight_at, *(0,) * 5, mean_at, rstd_at, 0, channel.coefficients)
+    sizes = (*cut.sizes_at(dx_at)[:-1], count)
+    SLOTS.pack_into(context, 0, *slots, *sizes, 0.0, 0.0, False, False, False, both_at)
     run_over_channels("given", x, cut, context)
     run_over_channels("given_sums", x, cut, context)
     run_over_tensor("apply_backward", x, cut, None, False, context)
@@ -98,7 +96,7 @@ class _ChannelMemory:
     """Working memory of one number per channel: an rstd nobody asked for, and the coefficients."""
 
     def __init__(self, cut: Plan) -> None:
-        self.memory = torch.empty(cut.channels + 5 * cut.width, dtype=torch.float64)
+        self.memory = torch.empty(cut.channels + 5 * cut.width, dtype=torch.float64, device="cpu")
         self.rstd = self.memory.data_ptr()
         self.coefficients = self.rstd + 8 * cut.channels
 

@@ -23,8 +23,8 @@ from ...forms import Form, form_of, form_of_rows
 from ...memory import empty_like
 from ...threads import parallel_for
 from .. import compiled, slots
-from ..channels.launch import ELEMENTS, computed_type, pointer
-from ..channels.plan import is_streamed
+from ..channels.launch import ELEMENTS, addresses, computed_type, pointer
+from ..channels.plan import LINE, is_streamed
 from . import slots as sample_slots
 from .elementwise import STRIP
 
@@ -214,14 +214,16 @@ def forward(
     cut, prepared = _prepared(form, x.element_size(), eps, centred, False)
     computed = computed_type(x)
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
+    _held, (x_at, weight_at, bias_at, _) = addresses(x, weight, bias)
     y, rows = empty_like(x), form.samples * form.groups
     saved = torch.empty((2, rows), dtype=torch.float64)
     work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
     mean, memory = saved.data_ptr(), pointer(work)
-    context = _Context.from_buffer_copy(prepared)
-    parameters = (pointer(weight), pointer(bias), 0, 0, 0, 0)
+    context, y_at = _Context.from_buffer_copy(prepared), y.data_ptr()
     working = (mean, mean + 8 * rows, memory, memory + 8 * cut.work)
-    _ADDRESSES.pack_into(context, 0, x.data_ptr(), y.data_ptr(), 0, 0, 0, 0, *parameters, *working)
+    _ADDRESSES.pack_into(context, 0, x_at, y_at, 0, 0, 0, 0, weight_at, bias_at, 0, 0, 0, 0, *working)
+    if y_at % LINE:
+        context[slots.STREAM] = False
     if variance is not None:
         context[sample_slots.VARIANCE] = variance.data_ptr()
     kernel = _kernel(f"samples.{form.layout}.forward", x.dtype, activation)
@@ -256,6 +258,7 @@ def backward(
     cut, prepared = _prepared(form, x.element_size(), 0.0, centred, wanted)
     computed = computed_type(x)
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
+    _held, (x_at, dy_at, weight_at, bias_at) = addresses(x, dy, weight, bias)
     dx, rows, channels = empty_like(x), form.samples * form.groups, form.channels
     dweight = dbias = tables = work = None
     if wanted:
@@ -268,8 +271,10 @@ def backward(
     if tables is not None:
         sums = (tables.data_ptr(), tables.data_ptr() + tables.element_size() * cut.chunks * channels)
     mean, memory = saved.data_ptr(), pointer(work)
-    context = _Context.from_buffer_copy(prepared)
-    tensors = (x.data_ptr(), 0, 0, dy.data_ptr(), dx.data_ptr(), 0, pointer(weight), pointer(bias), 0, 0)
+    context, dx_at = _Context.from_buffer_copy(prepared), dx.data_ptr()
+    tensors = (x_at, 0, 0, dy_at, dx_at, 0, weight_at, bias_at, 0, 0)
+    if dx_at % LINE:
+        context[slots.STREAM] = False
     _ADDRESSES.pack_into(context, 0, *tensors, *sums, mean, mean + 8 * rows, memory, memory + 8 * cut.work)
     kernel = _kernel(f"samples.{form.layout}.backward", x.dtype, activation)
     if cut.parts == 1:

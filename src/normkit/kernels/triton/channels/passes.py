@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layouts import readable
 from ..launch import EXACT, computed, piece, power, unavailable
 
 __all__ = ["backward", "forward", "inference", "plan", "unavailable"]
@@ -164,7 +165,8 @@ def forward(
     Returns:
         y, and (2, C) float64 with mean and rstd.
     """
-    cut = plan(tuple(x.shape), layout)
+    cut, x = plan(tuple(x.shape), layout), readable(x)
+    residual = None if residual is None else readable(residual)
     y = torch.empty_like(x) if out is None else out
     saved = torch.empty((2, cut.channels), dtype=torch.float64, device=x.device)
     weight, bias = computed(weight), computed(bias)
@@ -204,7 +206,8 @@ def inference(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalize with stored statistics. Arguments and result as `forward`."""
-    cut = plan(tuple(x.shape), layout)
+    cut, x = plan(tuple(x.shape), layout), readable(x)
+    residual = None if residual is None else readable(residual)
     y = torch.empty_like(x) if out is None else out
     saved = torch.empty((2, cut.channels), dtype=torch.float64, device=x.device)
     weight, bias, mean, var = map(computed, (weight, bias, running_mean, running_var))
@@ -243,7 +246,8 @@ def backward(
         residual: a residual was added.
         frozen: the statistics were constants.
     """
-    cut = plan(tuple(x.shape), layout)
+    cut, x, dy = plan(tuple(x.shape), layout), readable(x), readable(dy)
+    other = None if other is None else readable(other)
     dx = torch.empty_like(x)
     written = torch.empty_like(x) if residual and activation is not None else None
     sums = torch.empty((2, cut.channels), dtype=torch.float32, device=x.device)

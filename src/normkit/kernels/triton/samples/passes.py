@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...forms import Form, form_of, form_of_rows
+from ...layouts import readable
 from .. import launch as triton_launch
 from ..launch import EXACT, computed, piece, power
 
@@ -185,7 +186,7 @@ def forward(
     Returns:
         y, laid out as x, and (2, N * G) float64 with mean, or 0 without centring, and rstd.
     """
-    cut = plan(form)
+    cut, x = plan(form), readable(x)
     y = torch.empty_like(x)
     saved = torch.empty((2, cut.rows), dtype=torch.float64, device=x.device)
     weight, bias = computed(weight), computed(bias)
@@ -236,7 +237,7 @@ def backward(
     """
     assert centred or form.positions == 1, "a root mean square is of rows without positions"
     cut, dx = plan(form), torch.empty_like(x)
-    tensors = (dy, x, dx, computed(weight), computed(bias), saved)
+    tensors = (readable(dy), readable(x), dx, computed(weight), computed(bias), saved)
     with torch.cuda.device_of(x):
         if form.positions == 1:
             partials = _backward_of_lines(cut, tensors, centred, activation, wanted)
