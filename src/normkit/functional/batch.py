@@ -16,6 +16,7 @@ from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .inplace import check_inplace, is_recorded
+from .nested import is_nested
 
 __all__ = ["batch_norm"]
 
@@ -96,7 +97,7 @@ def batch_norm(
         statistics. The paper stores the plain average of m / (m - 1) * var over many batches: ``momentum=None``.
         Rota Bulo, Porzi and Kontschieder, In-Place Activated BatchNorm, 2018, arXiv:1712.02616, for ``inplace``.
     """
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_nested(input):
         output: Tensor = handle_torch_function(
             batch_norm,
             (input,),

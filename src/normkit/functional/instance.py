@@ -11,7 +11,7 @@ from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .batch import batch_norm
 from .overrides import is_exporting, overridable
-from .rows import Kept, fits, fits_groups, is_everyday, normalize_groups, run
+from .rows import Kept, fits, fits_instances, is_everyday, normalize_groups, run
 
 __all__ = ["instance_norm"]
 
@@ -76,10 +76,14 @@ def instance_norm(
     References:
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
-    if use_input_stats and running_mean is running_var and is_everyday(input, eps, activation) and input.dim() > 2:
+    if (
+        use_input_stats
+        and running_mean is running_var
+        and is_everyday(input, eps, activation)
+        and fits_instances(input)
+    ):
         channels = input.shape[1]
-        fitting = fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype)
-        if fitting and fits_groups(input, channels):
+        if fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype):
             return run(input, weight, bias, channels, 0, eps, True, activation)
     _check(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, caller)
     checks.check_activation(activation, caller)

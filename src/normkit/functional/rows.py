@@ -19,6 +19,7 @@ __all__ = [
     "Kept",
     "fits",
     "fits_groups",
+    "fits_instances",
     "fits_trailing",
     "is_everyday",
     "normalize",
@@ -91,14 +92,29 @@ def fits(parameter: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> 
 
 def fits_trailing(x: Tensor, shape: tuple[int, ...]) -> bool:
     """Tell quickly whether x ends in these dimensions and holds values."""
-    return 0 < len(shape) <= x.dim() and x.shape[-len(shape) :] == shape and x.numel() > 0
+    try:
+        return 0 < len(shape) <= x.dim() and x.shape[-len(shape) :] == shape and x.numel() > 0
+    except RuntimeError:
+        # A nested tensor of strided layout has no shape. To catch this costs nothing, to ask every tensor does.
+        return False
 
 
 def fits_groups(x: Tensor, groups: object) -> bool:
     """Tell quickly whether x is ``(N, C, *)`` with values in every one of these groups."""
     if type(groups) is not int or groups < 1 or x.dim() < 2:
         return False
-    return x.shape[1] % groups == 0 and x.numel() > x.shape[0] * groups
+    try:
+        return x.shape[1] % groups == 0 and x.numel() > x.shape[0] * groups
+    except RuntimeError:
+        return False
+
+
+def fits_instances(x: Tensor) -> bool:
+    """Tell quickly whether x is ``(N, C, *)`` with several positions."""
+    try:
+        return x.dim() > 2 and x.numel() > x.shape[0] * x.shape[1] > 0
+    except RuntimeError:
+        return False
 
 
 @functools.lru_cache(maxsize=1024)

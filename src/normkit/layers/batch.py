@@ -115,7 +115,11 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
                 y = cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
                 return plain_channels.activate(y if residual is None else y + residual, activation)
         # What the checks find, at a fraction of their cost.
-        fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
+        try:
+            fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
+        except RuntimeError:
+            # A nested tensor of strided layout has no shape. To catch this costs nothing, to ask every tensor does.
+            fits = False
         if not fits and not traced:
             self._check_input_dim(input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
