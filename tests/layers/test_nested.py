@@ -49,7 +49,7 @@ def test_rows_of_different_numbers_are_normalized_as_each_part_is(name, layout):
     assert y.layout is layout
     dy = [torch.randn_like(part) for part in parts]
     leaves = [*parts, *layer.parameters()]
-    found = torch.autograd.grad([part for part in y.unbind()], leaves, dy)
+    found = torch.autograd.grad(list(y.unbind()), leaves, dy)
     expected_y = [layer(part) for part in parts]
     expected = torch.autograd.grad(expected_y, leaves, dy)
     for one, other in zip([*y.unbind(), *found], [*expected_y, *expected], strict=True):

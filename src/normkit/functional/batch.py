@@ -134,8 +134,7 @@ def batch_norm(
     recorded_inplace = inplace and is_recorded(input, weight, bias, residual)
     _check_fusion(input, weight, bias, activation, residual, recorded_inplace, caller)
     if empty:
-        zero = torch.zeros(input.shape[1], device=input.device)
-        return _finish(plain.apply(input, zero, zero + 1, weight, bias), activation, residual)
+        return _finish(plain.pass_empty(input, weight, bias), activation, residual)
     if _is_exportable(training, momentum, unbiased):
         # An exported graph holds torch's own operator, so that every runtime and every tool can read it.
         if num_batches_tracked is not None and training:

@@ -55,7 +55,9 @@ def normalize(
     Returns:
         The normalized view, in the type and memory format of x.
     """
-    if x.numel() == 0 or torch.compiler.is_compiling():
+    if x.numel() == 0:
+        return plain.pass_empty(x, weight, bias)
+    if torch.compiler.is_compiling():
         return plain.forward(x, weight, bias, axes, eps, centre)
     y: Tensor = Plain.apply(x, weight, bias, axes, eps, centre)
     return y

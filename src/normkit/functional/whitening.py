@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..axes import channel_shape, values_per_channel
 from ..errors import ArgumentError, DtypeError, ShapeError, StatisticsError
+from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks, shapes
 from .batch import update_statistics
@@ -89,7 +90,7 @@ def whitening_batch_norm(
     check_whitening(input.shape[1], num_groups, shrinkage, iterations, caller)
     _check_covariance(running_covariance, input, num_groups, training, caller)
     if input.numel() == 0:
-        return input.clone()
+        return plain.pass_empty(input, weight, bias)
     x = input.to(wide(input)).transpose(0, 1).reshape(num_groups, input.shape[1] // num_groups, -1)
     if training:
         # Centred on the first value before it is averaged, so that a large mean costs nothing.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .channels import gate
 
-__all__ = ["backward", "forward", "statistics", "tangent", "wide"]
+__all__ = ["backward", "forward", "pass_empty", "statistics", "tangent", "wide"]
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -52,6 +52,16 @@ def forward(
         y = y * weight.to(wide(x))
     if bias is not None:
         y = y + bias.to(wide(x))
+    return y.to(x.dtype)
+
+
+def pass_empty(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return what a view without values is normalized to: itself, with gradients of zero for weight and bias."""
+    y = x.to(wide(x))
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
     return y.to(x.dtype)
 
 
