@@ -13,6 +13,13 @@ from torch import Tensor
 __all__ = ["matrix_root"]
 
 
+def _lyapunov(s: Tensor, q: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(s)
+    sums = values.unsqueeze(-1) + values.unsqueeze(-2)
+    x: Tensor = vectors @ ((vectors.mT @ q @ vectors) / sums) @ vectors.mT
+    return x
+
+
 class _Lyapunov(torch.autograd.Function):
     """X with ``S X + X S = Q``."""
 
@@ -20,10 +27,7 @@ class _Lyapunov(torch.autograd.Function):
 
     @staticmethod
     def forward(s: Tensor, q: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(s)
-        sums = values.unsqueeze(-1) + values.unsqueeze(-2)
-        x: Tensor = vectors @ ((vectors.mT @ q @ vectors) / sums) @ vectors.mT
-        return x
+        return _lyapunov(s, q)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -43,6 +47,13 @@ class _Lyapunov(torch.autograd.Function):
         return _solve(s, moved if ds is None else moved - ds @ x - x @ ds)
 
 
+def _root(covariance: Tensor, floor: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    # No eigenvalue is below the floor in exact arithmetic.
+    root: Tensor = (vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.mT
+    return root
+
+
 class _Root(torch.autograd.Function):
     """S with ``S S = C``."""
 
@@ -50,10 +61,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(covariance: Tensor, floor: float) -> Tensor:
-        values, vectors = torch.linalg.eigh(covariance)
-        # No eigenvalue is below the floor in exact arithmetic.
-        root: Tensor = (vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.mT
-        return root
+        return _root(covariance, floor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -71,6 +79,21 @@ class _Root(torch.autograd.Function):
         return _solve(s, (dc + dc.mT) / 2)
 
 
+class _CompiledRoot(torch.autograd.Function):
+    """The same in a graph that torch.compile makes: it takes no function with a ``jvp``, and differentiates once."""
+
+    @staticmethod
+    def forward(ctx: Any, covariance: Tensor, floor: float) -> Tensor:
+        root = _root(covariance, floor)
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
+        (s,) = ctx.saved_tensors
+        return _lyapunov(s, (given + given.mT) / 2), None
+
+
 def _solve(s: Tensor, q: Tensor) -> Tensor:
     solution: Tensor = _Lyapunov.apply(s, q)
     return solution
@@ -78,5 +101,6 @@ def _solve(s: Tensor, q: Tensor) -> Tensor:
 
 def matrix_root(covariance: Tensor, floor: float) -> Tensor:
     """Return the symmetric square root of matrices whose eigenvalues are at least ``floor``, which is positive."""
-    root: Tensor = _Root.apply(covariance, floor)
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    root: Tensor = (_CompiledRoot if compiled else _Root).apply(covariance, floor)
     return root
