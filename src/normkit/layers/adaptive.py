@@ -1,7 +1,7 @@
 """Adaptive instance normalization as a module."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional
 from ..axes import position_axes
@@ -10,11 +10,12 @@ from ..functional import checks
 from ..functional.adaptive import check_style
 from ..kernels.plain import samples as plain_samples
 from .batch import resolve_num_features
+from .tracing import Traced
 
 __all__ = ["AdaptiveInstanceNorm"]
 
 
-class AdaptiveInstanceNorm(nn.Module):
+class AdaptiveInstanceNorm(Traced):
     """Give ``(N, C, *)`` the mean and deviation of a style: one that is passed, or one that was set.
 
     The formula and every convention stand at :func:`normkit.functional.adaptive_instance_norm`. Nothing is learnt. The
@@ -61,12 +62,17 @@ class AdaptiveInstanceNorm(nn.Module):
 
     def forward(self, input: Tensor, style: Tensor | None = None) -> Tensor:
         """Normalize the input and give it the style's statistics; None takes the style that was set."""
-        self._check(input)
+        node = self._as_node(input, style)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            self._check(input)
         if style is None:
             return functional.instance_norm(
-                input, None, None, self.style_std, self.style_mean, True, 0.0, self.eps, caller=self
+                input, None, None, self.style_std, self.style_mean, True, 0.0, self.eps, caller=caller
             )
-        return functional.adaptive_instance_norm(input, style, self.eps, caller=self)
+        return functional.adaptive_instance_norm(input, style, self.eps, caller=caller)
 
     @torch.no_grad()
     def set_style(self, style: Tensor) -> None:

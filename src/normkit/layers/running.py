@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+from .tracing import Traced
 
 __all__ = ["RunningNorm"]
 
 
-class RunningNorm(nn.modules.batchnorm._NormBase):
+class RunningNorm(Traced, nn.modules.batchnorm._NormBase):
     """Weight, bias, running mean, running variance and a counter, named and saved as batch normalization's.
 
     It is no subclass of torch's batch normalization: tools that replace every one of those would change what is

@@ -7,10 +7,27 @@ from torch import Tensor, nn
 
 from ..functional import checks
 
-__all__ = ["TracedAsTorch"]
+__all__ = ["Traced", "TracedAsTorch"]
 
 
-class TracedAsTorch(nn.Module):
+class Traced(nn.Module):
+    """A layer of ours that torch.fx keeps as one node, as it keeps torch's own."""
+
+    def _as_node(self, input: Any, *rest: Any) -> Tensor | None:
+        """Return a node that is this layer where torch.fx traces a model around it, so that train() still counts."""
+        if isinstance(input, torch.fx.Proxy) and isinstance(input.tracer, torch.fx.Tracer):
+            tracer = input.tracer
+            if tracer.root is not self:
+                path = tracer.path_of_module(self)
+                return cast(Tensor, tracer.create_proxy("call_module", path, (input, *rest), {}))
+        return None
+
+    def _caller(self, input: Any) -> nn.Module | None:
+        """Return the layer that errors should name; a stand-in of torch.fx takes no layer along."""
+        return None if isinstance(input, torch.fx.Proxy) else self
+
+
+class TracedAsTorch(Traced):
     """A layer of ours that tools which read code take for torch's."""
 
     _torch_layer: ClassVar[type[nn.Module]]
@@ -30,15 +47,3 @@ class TracedAsTorch(nn.Module):
 
     def _check_shape(self, input: Tensor) -> None:
         """Refuse an input whose shape does not fit the layer's settings; by default the function below does."""
-
-    def _as_node(self, input: Any) -> Tensor | None:
-        """Return a node that is this layer where torch.fx traces a model around it, so that train() still counts."""
-        if isinstance(input, torch.fx.Proxy) and isinstance(input.tracer, torch.fx.Tracer):
-            tracer = input.tracer
-            if tracer.root is not self:
-                return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {}))
-        return None
-
-    def _caller(self, input: Any) -> nn.Module | None:
-        """Return the layer that errors should name; a stand-in of torch.fx takes no layer along."""
-        return None if isinstance(input, torch.fx.Proxy) else self

@@ -9,11 +9,12 @@ from .. import functional
 from ..functional import checks
 from ..functional.whitening import check_whitening
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+from .tracing import Traced
 
 __all__ = ["WhiteningBatchNorm1d", "WhiteningBatchNorm2d", "WhiteningBatchNorm3d"]
 
 
-class _WhiteningBatchNorm(nn.Module):
+class _WhiteningBatchNorm(Traced):
     _ranks: ClassVar[tuple[int, ...]]
     _layout: ClassVar[str]
     weight: nn.Parameter | None
@@ -73,9 +74,14 @@ class _WhiteningBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Whiten ``(N, C, *)``; see :func:`normkit.functional.whitening_batch_norm` for formula and conventions."""
-        checks.check_input(input, self)
-        checks.check_rank(input, self._ranks, self._layout, self)
-        checks.check_channels(input, self.num_features, self)
+        node = self._as_node(input)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            checks.check_input(input, self)
+            checks.check_rank(input, self._ranks, self._layout, self)
+            checks.check_channels(input, self.num_features, self)
         return functional.whitening_batch_norm(
             input,
             self.running_mean,
@@ -90,7 +96,7 @@ class _WhiteningBatchNorm(nn.Module):
             iterations=self.iterations,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
-            caller=self,
+            caller=caller,
         )
 
     def extra_repr(self) -> str:
