@@ -4,7 +4,7 @@ import operator
 import warnings
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from ..kernels.plain import channels as plain_channels
+from .tracing import path_in_graph, torch_form
 
 __all__ = [
     "BatchNorm1d",
@@ -70,6 +71,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     _ranks: tuple[int, ...]
     _layout: str
     _scriptable: type[nn.modules.batchnorm._BatchNorm]
+    _torch_layer: ClassVar[type[nn.Module]]
     unbiased: bool = True
 
     def __init__(
@@ -112,7 +114,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             tracer = given.tracer
             if tracer.root is not self:
                 # A node that is this layer, as for torch's own: the graph still follows train() and eval().
-                y = cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
+                y = cast(Tensor, tracer.create_proxy("call_module", path_in_graph(self, tracer), (given,), {}))
                 return plain_channels.activate(y if residual is None else y + residual, activation)
         # What the checks find, at a fraction of their cost.
         try:
@@ -140,6 +142,11 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             inplace=inplace,
             caller=None if traced else self,
         )
+
+    @property
+    def torch_form(self) -> nn.Module:
+        """The form in which torch.ao quantizes this layer, made anew."""
+        return torch_form(self)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if checks.is_tracing():
@@ -221,6 +228,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """
 
     _ranks, _layout, _scriptable = (2, 3), "(N, C) or (N, C, L)", nn.BatchNorm1d
+    _torch_layer = nn.BatchNorm1d
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
@@ -234,6 +242,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     """
 
     _ranks, _layout, _scriptable = (4,), "(N, C, H, W)", nn.BatchNorm2d
+    _torch_layer = nn.BatchNorm2d
 
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
@@ -243,6 +252,7 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """
 
     _ranks, _layout, _scriptable = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
+    _torch_layer = nn.BatchNorm3d
 
 
 class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):

@@ -1,24 +1,63 @@
 """How layers of ours appear to TorchScript and torch.fx: as torch's own do."""
 
+import sys
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..functional import checks
 
-__all__ = ["Traced", "TracedAsTorch"]
+__all__ = ["Traced", "TracedAsTorch", "path_in_graph", "torch_form"]
+
+
+def torch_form(layer: Any, *, learns: bool = False) -> nn.Module:
+    """Return torch's layer with the same parameters, buffers, settings and hooks as a layer of ours.
+
+    Args:
+        layer: one that has torch's form, `_torch_layer`.
+        learns: whether the form will be trained; one that is in training mode is taken to be.
+
+    Raises:
+        ArgumentError: torch's layer would store another variance in training.
+    """
+    if (learns or layer.training) and not getattr(layer, "unbiased", True):
+        raise ArgumentError(
+            "torch.ao trains with torch's own batch norm, which cannot store the biased variance of unbiased=False; call "
+            "eval() before for post-training quantization, or set unbiased=True on the layer and train with that"
+        )
+    form: nn.Module = layer._torch_layer.__new__(layer._torch_layer)
+    # The tables of parameters and buffers are its own, so that what is put into one does not appear in the other.
+    form.__dict__.update({name: dict(v) if type(v) is dict else v for name, v in layer.__dict__.items()})
+    return form
+
+
+def path_in_graph(layer: nn.Module, tracer: torch.fx.Tracer) -> str:
+    """Return the path of a layer from the traced model, or of its form in torch where torch.ao traces to quantize."""
+    path = tracer.path_of_module(layer)
+    quantizing = sys.modules.get("torch.ao.quantization.fx.tracer")
+    if quantizing is None or not isinstance(tracer, quantizing.QuantizationTracer) or layer.torch_form is None:
+        return path
+    return f"{path}.torch_form"
 
 
 class Traced(nn.Module):
     """A layer of ours that torch.fx keeps as one node, as it keeps torch's own."""
+
+    _torch_layer: ClassVar[type[nn.Module] | None] = None
+
+    @property
+    def torch_form(self) -> nn.Module | None:
+        """The form in which torch.ao quantizes this layer, made anew; None where torch has no such layer."""
+        return None if self._torch_layer is None else torch_form(self)
 
     def _as_node(self, input: Any, *rest: Any) -> Tensor | None:
         """Return a node that is this layer where torch.fx traces a model around it, so that train() still counts."""
         if isinstance(input, torch.fx.Proxy) and isinstance(input.tracer, torch.fx.Tracer):
             tracer = input.tracer
             if tracer.root is not self:
-                path = tracer.path_of_module(self)
+                path = path_in_graph(self, tracer)
                 return cast(Tensor, tracer.create_proxy("call_module", path, (input, *rest), {}))
         return None
 
