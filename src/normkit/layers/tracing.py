@@ -24,8 +24,8 @@ def torch_form(layer: Any, *, learns: bool = False) -> nn.Module:
     """
     if (learns or layer.training) and not getattr(layer, "unbiased", True):
         raise ArgumentError(
-            "torch.ao trains with torch's own batch norm, which cannot store the biased variance of unbiased=False; call "
-            "eval() before for post-training quantization, or set unbiased=True on the layer and train with that"
+            "torch.ao trains with torch's own batch norm, which cannot store the biased variance of unbiased=False; "
+            "call eval() before for post-training quantization, or set unbiased=True on the layer and train with that"
         )
     form: nn.Module = layer._torch_layer.__new__(layer._torch_layer)
     # The tables of parameters and buffers are its own, so that what is put into one does not appear in the other.
