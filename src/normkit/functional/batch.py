@@ -17,6 +17,7 @@ from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .inplace import check_inplace, is_recorded
 from .nested import is_nested
+from .overrides import is_exporting
 
 __all__ = ["batch_norm"]
 
@@ -135,7 +136,9 @@ def batch_norm(
     _check_fusion(input, weight, bias, activation, residual, recorded_inplace, caller)
     if empty:
         return _finish(plain.pass_empty(input, weight, bias), activation, residual)
-    if _is_exportable(training, momentum, unbiased):
+    if is_exporting():
+        _check_export(training and running_mean is not None, momentum, unbiased, caller)
+    if _is_exportable(training and running_mean is not None, momentum, unbiased):
         # An exported graph holds torch's own operator, so that every runtime and every tool can read it.
         if num_batches_tracked is not None and training:
             num_batches_tracked.add_(1)
@@ -343,9 +346,22 @@ def _check_fusion(
         check_inplace(x, weight, bias, residual, activation, caller)
 
 
-def _is_exportable(training: bool, momentum: float | None, unbiased: bool) -> bool:
-    exporting = torch.compiler.is_exporting() or checks.is_tracing()
-    return exporting and (not training or (momentum is not None and unbiased))
+def _is_exportable(stored: bool, momentum: float | None, unbiased: bool) -> bool:
+    """Tell whether torch's own operator stores what is to be stored, in a graph for other programs."""
+    return is_exporting() and (not stored or (momentum is not None and unbiased))
+
+
+def _check_export(stored: bool, momentum: float | None, unbiased: bool, caller: nn.Module | None) -> None:
+    """Refuse to export what torch's operator, by which tools know a batch norm in a graph, cannot store."""
+    if not stored or not torch.compiler.is_exporting() or (momentum is not None and unbiased):
+        return
+    missing = "the biased variance of unbiased=False" if not unbiased else "the plain average of momentum=None"
+    checks.refuse(
+        ArgumentError,
+        f"an exported training graph holds torch's batch norm, by which move_exported_model_to_eval knows it, and that "
+        f"cannot store {missing}; export after eval(), or train with unbiased=True and a momentum such as 0.1",
+        caller,
+    )
 
 
 def _is_batched(x: Tensor) -> bool:

@@ -46,7 +46,7 @@ def refuse(error: type[NormkitError], message: str, caller: nn.Module | None) ->
     """Raise the error, naming the layer that was called."""
     # The sizes alone, without the named settings that follow them.
     name = "" if caller is None else f"{type(caller).__name__}({re.split(r', (?=[a-z_]+=)', caller.extra_repr())[0]}): "
-    raise error(name + message)
+    raise error(f"{name}{message}")
 
 
 def is_tracing() -> bool:

@@ -67,7 +67,7 @@ class AdaptiveInstanceNorm(Traced):
             return node
         caller = self._caller(input)
         if caller is not None:
-            self._check(input)
+            self._check_input(input)
         if style is None:
             return functional.instance_norm(
                 input, None, None, self.style_std, self.style_mean, True, 0.0, self.eps, caller=caller
@@ -81,7 +81,7 @@ class AdaptiveInstanceNorm(Traced):
         Raises:
             ShapeError: not one image, other channels, or one position.
         """
-        self._check(style)
+        self._check_input(style)
         if style.shape[0] != 1:
             checks.refuse(ShapeError, f"one style is kept, got {style.shape[0]}; pass style[:1]", self)
         check_style(style, self)
@@ -89,10 +89,10 @@ class AdaptiveInstanceNorm(Traced):
         self.style_mean.copy_(mean.flatten())
         self.style_std.copy_((var + self.eps).sqrt().flatten())
 
-    def _check(self, x: Tensor) -> None:
-        checks.check_input(x, self)
-        checks.check_rank(x, (3, 4, 5), "(N, C, L), (N, C, H, W) or (N, C, D, H, W)", self)
-        checks.check_channels(x, self.num_features, self)
+    def _check_shape(self, input: Tensor) -> None:
+        checks.check_input(input, self)
+        checks.check_rank(input, (3, 4, 5), "(N, C, L), (N, C, H, W) or (N, C, D, H, W)", self)
+        checks.check_channels(input, self.num_features, self)
 
     def extra_repr(self) -> str:
         """Describe the size and the setting."""

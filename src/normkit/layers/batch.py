@@ -72,6 +72,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     _layout: str
     _scriptable: type[nn.modules.batchnorm._BatchNorm]
     _torch_layer: ClassVar[type[nn.Module]]
+    __jit_unused_properties__: ClassVar[list[str]] = ["torch_form"]
     unbiased: bool = True
 
     def __init__(

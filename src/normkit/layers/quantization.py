@@ -17,7 +17,7 @@ from .batch_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, _BatchNor
 from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .layer import LayerNorm, SampleLayerNorm
-from .tracing import torch_form
+from .tracing import check_quantizable, torch_form
 
 __all__ = ["enter_tables"]
 
@@ -66,11 +66,19 @@ def _table(module: str, name: str) -> dict[Any, Any]:
     return table
 
 
+def _as_torch(layer: nn.Module, is_qat: bool) -> nn.Module:
+    """Return torch's form of a batch norm of ours, and any other layer as it is."""
+    if type(layer) not in _BATCH:
+        return layer
+    check_quantizable(layer, learns=is_qat)
+    return torch_form(layer)
+
+
 def _fusing(fuse: Fuse) -> Fuse:
     """Return torch's way of fusing, given torch's form of our layer."""
 
     def fused(is_qat: bool, *layers: nn.Module) -> nn.Module:
-        return fuse(is_qat, *(torch_form(each, learns=is_qat) if type(each) in _BATCH else each for each in layers))
+        return fuse(is_qat, *(_as_torch(each, is_qat) for each in layers))
 
     return fused
 
@@ -86,7 +94,7 @@ def _fusing_activation(with_relu: Fuse, without: Fuse | None) -> Fuse:
                 f"torch.ao fuses a batch norm with relu or with nothing behind it, and this layer has "
                 f"activation={last.activation!r}; take it apart with normkit.convert(model, to='torch')"
             )
-        norm: Any = torch_form(last.norm, learns=is_qat) if type(last.norm) in _BATCH else last.norm
+        norm: Any = _as_torch(last.norm, is_qat)
         if last.activation is None:
             assert without is not None
             return without(is_qat, *before, norm)

@@ -9,36 +9,37 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..functional import checks
 
-__all__ = ["Traced", "TracedAsTorch", "path_in_graph", "torch_form"]
+__all__ = ["Traced", "TracedAsTorch", "check_quantizable", "path_in_graph", "torch_form"]
 
 
-def torch_form(layer: Any, *, learns: bool = False) -> nn.Module:
-    """Return torch's layer with the same parameters, buffers, settings and hooks as a layer of ours.
-
-    Args:
-        layer: one that has torch's form, `_torch_layer`.
-        learns: whether the form will be trained; one that is in training mode is taken to be.
-
-    Raises:
-        ArgumentError: torch's layer would store another variance in training.
-    """
-    if (learns or layer.training) and not getattr(layer, "unbiased", True):
-        raise ArgumentError(
-            "torch.ao trains with torch's own batch norm, which cannot store the biased variance of unbiased=False; "
-            "call eval() before for post-training quantization, or set unbiased=True on the layer and train with that"
-        )
+def torch_form(layer: Any) -> nn.Module:
+    """Return torch's layer with the same parameters, buffers, settings and hooks as a layer that names it."""
     form: nn.Module = layer._torch_layer.__new__(layer._torch_layer)
     # The tables of parameters and buffers are its own, so that what is put into one does not appear in the other.
     form.__dict__.update({name: dict(v) if type(v) is dict else v for name, v in layer.__dict__.items()})
     return form
 
 
-def path_in_graph(layer: nn.Module, tracer: torch.fx.Tracer) -> str:
+def check_quantizable(layer: Any, *, learns: bool = False) -> None:
+    """Refuse a layer that trains, or ``learns`` later, as torch's form of it cannot.
+
+    Raises:
+        ArgumentError: torch's layer would store another variance.
+    """
+    if (learns or layer.training) and not getattr(layer, "unbiased", True):
+        raise ArgumentError(
+            "torch.ao trains with torch's own batch norm, which cannot store the biased variance of unbiased=False; "
+            "call eval() before for post-training quantization, or set unbiased=True on the layer and train with that"
+        )
+
+
+def path_in_graph(layer: Any, tracer: torch.fx.Tracer) -> str:
     """Return the path of a layer from the traced model, or of its form in torch where torch.ao traces to quantize."""
-    path = tracer.path_of_module(layer)
+    path: str = tracer.path_of_module(layer)
     quantizing = sys.modules.get("torch.ao.quantization.fx.tracer")
     if quantizing is None or not isinstance(tracer, quantizing.QuantizationTracer) or layer.torch_form is None:
         return path
+    check_quantizable(layer)
     return f"{path}.torch_form"
 
 
@@ -46,11 +47,22 @@ class Traced(nn.Module):
     """A layer of ours that torch.fx keeps as one node, as it keeps torch's own."""
 
     _torch_layer: ClassVar[type[nn.Module] | None] = None
+    __jit_unused_properties__: ClassVar[list[str]] = ["torch_form"]
 
     @property
     def torch_form(self) -> nn.Module | None:
         """The form in which torch.ao quantizes this layer, made anew; None where torch has no such layer."""
         return None if self._torch_layer is None else torch_form(self)
+
+    def _check_input(self, input: Tensor) -> None:
+        """Refuse a bad input; under torch.jit.trace the sizes that were seen become constants, without a warning."""
+        if checks.is_tracing():
+            with checks.constant_while_tracing():
+                return self._check_shape(input)
+        return self._check_shape(input)
+
+    def _check_shape(self, input: Tensor) -> None:
+        """Refuse an input whose shape does not fit the layer's settings; by default the function below does."""
 
     def _as_node(self, input: Any, *rest: Any) -> Tensor | None:
         """Return a node that is this layer where torch.fx traces a model around it, so that train() still counts."""
@@ -76,13 +88,3 @@ class TracedAsTorch(Traced):
         twin: nn.Module = self._torch_layer.__new__(self._torch_layer)
         twin.__dict__.update(self.__dict__)
         return twin
-
-    def _check_input(self, input: Tensor) -> None:
-        """Refuse a bad input; under torch.jit.trace the sizes that were seen become constants, without a warning."""
-        if checks.is_tracing():
-            with checks.constant_while_tracing():
-                return self._check_shape(input)
-        return self._check_shape(input)
-
-    def _check_shape(self, input: Tensor) -> None:
-        """Refuse an input whose shape does not fit the layer's settings; by default the function below does."""

@@ -79,9 +79,7 @@ class _WhiteningBatchNorm(Traced):
             return node
         caller = self._caller(input)
         if caller is not None:
-            checks.check_input(input, self)
-            checks.check_rank(input, self._ranks, self._layout, self)
-            checks.check_channels(input, self.num_features, self)
+            self._check_input(input)
         return functional.whitening_batch_norm(
             input,
             self.running_mean,
@@ -98,6 +96,11 @@ class _WhiteningBatchNorm(Traced):
             num_batches_tracked=self.num_batches_tracked,
             caller=caller,
         )
+
+    def _check_shape(self, input: Tensor) -> None:
+        checks.check_input(input, self)
+        checks.check_rank(input, self._ranks, self._layout, self)
+        checks.check_channels(input, self.num_features, self)
 
     def extra_repr(self) -> str:
         """Describe the sizes and settings."""
