@@ -1,6 +1,7 @@
 """Nested tensors, batches of samples of different sizes: normalized where every row is one of a dense tensor."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ def normalize_rows(
     Raises:
         ShapeError: a normalized dimension is of different sizes.
     """
-    ragged = x._ragged_idx if x.layout is torch.jagged else _last_irregular(x)
+    # What a nested tensor has beyond a tensor's methods, torch leaves undeclared.
+    jagged: Any = x
+    ragged: int = jagged._ragged_idx if x.layout is torch.jagged else _last_irregular(x)
     if x.dim() - trailing <= ragged:
         said = f"dimension {ragged} of the nested input has another size in every sample, and would be normalized over"
         checks.refuse(ShapeError, f"{said}; normalize the dimensions behind it, or each of input.unbind()", caller)
@@ -38,7 +41,7 @@ def normalize_rows(
         return torch.nested.as_nested_tensor([normalize(part) for part in x.unbind()])
     # The offsets are the input's own, so that the result has the input's sizes and can be added to it.
     y: Tensor = torch.nested.nested_tensor_from_jagged(
-        normalize(x.values()), x.offsets(), x.lengths(), jagged_dim=ragged
+        normalize(x.values()), jagged.offsets(), jagged.lengths(), jagged_dim=ragged
     )
     return y
 

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from types import FrameType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ def _being_parametrized() -> tuple[nn.Module | None, str]:
     The older names stand in the layer's own part of a state dict, which only a hook on the layer sees; torch shows a
     parametrization its tensors and never the layer. So the call is read from the stack, by the names of its arguments.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not parametrize.register_parametrization.__code__:
         frame = frame.f_back
     return (None, "") if frame is None else (frame.f_locals["module"], frame.f_locals["tensor_name"])
@@ -139,7 +140,7 @@ def _rename(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any, n
     older = (f"{prefix}{name}_g", f"{prefix}{name}_v")
     if not parametrize.is_parametrized(module, name) or not all(key in state for key in older):
         return
-    held = module.parametrizations[name]  # type: ignore[index]
+    held: Any = module.parametrizations[name]  # type: ignore[index]
     if not isinstance(held[0], WeightNorm):
         return
     names = [f"{prefix}parametrizations.{name}.original{index}" for index in range(2)]
