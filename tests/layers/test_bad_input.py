@@ -188,7 +188,7 @@ ROWS = (
         words=("vmap", "track_running_stats=False", "replace_all_batch_norm_modules_"), call=_vmapped),
     Row(name="nested", build=_two, input=torch.nested.nested_tensor([X[0], X[1]], layout=torch.jagged),
         error=DtypeError, torch=RuntimeError, touched=True,
-        words=("dense tensor", "torch.jagged", "torch.nested.to_padded_tensor")),
+        words=("dense tensor", "torch.jagged", "input.unbind()", "MaskedBatchNorm1d")),
     Row(name="momentum None without counter", error=ArgumentError, torch=ACCEPTS, input=X,
         build=lambda lib: lib.BatchNorm2d(3, momentum=None), words=("momentum=None", "num_batches_tracked"),
         change=lambda m: setattr(m, "num_batches_tracked", None)),

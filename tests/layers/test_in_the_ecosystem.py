@@ -157,11 +157,19 @@ def test_exported_graph_is_torchs(x):
         assert_close(mine.module()(y), other.module()(y), dtype=torch.float32)
 
 
-def test_export_of_the_biased_variance_stores_it(x):
-    layer = normkit.BatchNorm2d(3, momentum=1.0, unbiased=False)
-    module = torch.export.export(layer, (x,)).module()
-    module(x)
-    assert_close(module.running_var, x.transpose(0, 1).flatten(1).var(1, correction=0), dtype=torch.float32)
+@pytest.mark.parametrize("settings", [{"unbiased": False}, {"momentum": None}], ids=str)
+@pytest.mark.parametrize("make", [normkit.BatchNorm2d, normkit.BatchNormAct2d])
+def test_export_in_training_refuses_what_torchs_operator_cannot_store(x, make, settings):
+    """A graph of plain operations would not follow move_exported_model_to_eval, and stay in training unseen."""
+    layer = make(3, **settings)
+    kept = copy.deepcopy(layer.state_dict())
+    with pytest.raises(normkit.errors.ArgumentError, match=r"move_exported_model_to_eval.*export after eval\(\)"):
+        torch.export.export(layer, (x,), strict=False)
+    assert all(torch.equal(value, kept[name]) for name, value in layer.state_dict().items())
+    exported = torch.export.export(layer.eval(), (x,))
+    assert "aten::batch_norm" in _operators(exported)
+    untracked = make(3, track_running_stats=False, **settings)
+    assert "aten::batch_norm" in _operators(torch.export.export(untracked, (x,)))
 
 
 def test_autocast_follows_the_layer_before(x):

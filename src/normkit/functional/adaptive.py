@@ -9,7 +9,7 @@ from . import checks, shapes
 from .overrides import overridable
 from .rows import normalize
 
-__all__ = ["adaptive_instance_norm"]
+__all__ = ["adaptive_instance_norm", "check_style"]
 
 
 @overridable
@@ -30,7 +30,7 @@ def adaptive_instance_norm(
         Accumulation: float64.
 
     Args:
-        input: ``(N, C, *)``, float16, bfloat16, float32 or float64.
+        input: ``(N, C, *)``, float16, bfloat16, float32 or float64. An empty tensor passes.
         style: ``(N, C, *)`` of the same samples and channels, at least two positions.
         eps: not negative; with 0 a constant channel gives NaN.
         caller: the layer that errors should name.
@@ -39,7 +39,7 @@ def adaptive_instance_norm(
         y, in the type and memory format of the input. Gradients flow to input and style.
 
     Raises:
-        ShapeError: other samples or channels, or fewer than two positions.
+        ShapeError: other samples or channels, one position, or a style without positions.
         DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
         ArgumentError: eps out of range.
 
@@ -65,7 +65,21 @@ def adaptive_instance_norm(
         checks.refuse(ShapeError, f"{got} must agree in samples and channels; repeat the style with expand", caller)
     checks.check_match("style", style, input, caller)
     checks.check_eps(eps, caller=caller)
+    check_style(style, caller)
+    if style.numel() == 0:
+        return normalize(input, None, None, position_axes(input.dim()), eps)
     mean, var = plain_samples.statistics(style, position_axes(style.dim()))
     each = (*input.shape[:2], *(1 for _ in position_axes(input.dim())))
     std = (var + eps).sqrt()
     return normalize(input, std.reshape(each), mean.reshape(each), position_axes(input.dim()), eps)
+
+
+def check_style(style: Tensor, caller: nn.Module | None = None) -> None:
+    """Refuse a style without positions, which has no mean to give.
+
+    Raises:
+        ShapeError: no positions.
+    """
+    if style.numel() == 0 < style.shape[0]:
+        shape = tuple(style.shape)
+        checks.refuse(ShapeError, f"the style has no positions, shape {shape}; pass at least two", caller)

@@ -17,6 +17,8 @@ from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .inplace import check_inplace, check_overwritten, is_recorded
+from .nested import is_nested
+from .overrides import is_exporting
 from .transforms import is_forward_mode, outside_transforms
 
 __all__ = ["batch_norm"]
@@ -100,7 +102,7 @@ def batch_norm(
         statistics. The paper stores the plain average of m / (m - 1) * var over many batches: ``momentum=None``.
         Rota Bulo, Porzi and Kontschieder, In-Place Activated BatchNorm, 2018, arXiv:1712.02616, for ``inplace``.
     """
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_nested(input):
         output: Tensor = handle_torch_function(
             batch_norm,
             (input,),
@@ -149,9 +151,10 @@ def batch_norm(
         others = {"weight": weight, "bias": bias, "residual": residual, **_named(*running)}
         check_overwritten(input, others, caller)
     if empty:
-        zero = torch.zeros(input.shape[1], device=input.device)
-        return _finish(plain.apply(input, zero, zero + 1, weight, bias), activation, residual)
-    if _is_exportable(training, momentum, unbiased):
+        return _finish(plain.pass_empty(input, weight, bias), activation, residual)
+    if is_exporting():
+        _check_export(training and running_mean is not None, momentum, unbiased, caller)
+    if _is_exportable(training and running_mean is not None, momentum, unbiased):
         # An exported graph holds torch's own operator, so that every runtime and every tool can read it.
         if num_batches_tracked is not None and training:
             num_batches_tracked.add_(1)
@@ -393,6 +396,19 @@ def _check_fusion(
         check_inplace(x, weight, bias, residual, activation, caller)
 
 
-def _is_exportable(training: bool, momentum: float | None, unbiased: bool) -> bool:
-    exporting = torch.compiler.is_exporting() or checks.is_tracing()
-    return exporting and (not training or (momentum is not None and unbiased))
+def _is_exportable(stored: bool, momentum: float | None, unbiased: bool) -> bool:
+    """Tell whether torch's own operator stores what is to be stored, in a graph for other programs."""
+    return is_exporting() and (not stored or (momentum is not None and unbiased))
+
+
+def _check_export(stored: bool, momentum: float | None, unbiased: bool, caller: nn.Module | None) -> None:
+    """Refuse to export what torch's operator, by which tools know a batch norm in a graph, cannot store."""
+    if not stored or not torch.compiler.is_exporting() or (momentum is not None and unbiased):
+        return
+    missing = "the biased variance of unbiased=False" if not unbiased else "the plain average of momentum=None"
+    checks.refuse(
+        ArgumentError,
+        f"an exported training graph holds torch's batch norm, by which move_exported_model_to_eval knows it, and that "
+        f"cannot store {missing}; export after eval(), or train with unbiased=True and a momentum such as 0.1",
+        caller,
+    )

@@ -51,7 +51,7 @@ def refuse(error: type[NormkitError], message: str, caller: nn.Module | None) ->
     """Raise the error, naming the layer that was called."""
     # The sizes alone, without the named settings that follow them.
     name = "" if caller is None else f"{type(caller).__name__}({re.split(r', (?=[a-z_]+=)', caller.extra_repr())[0]}): "
-    raise error(name + message)
+    raise error(f"{name}{message}")
 
 
 def is_tracing() -> bool:
@@ -83,7 +83,11 @@ def is_ordinary(
     """
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    dtype, shape = x.dtype, x.shape
+    try:
+        dtype, shape = x.dtype, x.shape
+    except RuntimeError:
+        # A nested tensor of strided layout has none. To catch this costs nothing, to ask every tensor does.
+        return False
     if not (dtype is torch.float32 or dtype is torch.float64) or not x.is_cpu or x.layout is not torch.strided:
         return False
     if len(shape) < 2 or x.numel() <= shape[1] or type(eps) is not float or not 0.0 < eps < math.inf:
@@ -126,9 +130,12 @@ def check_input(x: object, caller: nn.Module | None = None) -> None:
     if not isinstance(x, Tensor):
         advice = "torch.as_tensor(input)" if x is not None else "the output of the layer before"
         refuse(DtypeError, f"the input must be a tensor, got {type(x).__name__}; pass {advice}", caller)
+    if x.is_nested:
+        advice = "each of input.unbind(), or for statistics over all samples input.values(); see MaskedBatchNorm1d"
+        said = f"the input must be a dense tensor, got a nested one of layout {x.layout}"
+        refuse(DtypeError, f"{said}; only layer and RMS normalization take it. Pass {advice}", caller)
     if x.layout is not torch.strided:
-        advice = "torch.nested.to_padded_tensor(input, 0.0)" if x.is_nested else "input.to_dense()"
-        refuse(DtypeError, f"the input must be a dense tensor, got layout {x.layout}; pass {advice}", caller)
+        refuse(DtypeError, f"the input must be a dense tensor, got layout {x.layout}; pass input.to_dense()", caller)
     if x.is_complex():
         refuse(
             DtypeError, f"complex numbers are not normalized, got {x.dtype}; pass torch.view_as_real's parts", caller

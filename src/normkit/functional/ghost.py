@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..axes import values_per_channel
+from ..axes import batch_axes, channel_shape, values_per_channel
 from ..errors import ArgumentError, ShapeError
 from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
@@ -84,28 +84,64 @@ def ghost_batch_norm(
     check_ghost_size(ghost_size, caller)
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, training, 0.0, eps, caller=caller)
-    samples = input.shape[0]
-    parts = -(-samples // ghost_size)
-    size, larger = divmod(samples, parts)
-    if size * values_per_channel((1, *input.shape[1:])) == 1:
+    samples, parts, size, larger = _cut(input, ghost_size)
+    # In a graph for any number of samples this is asked of the numbers, in _normalize_any_number.
+    if not torch.compiler.is_exporting() and size * values_per_channel((1, *input.shape[1:])) == 1:
         checks.refuse(
             ShapeError,
             f"Expected more than 1 value per channel when training, got {samples} samples in {parts} parts of "
             f"ghost_size={ghost_size}, so a part has one value per channel. Pass a larger ghost_size or drop_last=True",
             caller,
         )
-    cut = larger * (size + 1)
-    blocks = [(input[:cut], size + 1), (input[cut:], size)] if larger else [(input, size)]
-    # In the wide type, so that the gradients of all parts are added before they are rounded.
-    gamma, beta = (None if value is None else value.to(wide(input)) for value in (weight, bias))
-    each = [_normalize_parts(block, members, gamma, beta, eps) for block, members in blocks]
-    y = each[0] if len(each) == 1 else torch.cat(each)
+    if torch.compiler.is_compiling() or checks.is_tracing():
+        y = _normalize_any_number(input, ghost_size, weight, bias, eps)
+    else:
+        cut = larger * (size + 1)
+        blocks = [(input[:cut], size + 1), (input[cut:], size)] if larger else [(input, size)]
+        # In the wide type, so that the gradients of all parts are added before they are rounded.
+        gamma, beta = (None if value is None else value.to(wide(input)) for value in (weight, bias))
+        each = [_normalize_parts(block, members, gamma, beta, eps) for block, members in blocks]
+        y = each[0] if len(each) == 1 else torch.cat(each)
     if running_mean is not None and running_var is not None:
         mean, var = plain_channels.statistics(input.detach())
         count = values_per_channel(tuple(input.shape))
         stored = var * (count / (count - 1)) if unbiased else var
         update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
     return y
+
+
+def _cut(x: Tensor, ghost_size: int) -> tuple[int, int, int, int]:
+    """Return the number of samples, of parts, of samples in a smaller part, and of parts that have one more."""
+    samples = x.shape[0]
+    parts = (samples + ghost_size - 1) // ghost_size
+    size = samples // parts
+    return samples, parts, size, samples - parts * size
+
+
+def _normalize_any_number(x: Tensor, ghost_size: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalize by parts in a graph that serves any number of samples: nothing in it hangs on how they divide."""
+    samples, _, size, larger = _cut(x, ghost_size)
+    cut, order = larger * (size + 1), torch.arange(samples, device=x.device)
+    part = torch.where(order < cut, order // (size + 1), larger + (order - cut) // size)
+    positions, broadcast = batch_axes(x.dim())[1:], channel_shape(x.dim(), x.shape[1])
+    each = (slice(None), slice(None), *(None for _ in positions))
+    count = (size + (order < cut).to(wide(x)))[:, None] * values_per_channel((1, *x.shape[1:]))
+
+    def average(values: Tensor) -> Tensor:
+        """Return the mean of the part that each sample is in, to be broadcast over its positions."""
+        sums = values.sum(positions) if positions else values
+        return (torch.zeros_like(sums).index_add(0, part, sums)[part] / count)[each]
+
+    first = x.detach()[0].flatten(1).select(-1, 0) if positions else x.detach()[0]
+    centred = x.to(wide(x)) - first.to(wide(x)).reshape(broadcast)
+    centred = centred - average(centred)
+    y = centred * (average(centred.square()) + eps).rsqrt()
+    if weight is not None:
+        y = y * weight.to(wide(x)).reshape(broadcast)
+    if bias is not None:
+        y = y + bias.to(wide(x)).reshape(broadcast)
+    # A part with one value per channel is refused where its size is known; here it is no number.
+    return torch.where((count > 1)[each], y, torch.nan).to(x.dtype)
 
 
 def _normalize_parts(block: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

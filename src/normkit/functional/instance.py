@@ -10,7 +10,7 @@ from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .batch import batch_norm, update_statistics
 from .overrides import is_exporting, overridable
-from .rows import Kept, fits, fits_groups, is_everyday, normalize_groups, run
+from .rows import Kept, fits, fits_instances, is_everyday, normalize_groups, run
 
 __all__ = ["instance_norm"]
 
@@ -80,11 +80,10 @@ def instance_norm(
         and running_mean is None
         and running_var is None
         and is_everyday(input, eps, activation)
-        and input.dim() > 2
+        and fits_instances(input)
     ):
         channels = input.shape[1]
-        fitting = fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype)
-        if fitting and fits_groups(input, channels):
+        if fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype):
             return run(input, weight, bias, channels, 0, eps, True, activation)
     _check(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, caller)
     checks.check_activation(activation, caller)

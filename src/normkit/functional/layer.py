@@ -1,12 +1,14 @@
 """Layer normalization as a function."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.plain.channels import activate
 from . import checks, shapes
+from .nested import is_nested, normalize_rows
 from .overrides import is_exporting, overridable
 from .rows import fits, fits_trailing, is_everyday, normalize_trailing, run
 
@@ -39,7 +41,8 @@ def layer_norm(
             that the shape alone decides; float64 throughout for float64 input.
 
     Args:
-        input: float16, bfloat16, float32 or float64. An empty tensor passes.
+        input: float16, bfloat16, float32 or float64. An empty tensor passes, and a nested one whose samples differ
+            in size before the last dimensions only.
         normalized_shape: the sizes of the last dimensions.
         weight: ``normalized_shape`` or None for 1. Of the type of the input, or float32 with half precision input.
         bias: ``normalized_shape`` or None for 0, likewise.
@@ -69,6 +72,10 @@ def layer_norm(
         size = tuple(normalized_shape)
         if fits_trailing(input, size) and fits(weight, size, input.dtype) and fits(bias, size, input.dtype):
             return run(input, weight, bias, None, len(size), eps, True, activation)
+    if is_nested(input):
+        settings = (normalized_shape, weight, bias, eps)
+        each = partial(layer_norm, activation=activation, caller=caller)
+        return normalize_rows(lambda part: each(part, *settings), input, len(normalized_shape), caller)
     checks.check_input(input, caller)
     shape = shapes.check_trailing(input, normalized_shape, caller)
     shapes.check_elementwise("weight", weight, shape, input, caller)

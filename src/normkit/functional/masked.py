@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..axes import batch_axes, channel_shape
 from ..errors import DtypeError, ShapeError
+from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
@@ -92,7 +93,7 @@ def masked_batch_norm(
     if not (input.is_meta or torch.compiler.is_compiling() or is_recorded_as_graph()):
         number = int(count)
         if number == 0:
-            return input.masked_fill(~valid, 0)
+            return plain.pass_empty(input.masked_fill(~valid, 0), weight, bias).masked_fill(~valid, 0)
         if number == 1:
             checks.refuse(
                 ShapeError,

@@ -8,6 +8,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import checks
+from .nested import is_nested
 
 __all__ = ["is_exporting", "overridable"]
 
@@ -24,7 +25,8 @@ def overridable(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
     @wraps(function)
     def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         given: Any = args[0] if args else kwargs.get("input")
-        if has_torch_function_unary(given):
+        # A nested tensor takes calls too, but knows torch's functions only: ours answer it themselves.
+        if has_torch_function_unary(given) and not is_nested(given):
             result: Result = handle_torch_function(public, (given,), *args, **kwargs)
             return result
         if checks.is_tracing():

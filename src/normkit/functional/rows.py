@@ -21,6 +21,7 @@ __all__ = [
     "Kept",
     "fits",
     "fits_groups",
+    "fits_instances",
     "fits_trailing",
     "is_everyday",
     "normalize",
@@ -56,7 +57,9 @@ def normalize(
     Returns:
         The normalized view, in the type and memory format of x.
     """
-    if x.numel() == 0 or torch.compiler.is_compiling() or is_forward_mode():
+    if x.numel() == 0:
+        return plain.pass_empty(x, weight, bias)
+    if torch.compiler.is_compiling() or is_forward_mode():
         return plain.forward(x, weight, bias, axes, eps, centre)
     y: Tensor = Plain.apply(x, weight, bias, axes, eps, centre)
     return y
@@ -93,14 +96,29 @@ def fits(parameter: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> 
 
 def fits_trailing(x: Tensor, shape: tuple[int, ...]) -> bool:
     """Tell quickly whether x ends in these dimensions and holds values."""
-    return 0 < len(shape) <= x.dim() and x.shape[-len(shape) :] == shape and x.numel() > 0
+    try:
+        return 0 < len(shape) <= x.dim() and x.shape[-len(shape) :] == shape and x.numel() > 0
+    except RuntimeError:
+        # A nested tensor of strided layout has no shape. To catch this costs nothing, to ask every tensor does.
+        return False
 
 
 def fits_groups(x: Tensor, groups: object) -> bool:
     """Tell quickly whether x is ``(N, C, *)`` with values in every one of these groups."""
     if type(groups) is not int or groups < 1 or x.dim() < 2:
         return False
-    return x.shape[1] % groups == 0 and x.numel() > x.shape[0] * groups
+    try:
+        return x.shape[1] % groups == 0 and x.numel() > x.shape[0] * groups
+    except RuntimeError:
+        return False
+
+
+def fits_instances(x: Tensor) -> bool:
+    """Tell quickly whether x is ``(N, C, *)`` with several positions."""
+    try:
+        return x.dim() > 2 and x.numel() > x.shape[0] * x.shape[1] > 0
+    except RuntimeError:
+        return False
 
 
 @functools.lru_cache(maxsize=1024)
@@ -183,6 +201,8 @@ def normalize_groups(
     backend = _backend(x, groups, 0)
     if backend is not None:
         return run(x, weight, bias, groups, 0, eps, True, activation, kept, backend)
+    if torch.compiler.is_compiling() and x.numel() > 0:
+        return activate(plain.forward_groups(x, weight, bias, groups, eps), activation)
     size = x.shape[1] // groups
     broadcast = (1, groups, size, *(1 for _ in range(2, x.dim())))
     gamma, beta = (None if value is None else value.reshape(broadcast) for value in (weight, bias))

@@ -5,13 +5,18 @@ from torch import Tensor, nn
 
 from ..axes import channel_shape, values_per_channel
 from ..errors import ArgumentError, DtypeError, ShapeError, StatisticsError
+from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks, shapes
 from .batch import update_statistics
 from .matrix_root import matrix_root
-from .overrides import overridable
+from .overrides import is_exporting, overridable
 
 __all__ = ["check_whitening", "whitening_batch_norm"]
+
+# Newton steps after which an inverse root of eigenvalues down to 1e-15 of their sum no longer moves in float64: a small
+# one grows by 1.5 in its root with every step, 1.5 ** 43 = 1e7.6, and the last few steps double the digits.
+_CONVERGED = 50
 
 
 @overridable
@@ -89,7 +94,7 @@ def whitening_batch_norm(
     check_whitening(input.shape[1], num_groups, shrinkage, iterations, caller)
     _check_covariance(running_covariance, input, num_groups, training, caller)
     if input.numel() == 0:
-        return input.clone()
+        return plain.pass_empty(input, weight, bias)
     x = input.to(wide(input)).transpose(0, 1).reshape(num_groups, input.shape[1] // num_groups, -1)
     if training:
         # Centred on the first value before it is averaged, so that a large mean costs nothing.
@@ -102,7 +107,9 @@ def whitening_batch_norm(
         assert running_covariance is not None
         mean = running_mean.to(x.dtype).reshape(num_groups, -1, 1)
         deviation, covariance = x - mean, running_covariance.to(x.dtype)
-    xhat = _inverse_root(covariance, eps, shrinkage, iterations) @ deviation
+    # Other programs that read a graph have no eigenvectors; what is stored needs no derivative.
+    steps = _CONVERGED if iterations is None and not training and is_exporting() else iterations
+    xhat = _inverse_root(covariance, eps, shrinkage, steps) @ deviation
     y = xhat.reshape(input.shape[1], input.shape[0], *input.shape[2:]).transpose(0, 1)
     broadcast = channel_shape(input.dim(), input.shape[1])
     if weight is not None:
@@ -128,9 +135,23 @@ def _inverse_root(covariance: Tensor, eps: float, shrinkage: float, iterations: 
         return inverse
     total = regularized.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     scaled, root = regularized / total, identity.expand_as(regularized)
+    if iterations == _CONVERGED:
+        return _coupled_root(scaled, identity) * total.rsqrt()
     for _ in range(iterations):
         root = 1.5 * root - 0.5 * root @ root @ root @ scaled
     return root * total.rsqrt()
+
+
+def _coupled_root(scaled: Tensor, identity: Tensor) -> Tensor:
+    """Return the inverse root of matrices of trace one, as exact as its type allows.
+
+    The same iteration, carried on with the root beside its inverse: so it does not drift apart once it has converged.
+    """
+    root, inverse = scaled, identity.expand_as(scaled)
+    for _ in range(_CONVERGED):
+        step = 1.5 * identity - 0.5 * inverse @ root
+        root, inverse = root @ step, step @ inverse
+    return inverse
 
 
 def check_whitening(

@@ -8,6 +8,7 @@ from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .layer import LayerNorm, SampleLayerNorm
 from .masked import MaskedBatchNorm1d
+from .quantization import enter_tables
 from .renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from .response import LocalResponseNorm
 from .rms import RMSNorm
@@ -46,3 +47,5 @@ __all__ = [
     "WhiteningBatchNorm2d",
     "WhiteningBatchNorm3d",
 ]
+
+enter_tables()

@@ -7,6 +7,7 @@ from .. import functional
 from ..axes import position_axes
 from ..errors import ShapeError
 from ..functional import checks
+from ..functional.adaptive import check_style
 from ..kernels.plain import samples as plain_samples
 from .batch import resolve_num_features
 from .tracing import Unscriptable
@@ -61,12 +62,17 @@ class AdaptiveInstanceNorm(Unscriptable):
 
     def forward(self, input: Tensor, style: Tensor | None = None) -> Tensor:
         """Normalize the input and give it the style's statistics; None takes the style that was set."""
-        self._check(input)
+        node = self._as_node(input, style)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            self._check_input(input)
         if style is None:
             return functional.instance_norm(
-                input, None, None, self.style_std, self.style_mean, True, 0.0, self.eps, caller=self
+                input, None, None, self.style_std, self.style_mean, True, 0.0, self.eps, caller=caller
             )
-        return functional.adaptive_instance_norm(input, style, self.eps, caller=self)
+        return functional.adaptive_instance_norm(input, style, self.eps, caller=caller)
 
     @torch.no_grad()
     def set_style(self, style: Tensor) -> None:
@@ -75,17 +81,18 @@ class AdaptiveInstanceNorm(Unscriptable):
         Raises:
             ShapeError: not one image, other channels, or one position.
         """
-        self._check(style)
+        self._check_input(style)
         if style.shape[0] != 1:
             checks.refuse(ShapeError, f"one style is kept, got {style.shape[0]}; pass style[:1]", self)
+        check_style(style, self)
         mean, var = plain_samples.statistics(style, position_axes(style.dim()))
         self.style_mean.copy_(mean.flatten())
         self.style_std.copy_((var + self.eps).sqrt().flatten())
 
-    def _check(self, x: Tensor) -> None:
-        checks.check_input(x, self)
-        checks.check_rank(x, (3, 4, 5), "(N, C, L), (N, C, H, W) or (N, C, D, H, W)", self)
-        checks.check_channels(x, self.num_features, self)
+    def _check_shape(self, input: Tensor) -> None:
+        checks.check_input(input, self)
+        checks.check_rank(input, (3, 4, 5), "(N, C, L), (N, C, H, W) or (N, C, D, H, W)", self)
+        checks.check_channels(input, self.num_features, self)
 
     def extra_repr(self) -> str:
         """Describe the size and the setting."""

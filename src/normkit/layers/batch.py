@@ -4,7 +4,7 @@ import operator
 import warnings
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from ..kernels.plain import channels as plain_channels
-from .tracing import torch_forward
+from .tracing import path_in_graph, torch_form, torch_forward
 
 __all__ = [
     "BatchNorm1d",
@@ -71,6 +71,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     _ranks: tuple[int, ...]
     _layout: str
     _torch_forward = torch_forward(nn.modules.batchnorm._BatchNorm)
+    _torch_layer: ClassVar[type[nn.Module]]
+    __jit_unused_properties__: ClassVar[list[str]] = ["torch_form"]
     unbiased: bool = True
 
     def __init__(
@@ -118,10 +120,14 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             tracer = given.tracer
             if tracer.root is not self:
                 # A node that is this layer, as for torch's own: the graph still follows train() and eval().
-                y = cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(self), (given,), {}))
+                y = cast(Tensor, tracer.create_proxy("call_module", path_in_graph(self, tracer), (given,), {}))
                 return plain_channels.activate(y if residual is None else y + residual, activation)
         # What the checks find, at a fraction of their cost.
-        fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
+        try:
+            fits = ordinary and input.dim() in self._ranks and input.shape[1] == self.num_features
+        except RuntimeError:
+            # A nested tensor of strided layout has no shape. To catch this costs nothing, to ask every tensor does.
+            fits = False
         if not fits and not traced:
             self._check_input(input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
@@ -142,6 +148,11 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             inplace=inplace,
             caller=None if traced else self,
         )
+
+    @property
+    def torch_form(self) -> nn.Module:
+        """The form in which torch.ao quantizes this layer, made anew."""
+        return torch_form(self)
 
     def _check_input(self, input: Tensor) -> None:
         if checks.is_tracing():
@@ -223,6 +234,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """
 
     _ranks, _layout = (2, 3), "(N, C) or (N, C, L)"
+    _torch_layer = nn.BatchNorm1d
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
@@ -236,6 +248,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     """
 
     _ranks, _layout = (4,), "(N, C, H, W)"
+    _torch_layer = nn.BatchNorm2d
 
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
@@ -245,6 +258,7 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """
 
     _ranks, _layout = (5,), "(N, C, D, H, W)"
+    _torch_layer = nn.BatchNorm3d
 
 
 class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):

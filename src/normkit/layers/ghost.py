@@ -34,7 +34,12 @@ class _GhostBatchNorm(RunningNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.ghost_batch_norm` for formula and conventions."""
-        self._check_input(input)
+        node = self._as_node(input)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            self._check_input(input)
         return functional.ghost_batch_norm(
             input,
             self.running_mean,
@@ -47,7 +52,7 @@ class _GhostBatchNorm(RunningNorm):
             ghost_size=self.ghost_size,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
-            caller=self,
+            caller=caller,
         )
 
     def extra_repr(self) -> str:

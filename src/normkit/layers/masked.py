@@ -45,7 +45,12 @@ class MaskedBatchNorm1d(RunningNorm):
             input: ``(N, C, L)`` or ``(N, C)``.
             mask: boolean, ``(N, L)`` or ``(N,)``; None for all True.
         """
-        self._check_input(input)
+        node = self._as_node(input, mask)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            self._check_input(input)
         return functional.masked_batch_norm(
             input,
             mask,
@@ -58,5 +63,5 @@ class MaskedBatchNorm1d(RunningNorm):
             self.eps,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
-            caller=self,
+            caller=caller,
         )

@@ -50,7 +50,15 @@ class _BatchRenorm(RunningNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_renorm` for formula and conventions."""
-        self._check_input(input)
+        node = self._as_node(input)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            self._check_input(input)
+        elif self.schedule is not None and self.training:
+            said = "torch.fx would keep the schedule's numbers of now for ever; trace a model that holds the layer"
+            raise ArgumentError(f"{said}, such as nn.Sequential(layer), or set r_max and d_max")
         r_max, d_max = self.limits() if self.training else (self.r_max, self.d_max)
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -67,7 +75,7 @@ class _BatchRenorm(RunningNorm):
             d_max=d_max,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
-            caller=self,
+            caller=caller,
         )
 
     def extra_repr(self) -> str:

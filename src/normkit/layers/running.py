@@ -41,12 +41,6 @@ class RunningNorm(Unscriptable, nn.modules.batchnorm._NormBase):
         super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
         self.unbiased = unbiased
 
-    def _check_input(self, input: Tensor) -> None:
-        if checks.is_tracing():
-            with checks.constant_while_tracing():
-                return self._check_shape(input)
-        return self._check_shape(input)
-
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)
         checks.check_rank(input, self._ranks, self._layout, self)

@@ -1,6 +1,9 @@
 """Weight normalization and weight standardization: parametrizations of another layer's weight."""
 
-from typing import TypeVar
+import functools
+import sys
+from types import FrameType
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -21,10 +24,12 @@ class WeightNorm(Unscriptable):
 
     The formula and every convention stand at :func:`normkit.functional.weight_norm`. Registered on a layer it learns g
     (``parametrizations.weight.original0``) and v (``original1``): the names and values of
-    ``torch.nn.utils.parametrizations.weight_norm``, so that checkpoints load in both directions.
+    ``torch.nn.utils.parametrizations.weight_norm``, so that checkpoints load in both directions. A layer also loads the
+    older names ``weight_g`` and ``weight_v`` of ``torch.nn.utils.weight_norm``, however this was registered on it.
 
     Args:
-        dim: the dimension of the outputs; None for a single length.
+        dim: the dimension of the outputs; None for a single length. -1 is the last dimension, where torch's own weight
+            normalization takes it for None.
 
     Example:
         >>> import torch
@@ -53,6 +58,7 @@ class WeightNorm(Unscriptable):
         norm = weight.detach().double().square().sum(slice_axes(weight, self.dim), keepdim=True).sqrt()
         if not weight.is_meta and not bool((norm > 0).all()):
             raise ArgumentError("a slice of the weight is zero and has no direction; initialise it first")
+        _load_older_names(*_being_parametrized())
         magnitude = norm.to(weight.dtype)
         return (magnitude if self.dim is not None else magnitude.reshape(())), weight
 
@@ -110,6 +116,46 @@ class WeightStandardization(Unscriptable):
         _check_tensor(module, name)
         parametrize.register_parametrization(module, name, cls(eps), unsafe=True)
         return module
+
+
+def _being_parametrized() -> tuple[nn.Module | None, str]:
+    """Return the layer and the name that torch's register_parametrization is at work on, and None outside it.
+
+    The older names stand in the layer's own part of a state dict, which only a hook on the layer sees; torch shows a
+    parametrization its tensors and never the layer. So the call is read from the stack, by the names of its arguments.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not parametrize.register_parametrization.__code__:
+        frame = frame.f_back
+    return (None, "") if frame is None else (frame.f_locals["module"], frame.f_locals["tensor_name"])
+
+
+def _load_older_names(module: nn.Module | None, name: str) -> None:
+    """Let a layer take ``weight_g`` and ``weight_v`` for the two tensors of its parametrized weight."""
+    if module is not None:
+        module.register_load_state_dict_pre_hook(functools.partial(_rename, name=name))
+
+
+def _rename(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any, name: str) -> None:
+    """Give length and direction the names they have here; a state that lacks one of them is left to torch's errors."""
+    older = (f"{prefix}{name}_g", f"{prefix}{name}_v")
+    if not parametrize.is_parametrized(module, name) or not all(key in state for key in older):
+        return
+    held: Any = module.parametrizations[name]  # type: ignore[index]
+    if not isinstance(held[0], WeightNorm):
+        return
+    names = [f"{prefix}parametrizations.{name}.original{index}" for index in range(2)]
+    if any(key in state for key in names):
+        return
+    length, expected = state[older[0]], held.original0
+    if isinstance(length, Tensor) and length.dim() == 0 < expected.dim():
+        errors: list[str] = rest[-1]
+        errors.append(
+            f"{older[0]} is a single length, and WeightNorm(dim={held[0].dim}) learns {tuple(expected.shape)}; "
+            "torch takes dim=-1 for None: register WeightNorm(dim=None)"
+        )
+    for old, new in zip(older, names, strict=True):
+        state[new] = state.pop(old)
 
 
 def _check_tensor(module: nn.Module, name: str) -> None:

@@ -74,9 +74,12 @@ class _WhiteningBatchNorm(Unscriptable):
 
     def forward(self, input: Tensor) -> Tensor:
         """Whiten ``(N, C, *)``; see :func:`normkit.functional.whitening_batch_norm` for formula and conventions."""
-        checks.check_input(input, self)
-        checks.check_rank(input, self._ranks, self._layout, self)
-        checks.check_channels(input, self.num_features, self)
+        node = self._as_node(input)
+        if node is not None:
+            return node
+        caller = self._caller(input)
+        if caller is not None:
+            self._check_input(input)
         return functional.whitening_batch_norm(
             input,
             self.running_mean,
@@ -91,8 +94,13 @@ class _WhiteningBatchNorm(Unscriptable):
             iterations=self.iterations,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
-            caller=self,
+            caller=caller,
         )
+
+    def _check_shape(self, input: Tensor) -> None:
+        checks.check_input(input, self)
+        checks.check_rank(input, self._ranks, self._layout, self)
+        checks.check_channels(input, self.num_features, self)
 
     def extra_repr(self) -> str:
         """Describe the sizes and settings."""

@@ -32,6 +32,7 @@ __all__ = [
     "gradient_before",
     "inference_backward",
     "moved",
+    "pass_empty",
     "reduce",
     "statistics",
 ]
@@ -74,6 +75,12 @@ def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Te
     if bias is not None:
         y = y + _per_channel(bias, x)
     return y.to(x.dtype)
+
+
+def pass_empty(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return what a tensor without values is normalized to: itself, with gradients of zero for weight and bias."""
+    zero = torch.zeros(x.shape[1], dtype=_wide(x), device=x.device)
+    return apply(x, zero, zero + 1, weight, bias)
 
 
 def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:

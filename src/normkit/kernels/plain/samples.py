@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .channels import gate
 
-__all__ = ["backward", "forward", "statistics", "wide"]
+__all__ = ["backward", "forward", "forward_groups", "pass_empty", "statistics", "wide"]
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -52,6 +52,45 @@ def forward(
         y = y * weight.to(wide(x))
     if bias is not None:
         y = y + bias.to(wide(x))
+    return y.to(x.dtype)
+
+
+def forward_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return the same for groups of channels of ``(N, C, *)``, out of sums per channel and without a view of x.
+
+    For graphs that torch.compile makes: behind a convolution, where a size is an expression, its CPU backend fails
+    on reductions of the view that splits the channels.
+    """
+    shape, positions = (*x.shape[:2], *(1 for _ in x.shape[2:])), tuple(range(2, x.dim()))
+    count = x.shape[1] // groups * (x[:1, :1].numel())
+
+    def average(values: Tensor) -> Tensor:
+        """Return the mean of the group that each channel is in."""
+        sums = values.sum(positions) if positions else values
+        mean = sums.reshape(-1, groups, shape[1] // groups).sum(-1, keepdim=True) / count
+        return mean.expand(-1, -1, shape[1] // groups).reshape(shape)
+
+    first = x.detach().to(wide(x))
+    for axis in positions:
+        first = first.narrow(axis, 0, 1)
+    first = first.reshape(-1, groups, shape[1] // groups)[:, :, :1]
+    centred = x.to(wide(x)) - first.expand(-1, -1, shape[1] // groups).reshape(shape)
+    centred = centred - average(centred)
+    y = centred * (average(centred.square()) + eps).rsqrt()
+    if weight is not None:
+        y = y * weight.to(wide(x)).reshape(shape[1:])
+    if bias is not None:
+        y = y + bias.to(wide(x)).reshape(shape[1:])
+    return y.to(x.dtype)
+
+
+def pass_empty(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return what a view without values is normalized to: itself, with gradients of zero for weight and bias."""
+    y = x.to(wide(x))
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
     return y.to(x.dtype)
 
 
