@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import functional, layers
-from .kernels.dispatch import explain, use_backend
+from .kernels.dispatch import use_backend
 from .layers import (
     AdaptiveInstanceNorm,
     BatchNorm1d,
@@ -39,6 +39,7 @@ from .layers import (
 )
 
 if TYPE_CHECKING:
+    from .anatomy.explain import explain
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
@@ -106,6 +107,7 @@ __all__ = [
 _ROOMS = {
     "convert": "surgery",
     "diagnose": "doctor",
+    "explain": "anatomy",
     "fold": "surgery",
     "freeze": "surgery",
     "hold_statistics": "anatomy",
