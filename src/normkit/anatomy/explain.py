@@ -12,6 +12,7 @@ from ..errors import ArgumentError, NormkitError
 from ..kernels import dispatch
 from ..kernels.dispatch import BACKENDS, Explanation
 from ..layers.batch_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from ..printable import printable
 from .batches import Call, run
 from .frozen import Frozen
 from .layers import NormLayer, norm_layers
@@ -42,7 +43,7 @@ class ModelExplanation(Explanation):
         for path, found in self.layers.items():
             first, *others = str(found).split("\n")
             lines += [f"{path}: {first}", *(f"    {other}" for other in others)]
-        return "\n".join(lines)
+        return "\n".join(printable(line, keep="") for line in lines)
 
 
 def explain(layer: nn.Module, input: Any, *, call: Call | None = None) -> Explanation:
