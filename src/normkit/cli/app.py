@@ -15,6 +15,8 @@ from .terminal import echo
 
 __all__ = ["app", "call"]
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
+
 app = typer.Typer(
     name="normkit",
     help="Batch normalization and its family: a doctor and surgery for models, experiments with verdicts, benchmarks.",
@@ -51,6 +53,6 @@ def call() -> int:
         code = app(prog_name="normkit", standalone_mode=False)
     except TyperException as error:
         raise ArgumentError(f"{error.format_message()} Try `normkit --help`.") from error
-    except typer.Abort:  # what typer makes of Ctrl-C
-        raise KeyboardInterrupt from None
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
     return int(code or 0)
