@@ -1,6 +1,5 @@
 """State files: read without running anything that is in them, and written so that no half file is ever left."""
 
-import io
 import pickle
 import struct
 import warnings
@@ -101,16 +100,13 @@ def write_state(path: str | Path, state: Mapping[str, Tensor], *, force: bool = 
     if path.suffix not in SUFFIXES:
         raise ArgumentError(f"--out {path}: a state file ends in {', '.join(SUFFIXES)}")
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    # Whole in memory first: of a full disk, torch's and safetensors' own writers say something else.
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        content = save(plain)
+        content = save(plain)  # of a full disk its own writer says something else
+        write_atomically(path, lambda target: target.write_bytes(content), force=force)
     else:
-        stream = io.BytesIO()
-        torch.save(plain, stream)
-        content = stream.getvalue()
-    write_atomically(path, lambda target: target.write_bytes(content), force=force)
+        write_atomically(path, lambda target: torch.save(plain, target), force=force)
 
 
 def _read_safetensors(path: Path) -> Any:
