@@ -4,13 +4,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# constraints.txt, with the torch that was asked for in the place of the usual one.
+PINS := .venv/constraints.txt
 # A plain request for torch may fetch gigabytes of CUDA packages. Set TORCH to what your machine needs, for example
 # `make demo TORCH=torch` on a machine with a GPU.
 TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz check clean
+.PHONY: demo test fuzz check clean FORCE
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
@@ -31,24 +33,33 @@ check: .venv/check.done
 clean:
 	rm -rf .venv
 
-# torch first and alone: everything after it then finds its requirement met.
-.venv/torch.done: constraints.txt
+# Which torch was asked for: another one than last time is installed in its place.
+.venv/torch.asked: FORCE
+	@mkdir -p .venv
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
+# torch first and alone: everything after it then finds its requirement met. It brings the triton that fits it, where it
+# brings one, and both stay as they are.
+.venv/torch.done: constraints.txt .venv/torch.asked
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing torch and the rest into .venv; the first time this takes a few minutes."
-	$(PIP) --upgrade "pip>=25.1" -c constraints.txt
+	grep -vE "^(torch|triton)==" constraints.txt > $(PINS)
+	$(PIP) --upgrade "pip>=25.1" -c $(PINS)
 	$(PIP) "$(TORCH)"
+	$(BIN)/python -m pip freeze | grep -E "^(torch|triton)==" >> $(PINS)
+	grep -q "^triton==" $(PINS) || grep "^triton==" constraints.txt >> $(PINS)
 	touch $@
 
 .venv/lab.done: .venv/torch.done pyproject.toml
-	$(PIP) -c constraints.txt --editable ".[lab]"
+	$(PIP) -c $(PINS) --editable ".[lab]"
 	touch $@
 
 .venv/test.done: .venv/lab.done
-	$(PIP) -c constraints.txt --group test
+	$(PIP) -c $(PINS) --group test
 # Alone, for it asks for 100 MB more that store checkpoints, which no test does; what it imports is in the group.
-	$(PIP) -c constraints.txt --no-deps flax
+	$(PIP) -c $(PINS) --no-deps flax
 	touch $@
 
 .venv/check.done: .venv/lab.done
-	$(PIP) -c constraints.txt --group check
+	$(PIP) -c $(PINS) --group check
 	touch $@

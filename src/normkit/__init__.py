@@ -3,9 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import functional, layers
-from .kernels.dispatch import explain, use_backend
-from .layers import (
+from . import torch_versions
+
+torch_versions.check()
+
+from . import functional, layers  # noqa: E402  a torch that lacks a name is told before a module fails to find it
+from .kernels.dispatch import use_backend  # noqa: E402
+from .layers import (  # noqa: E402
     AdaptiveInstanceNorm,
     BatchNorm1d,
     BatchNorm2d,
@@ -39,6 +43,7 @@ from .layers import (
 )
 
 if TYPE_CHECKING:
+    from .anatomy.explain import explain
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
@@ -106,6 +111,7 @@ __all__ = [
 _ROOMS = {
     "convert": "surgery",
     "diagnose": "doctor",
+    "explain": "anatomy",
     "fold": "surgery",
     "freeze": "surgery",
     "hold_statistics": "anatomy",

@@ -14,6 +14,8 @@ NormkitError
 Each also is the built-in exception that torch raises in the same place, so that code written for torch.nn catches it.
 """
 
+from .printable import printable
+
 __all__ = [
     "ArgumentError",
     "BackendError",
@@ -30,6 +32,10 @@ __all__ = [
 
 class NormkitError(Exception):
     """The base of every exception that normkit raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message; names in it that come from files do not steer a terminal."""
+        return printable(super().__str__())
 
 
 class ArgumentError(NormkitError, ValueError):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normkit import reference
 from normkit.functional import batch_norm
 from tolerances import FORWARD_ULP, assert_close
+from torch_versions import uses_torchscript
 
 SHAPES = ((8, 5), (13, 1), (7, 3, 11), (4, 6, 5, 3), (3, 7, 1, 2), (2, 3, 4, 3, 5), (1, 3, 2, 1), (5, 1, 1, 7))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -208,7 +209,7 @@ def test_double_backward_matches_torch(shape, training):
 
 
 # torch compiles a decomposition the first time, with what it itself calls deprecated.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@uses_torchscript
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("moved", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
 def test_forward_derivative_matches_torch(moved, training):

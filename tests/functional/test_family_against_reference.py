@@ -13,9 +13,9 @@ from normkit import functional as F
 from normkit import reference as R
 from normkit.reference import Running
 from tolerances import RELATIVE, assert_close
+from torch_versions import uses_torchscript
 
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
-uses_torch_script = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def test_output_and_every_gradient_agree_with_the_reference(case, dtype):
         assert_close(gradient, torch.tensor(expected[name]), dtype=dtype, what=name)
 
 
-@uses_torch_script
+@uses_torchscript
 @every_case
 def test_gradients_agree_with_differences_to_second_order(case):
     given = case.tensors(torch.float64, requires_grad=True)

@@ -7,6 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from normkit.functional.matrix_root import matrix_root
 from tolerances import assert_close
+from torch_versions import uses_torchscript
 
 
 def covariance(seed: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def test_root_times_itself_is_the_matrix(kind):
     assert_close(root, root.mT, dtype=torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@uses_torchscript
 @every_kind
 def test_every_entry_of_both_derivatives_agrees_with_differences(kind):
     def call(seed: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ def assert_identical(found: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_results_are_the_same_in_every_bit_for_any_number_of_threads(way):
     x = tensor(way)
-    assert normkit.explain(normkit.BatchNorm2d(x.shape[1]), x).backend == "numba"
+    layer = normkit.BatchNorm2d if x.dim() == 4 else normkit.BatchNorm1d
+    assert normkit.explain(layer(x.shape[1]), x).backend == "numba"
     torch.set_num_threads(1)
     expected = step(x)
     for count in (2, 3, 8):

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from tolerances import assert_close
+from torch_versions import uses_torchscript
 
 # torch calls TorchScript deprecated; the table of promises still has it.
-torchscript = pytest.mark.filterwarnings("ignore:.torch.jit..* is deprecated:DeprecationWarning")
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 both_momenta = pytest.mark.parametrize("momentum", [0.1, None])
 
@@ -44,7 +44,7 @@ def assert_agree(ours, theirs, outputs=()):
         assert_close(found.detach(), expected.detach(), dtype=torch.float32)
 
 
-@torchscript
+@uses_torchscript
 @both_momenta
 @both_modes
 def test_script_matches_torch(x, training, momentum):
@@ -53,13 +53,13 @@ def test_script_matches_torch(x, training, momentum):
     assert_agree(ours, theirs, [(scripted(x), theirs(x))])
 
 
-@torchscript
+@uses_torchscript
 def test_script_refuses_what_torchscript_cannot_store():
     with pytest.raises(normkit.errors.ArgumentError, match=r"TorchScript.*biased variance"):
         torch.jit.script(normkit.BatchNorm2d(3, unbiased=False))
 
 
-@torchscript
+@uses_torchscript
 @pytest.mark.parametrize("layer", [normkit.BatchNorm2d(3), nn.Sequential(nn.Conv2d(3, 3, 1), normkit.BatchNorm2d(3))])
 @both_modes
 def test_trace_warns_of_nothing_and_can_be_saved(x, training, layer):
@@ -75,7 +75,7 @@ def test_trace_warns_of_nothing_and_can_be_saved(x, training, layer):
         assert_close(loaded.state_dict()[name], value, dtype=torch.float32, what=name)
 
 
-@torchscript
+@uses_torchscript
 @pytest.mark.parametrize("settings", [{"unbiased": False}, {"momentum": None}], ids=str)
 def test_trace_of_what_torch_has_no_operator_for_matches(x, settings):
     layer = normkit.BatchNorm2d(3, **settings)

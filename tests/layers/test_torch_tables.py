@@ -17,11 +17,11 @@ from torch.testing._internal.common_utils import gradcheck, gradgradcheck, nonco
 from normkit import functional
 from tolerances import assert_close
 from torch_tables import EAGER, LAYERS, LAZY, ROWS, Case, cases, error_rows, operator_samples
+from torch_versions import uses_torchscript
 
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 every_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 # gradcheck's forward mode compiles a decomposition of torch's own with what torch itself calls deprecated.
-uses_torch_script = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 WIDE, LOW = (torch.float32, torch.float64), (torch.bfloat16, torch.float16)
 
 
@@ -92,7 +92,7 @@ def test_error_rows_raise_torchs_error(layer):
     assert (at_construction, in_forward) == (1, 1)
 
 
-@uses_torch_script
+@uses_torchscript
 @every_mode
 @pytest.mark.parametrize("layer", EAGER, ids=lambda layer: layer.__name__)
 def test_gradients_agree_with_differences(layer, training):
@@ -299,7 +299,7 @@ def test_operator_samples_match_torch(kernels_ran):
     assert (ran, one_dimensional, negative_momentum) == (4 * 20, 4 * 4, 4 * 6)
 
 
-@uses_torch_script
+@uses_torchscript
 def test_operator_samples_pass_gradcheck():
     ran = 0
     for x, args, kwargs in operator_samples(torch.float64, requires_grad=True):

@@ -247,3 +247,43 @@ REFUSED = [
 def test_what_cannot_be_ported_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call(named("keras", arrays()))
+
+
+SWAPPED = {"mean": np.array([1.0, 2.0, 0.5]), "var": np.array([1.0, -0.7, 2.0])}
+
+
+@pytest.mark.parametrize("target", FRAMEWORKS)
+@pytest.mark.parametrize("source", FRAMEWORKS)
+def test_a_negative_variance_is_not_carried(source, target):
+    names = STATES[source]
+    with pytest.raises(ArgumentError, match=rf"{names['var']} is negative at index 1 of 3.*swapped"):
+        port_state(named(source, arrays() | SWAPPED), source=source, target=target)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("word", ["weight", "bias", "mean", "var"])
+def test_what_is_not_finite_is_not_carried(word, bad):
+    values = arrays()
+    values[word][2] = bad
+    with pytest.raises(ArgumentError, match=rf"{STATES['keras'][word]} holds NaN or infinity at index 2 of 3"):
+        port_state(named("keras", values), source="keras", target="torch")
+
+
+@pytest.mark.parametrize("source", FRAMEWORKS)
+@pytest.mark.parametrize("form", [list, tuple, lambda values: np.stack(list(values))])
+def test_arrays_without_names_are_refused_with_what_to_pass(source, form):
+    state = form(arrays().values())
+    with pytest.raises(ArgumentError, match=rf"a dict with the names {STATES[source]['weight']}, .*: "):
+        port_state(state, source=source, target="torch")
+
+
+def test_numbers_in_lists_and_in_bfloat16_are_taken_and_words_are_not():
+    listed = {name: value.tolist() for name, value in named("keras", arrays()).items()}
+    ported = port_state(listed, source="keras", target="torch")
+    np.testing.assert_allclose(ported.state["running_var"], arrays()["var"])
+    half = {name: torch.as_tensor(value).bfloat16() for name, value in named("torch", arrays()).items()}
+    ported = port_state(half, source="torch", target="keras")
+    np.testing.assert_array_equal(ported.state["gamma"], half["weight"].float().numpy())
+    for wrong in (["a", "b", "c"], [[1.0], [1.0, 2.0]], [1j, 1j, 1j], [True, True, True]):
+        with pytest.raises(ArgumentError, match="gamma"):
+            port_state(listed | {"gamma": wrong}, source="keras", target="torch")

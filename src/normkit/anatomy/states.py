@@ -1,9 +1,7 @@
 """State files: read without running anything that is in them, and written so that no half file is ever left."""
 
-import os
 import pickle
 import struct
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError
+from ..files import write_atomically
 
-__all__ = ["SUFFIXES", "load_weights", "read_state", "unwrapped", "write_atomically", "write_state"]
+__all__ = ["SUFFIXES", "load_weights", "read_state", "unwrapped", "write_state"]
 
 State = dict[str, Tensor]
 
@@ -94,48 +93,20 @@ def write_state(path: str | Path, state: Mapping[str, Tensor], *, force: bool = 
         force: replace a file that is there.
 
     Raises:
-        ArgumentError: the ending is none of these, or the file is there and ``force`` is not set.
+        ArgumentError: the ending is none of these, the file is there and ``force`` is not set, or it is no file.
+        OSError: the disk is full or may not be written; what was there stands.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ArgumentError(f"--out {path}: a state file ends in {', '.join(SUFFIXES)}")
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        write_atomically(path, lambda target: save_file(plain, target), force=force)
+        content = save(plain)  # of a full disk its own writer says something else
+        write_atomically(path, lambda target: target.write_bytes(content), force=force)
     else:
         write_atomically(path, lambda target: torch.save(plain, target), force=force)
-
-
-def write_atomically(path: Path, write: Any, *, force: bool = False) -> None:
-    """Let ``write(path)`` fill a file beside the wanted one, then rename it into place.
-
-    Raises:
-        ArgumentError: the file is there and ``force`` is not set, or its folder is not.
-    """
-    if path.exists() and not force:
-        raise ArgumentError(f"{path} is there already; give another name, or --force to replace it")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"{path}: the folder {path.parent} does not exist")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    beside = Path(name)
-    try:
-        write(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(0o666 & ~_umask())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Read the process's file mask; the system offers no way but to set it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from ..anatomy.states import write_atomically
 from ..errors import ResultsError
+from ..files import write_atomically
 from ..lab.record import commit, versions
 
 __all__ = ["SCHEMA", "new_document", "read_document", "reuse_memory", "write_document"]

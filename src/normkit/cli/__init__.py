@@ -1,14 +1,22 @@
 """The command line: parse, call, print.
 
-Exit codes: 0 done; 2 misuse, with one line that says what is allowed; 1 anything else. A user's mistake, a full disk
-or a damaged file never ends in a traceback.
+Exit codes: 0 done; 2 misuse, with one line that says what is allowed; 1 anything else. A user's mistake, code of the
+user's that fails, a full disk or a damaged file never ends in a traceback; NORMKIT_TRACEBACK=1 shows it.
 """
 
+import contextlib
+import io
+import os
 import sys
+import traceback
+from pathlib import Path
 
 from ..errors import ArgumentError, NormkitError
+from ..printable import printable
 
 __all__ = ["main"]
+
+VARIABLE = "NORMKIT_TRACEBACK"
 
 # What the command line and the laboratory need beyond the library itself.
 EXTRA_MODULES = frozenset(
@@ -19,7 +27,18 @@ EXTRA_MODULES = frozenset(
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(_run())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no Chinese shows numbers
+            stream.reconfigure(errors="backslashreplace")
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would flush again while it ends, and say so at length.
+        with contextlib.suppress(OSError, io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1 if isinstance(error, BrokenPipeError) else _complain(f"standard output: {error.strerror}", 1)
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -30,7 +49,7 @@ def _run() -> int:
         return call()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA_MODULES:
-            raise
+            return _tell(error)
         return _complain(f'this command needs {error.name}: pip install "normkit[lab]"', 1)
     except ArgumentError as error:
         return _complain(str(error), 2)
@@ -42,9 +61,28 @@ def _run() -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted; no file was left half written", 1)
+    except (Exception, SystemExit) as error:
+        return _tell(error)
+
+
+def _tell(error: BaseException) -> int:
+    """Say in one line what failed that was not foreseen, most often a function of the user's, and where."""
+    if os.environ.get(VARIABLE):
+        traceback.print_exception(error)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_the_users(frame.filename)]
+    place = f", in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return _complain(f"{type(error).__name__}: {error}{place} ({VARIABLE}=1 shows more)", 2 if frames else 1)
+
+
+def _is_the_users(file: str) -> bool:
+    """Say whether a file is neither of this package nor of an installed one, nor of Python itself."""
+    ours = Path(__file__).parents[1]
+    return not (Path(file).is_relative_to(ours) or "site-packages" in file or file.startswith((sys.base_prefix, "<")))
 
 
 def _complain(message: str, code: int) -> int:
     """Print one line to standard error and return the exit code."""
-    sys.stderr.write(f"normkit: {' '.join(message.split())}\n")
+    sys.stderr.write(f"normkit: {printable(' '.join(message.split()), keep='')}\n")
     return code

@@ -11,8 +11,11 @@ from .bench import bench
 from .doctor import doctor
 from .lab import lab
 from .surgery import add_commands
+from .terminal import echo
 
 __all__ = ["app", "call"]
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
 
 app = typer.Typer(
     name="normkit",
@@ -35,9 +38,9 @@ def root(
 ) -> None:
     """Batch normalization and its family: a doctor and surgery for models, experiments with verdicts, benchmarks."""
     if version:
-        typer.echo(f"normkit {__version__}")
+        echo(f"normkit {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
 
 
 def call() -> int:
@@ -50,4 +53,6 @@ def call() -> int:
         code = app(prog_name="normkit", standalone_mode=False)
     except TyperException as error:
         raise ArgumentError(f"{error.format_message()} Try `normkit --help`.") from error
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
     return int(code or 0)

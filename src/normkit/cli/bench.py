@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
+from ..files import check_place
+from .terminal import echo
 
 if TYPE_CHECKING:
     from ..bench.shapes import Row
@@ -101,8 +103,8 @@ def _check(threads: int | None, seconds: float | None, json_file: Path | None) -
         raise ArgumentError(f"--threads {threads}: expected 1 or more")
     if seconds is not None and not 0 < seconds < 3600:
         raise ArgumentError(f"--seconds {seconds}: expected more than 0 and less than 3600")
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise ArgumentError(f"--json {json_file}: expected a file in a folder that exists")
+    if json_file is not None:
+        check_place(json_file, force=True, said="--json")
 
 
 def _sections(only: str | None, quick: bool, rows_chosen: bool) -> list[str]:
@@ -155,7 +157,7 @@ def _run(rows: "list[Row]", settings: dict[str, Any], threads: int | None, json_
         try:
             _fill(document, rows, keep)
         except KeyboardInterrupt:
-            typer.echo("Interrupted; what was measured is kept.", err=True)
+            echo("Interrupted; what was measured is kept.", err=True)
         finally:
             keep()
             print_document(document)
@@ -226,4 +228,4 @@ def _summarize(files: list[Path]) -> None:
 
     if not files:
         raise ArgumentError("--summary needs files: normkit bench --summary FILE...")
-    typer.echo(markdown([read_document(path) for path in files]))
+    echo(markdown([read_document(path) for path in files]))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
@@ -20,6 +19,7 @@ from rich.table import Table
 from ..bench.goals import Verdict, verdicts
 from ..bench.markdown import yes_or_no
 from ..bench.summary import Group, groups, of_copy, ratio
+from .terminal import Terminal
 
 __all__ = ["BenchProgress", "print_document"]
 
@@ -31,7 +31,7 @@ class BenchProgress:
     """A bar with the time left; nothing where there is no terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("measured,"),
             TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(elapsed_when_finished=False),
@@ -62,7 +62,7 @@ class BenchProgress:
 
 def print_document(document: dict[str, Any]) -> None:
     """Print the tables of what was measured."""
-    console = Console()
+    console = Terminal()
     if document["rows"]:
         _print(console, _rows_table(document["rows"]))
         found = groups(document["rows"])
@@ -86,10 +86,10 @@ def print_document(document: dict[str, Any]) -> None:
         console.print(f"WRONG, not timed: {row['row']}: {row['reason']}", soft_wrap=True, highlight=False)
 
 
-def _print(console: Console, table: Table) -> None:
+def _print(console: Terminal, table: Table) -> None:
     """Print a table as wide as it is: a narrow terminal breaks its lines, and no number is cut off."""
     width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    Console(width=max(console.width, width)).print(table, crop=False)
+    Terminal(width=max(console.width, width)).print(table, crop=False)
 
 
 def _range(timing: dict[str, Any]) -> str:

@@ -10,7 +10,10 @@ from torch import nn
 
 from ..anatomy.states import SUFFIXES
 from ..errors import ArgumentError, DataError
+from ..files import check_place, write_atomically
+from ..printable import printable
 from .inputs import named_batches, patient
+from .terminal import echo
 
 if TYPE_CHECKING:
     from ..doctor import Diagnosis
@@ -38,6 +41,8 @@ def doctor(
     html: Annotated[Path | None, typer.Option(help="Also write a page with pictures.")] = None,
 ) -> None:
     """Examine a model's normalization layers. Exit code 0: healthy; 1: an error was found; 2: misuse."""
+    if html is not None:
+        check_place(html, force=True, said="--html")
     if batches is not None and batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
     try:
@@ -45,16 +50,14 @@ def doctor(
     except DataError as error:  # exit code 1 says that the model is sick, not that a file is
         raise ArgumentError(str(error)) from error
     if html is not None:
-        from ..anatomy.states import write_atomically
-
-        page = diagnosis.to_html(f"Diagnosis of {target}").encode()
+        page = printable(diagnosis.to_html(f"Diagnosis of {target}")).encode()
         write_atomically(html, lambda path: path.write_bytes(page), force=True)
     if as_json:
-        typer.echo(json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False))
+        echo(json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False))
     else:
         _print(diagnosis)
         for line in [*_cures(diagnosis, target, weights, data), *(["", f"page: {html}"] if html is not None else [])]:
-            typer.echo(line)
+            echo(line)
     raise typer.Exit(1 if diagnosis.count("error") else 0)
 
 
@@ -86,8 +89,8 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
 
 
 def _print(diagnosis: "Diagnosis") -> None:
-    for line in str(diagnosis).splitlines():
-        typer.secho(line, fg=_COLOURS.get(line.partition(" ")[0]))
+    for line in str(diagnosis).split("\n"):
+        echo(line, colour=_COLOURS.get(line.partition(" ")[0]))
 
 
 def _cures(diagnosis: "Diagnosis", target: str, weights: Path | None, data: str | None) -> list[str]:

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import ArgumentError
 from .lab_run import Run, run_and_report
+from .terminal import echo
 
 if TYPE_CHECKING:
     from ..lab.claim import Claim
@@ -22,7 +23,7 @@ lab = typer.Typer(help="Put the claims made for batch normalization to the test.
 def root(context: typer.Context) -> None:
     """Put the claims made for batch normalization to the test."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
 
 
 @lab.command("list")
@@ -32,7 +33,7 @@ def list_claims(as_json: Annotated[bool, typer.Option("--json", help="One JSON a
     from .lab_display import print_claims
 
     if as_json:
-        typer.echo(json.dumps([_described(claim) for claim in all_claims()], indent=2, ensure_ascii=False))
+        echo(json.dumps([_described(claim) for claim in all_claims()], indent=2, ensure_ascii=False))
     else:
         print_claims(all_claims())
 
@@ -123,7 +124,7 @@ def compare_runs(
 
     comparisons = compare(first, second)
     if as_json:
-        typer.echo(json.dumps([comparison.record() for comparison in comparisons], indent=2, ensure_ascii=False))
+        echo(json.dumps([comparison.record() for comparison in comparisons], indent=2, ensure_ascii=False))
     else:
         print_comparisons(comparisons)
 

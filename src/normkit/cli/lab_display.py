@@ -6,7 +6,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,6 +18,7 @@ from ..lab.ledger import Entry
 from ..lab.results import read_cells
 from ..lab.verdicts import Outcome
 from ..report.language import ENGLISH, Language, effect_in_words, signed
+from .terminal import Terminal
 
 __all__ = ["RunProgress", "print_claims", "print_comparisons", "print_entries", "print_interrupted"]
 
@@ -29,7 +29,7 @@ class RunProgress:
     """A bar over all epochs with the time left and counts of claims and cells; lines where there is no terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"),
             TextColumn("{task.fields[cells]},"), TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(),
@@ -80,12 +80,12 @@ def print_claims(claims: Sequence[Claim]) -> None:
     for claim in claims:
         data = [*claim.data, *(["your own (--settings)"] if claim.own_network else [])]
         table.add_row(claim.id, claim.number, escape(claim.title), ", ".join(data))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def print_entries(entries: Sequence[Entry], folder: Path, lang: Language = ENGLISH) -> None:
     """Print each claim's tables and verdict, then where the report is."""
-    console = Console()
+    console = Terminal()
     for entry in entries:
         for table in entry.shown:
             if isinstance(table, charts.Table):
@@ -96,7 +96,7 @@ def print_entries(entries: Sequence[Entry], folder: Path, lang: Language = ENGLI
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Print a table of every claim's effects and verdicts in two folders, and what the runs differ in."""
-    console = Console()
+    console = Terminal()
     table = Table(box=None, pad_edge=False)
     for name in ("claim", "effect", "A", "B", "B minus A"):
         table.add_column(name)
@@ -116,7 +116,7 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
 def print_interrupted(folder: Path, total: int) -> None:
     """Say what is kept and how to go on."""
     kept = len(read_cells(folder / "results.jsonl").cells)
-    Console(stderr=True).print(
+    Terminal(stderr=True).print(
         f"Interrupted. {kept} of {total} cells are done and kept in {escape(str(folder))}; the same command goes on "
         "from there.",
         soft_wrap=True,

@@ -7,6 +7,7 @@ import typer
 
 from ..errors import ArgumentError
 from .inputs import named_batches, patient
+from .terminal import echo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -159,28 +160,26 @@ def _example(sick: "Patient", shape: str | None, data: str | None) -> Any:
 def _check_out(out: Path, force: bool, *, programs: bool = False) -> None:
     """Refuse before the work what would be refused after it."""
     from ..anatomy.states import SUFFIXES
+    from ..files import check_place
 
     allowed = (*SUFFIXES, ".pt2", ".onnx") if programs else SUFFIXES
     if out.suffix not in allowed:
         raise ArgumentError(f"--out {out}: the file's ending is one of {', '.join(allowed)}")
-    if out.exists() and not force:
-        raise ArgumentError(f"--out {out} is there already; give another name, or --force to replace it")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"--out {out}: the folder {out.parent} does not exist")
+    check_place(out, force=force, said="--out")
 
 
 def _write_state(record: "Record", state: Any, out: Path, force: bool) -> None:
     from ..anatomy.states import write_state
 
     write_state(out, state, force=force)
-    typer.echo(f"{record}\nwrote {out}")
+    echo(f"{record}\nwrote {out}")
 
 
 def _write_program(record: "Record", example: Any, out: Path, force: bool) -> None:
     """Write what runs without the model's code: torch.export's form, or ONNX."""
-    from ..anatomy.states import write_atomically
+    from ..files import write_atomically
     from ..surgery.program import write_onnx, write_pt2
 
     write = write_onnx if out.suffix == ".onnx" else write_pt2
     write_atomically(out, lambda path: write(record.model, example, path), force=force)
-    typer.echo(f"{record}\nwrote {out}")
+    echo(f"{record}\nwrote {out}")

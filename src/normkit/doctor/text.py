@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from ..printable import printable
 from .findings import SEVERITIES, Diagnosis, Finding
 
 __all__ = ["as_table", "as_text", "format_evidence", "headline", "layer_label"]
@@ -13,7 +14,7 @@ _LISTED = 8  # entries of a list that are written out
 
 def as_text(diagnosis: Diagnosis) -> str:
     """Write the headline, every error and warning in full, and a line for each of the rest."""
-    return "\n".join(_lines(diagnosis))
+    return "\n".join(printable(line, keep="") for line in _lines(diagnosis))
 
 
 def as_table(diagnosis: Diagnosis) -> str:

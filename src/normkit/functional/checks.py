@@ -179,7 +179,10 @@ def check_channels(x: Tensor, channels: int, caller: nn.Module | None = None) ->
         return
     shape = tuple(x.shape)
     if x.shape[1] == 0:
-        refuse(ShapeError, f"the input has no channels: dimension 1 of shape {shape} is 0; pass at least one", caller)
+        said = "Expected number of channels to be greater than 0, got 0"
+        refuse(
+            ShapeError, f"{said}: the input has no channels in dimension 1 of shape {shape}; pass at least one", caller
+        )
     fitting = [axis for axis in range(2, x.dim()) if shape[axis] == channels]
     if fitting:
         advice = f"dimension {fitting[-1]} has {channels}: pass input.movedim({fitting[-1]}, 1)"

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from ..lab.charts import Bars, Chart, Line, Panel, Points
+from ..lab.files import atomic_write
 from .readout import targets
 
 __all__ = ["draw", "draw_miniature", "inline_miniature", "inline_panels"]
@@ -72,8 +73,10 @@ def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
     with _figure(chart.panels) as figure:
         figure.patch.set_facecolor("white")
         about = {"Title": chart.title, "Description": chart.text}
-        svg.write_text(_svg(figure, about), encoding="utf-8")
-        figure.savefig(png, format="png", dpi=160, metadata=about)
+        atomic_write(svg, _svg(figure, about).encode())
+        pixels = io.BytesIO()
+        figure.savefig(pixels, format="png", dpi=160, metadata=about)
+        atomic_write(png, pixels.getvalue())
     return svg, png
 
 
@@ -93,7 +96,7 @@ def draw_miniature(chart: Chart, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _miniature(chart) as figure:
         figure.patch.set_facecolor("white")
-        path.write_text(_svg(figure, {"Title": chart.title}), encoding="utf-8")
+        atomic_write(path, _svg(figure, {"Title": chart.title}).encode())
 
 
 def _inline_panel(panel: Panel) -> str:

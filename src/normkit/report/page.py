@@ -14,6 +14,7 @@ from markupsafe import Markup
 from ..lab.charts import Chart, Line, Table
 from ..lab.ledger import Entry, read_ledger, write_verdicts
 from ..lab.results import atomic_write
+from ..printable import printable
 from .figures import draw, draw_miniature, inline_miniature, inline_panels
 from .language import ENGLISH, Language, effect_in_words, rule_in_words
 from .markdown import render_markdown
@@ -51,8 +52,8 @@ def write_report(folder: Path, lang: Language = ENGLISH) -> tuple[Entry, ...]:
             draw(chart, folder / "figures")
         if charts:
             draw_miniature(charts[0], folder / "figures" / f"small-{entry.claim.id}.svg")
-    atomic_write(folder / "report.html", render(entries, lang).encode())
-    atomic_write(folder / "report.md", render_markdown(entries, lang).encode())
+    atomic_write(folder / "report.html", printable(render(entries, lang)).encode())
+    atomic_write(folder / "report.md", printable(render_markdown(entries, lang)).encode())
     return entries
 
 

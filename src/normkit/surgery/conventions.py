@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import ArgumentError
 
@@ -28,6 +30,8 @@ class Convention:
         channels_last: inputs are ``(N, *, C)`` by default.
         needs_affine: weight and bias must both be there.
         takes_one: one of weight and bias may be there alone.
+        whole_state: Python that gives a layer's arrays with their names.
+        ignored: settings that say nothing a target needs.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Convention:
     channels_last: bool = False
     needs_affine: bool = False
     takes_one: bool = False
+    whole_state: str
     ignored: frozenset[str] = field(default_factory=frozenset)
 
     def read_settings(self, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +67,14 @@ class Convention:
         """Return the arrays in our words.
 
         Raises:
-            ArgumentError: an array the framework does not have, or one of mean and variance alone.
+            ArgumentError: arrays without names, an array the framework does not have, or one of mean and variance
+                alone.
         """
+        if not isinstance(state, Mapping):
+            raise ArgumentError(
+                f"the state is a {type(state).__name__}, and arrays alone do not say which is which; pass a dict with "
+                f"the names {', '.join(self.names[method].values())}: {self.whole_state}"
+            )
         flat: dict[str, Any] = {}
         for name, value in state.items():
             flat |= value if isinstance(value, Mapping) else {name: value}
@@ -73,7 +84,7 @@ class Convention:
             raise ArgumentError(
                 f"{', '.join(unknown)} is no array of {self.name}'s {method} layer; known are {', '.join(ours)}"
             )
-        arrays = {ours[name]: _as_array(value) for name, value in flat.items() if value is not None}
+        arrays = {ours[name]: _as_array(name, value) for name, value in flat.items() if value is not None}
         if ("mean" in arrays) != ("var" in arrays):
             missing = "var" if "mean" in arrays else "mean"
             raise ArgumentError(f"{self.names[method][missing]} is missing; pass both stored statistics or neither")
@@ -113,9 +124,15 @@ class Convention:
         return said
 
 
-def _as_array(value: Any) -> Array:
-    detach = getattr(value, "detach", None)
-    return np.asarray(detach().cpu().numpy() if detach is not None else value)
+def _as_array(name: str, value: Any) -> Array:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16, and float32 holds all of its numbers.
+        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(f"{name} is no array ({error}); pass one number per channel") from None
 
 
 def _methods(batch: Mapping[str, str], other: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
@@ -135,6 +152,7 @@ def _defaults(batch: float, momentum: float, sample: float, groups: int | None) 
 CONVENTIONS: Mapping[str, Convention] = {
     "torch": Convention(
         name="torch",
+        whole_state="layer.state_dict()",
         names=_methods(
             {
                 "weight": "weight",
@@ -153,6 +171,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     ),
     "keras": Convention(
         name="keras",
+        whole_state="{v.name: v.numpy() for v in layer.variables}",
         names=_methods(
             {"weight": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"},
             {"weight": "gamma", "bias": "beta"},
@@ -165,6 +184,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     ),
     "flax": Convention(
         name="flax",
+        whole_state='variables["params"][layer] | variables["batch_stats"][layer]',
         names=_methods(
             {"weight": "scale", "bias": "bias", "mean": "mean", "var": "var"}, {"weight": "scale", "bias": "bias"}
         ),
@@ -176,6 +196,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     ),
     "onnx": Convention(
         name="onnx",
+        whole_state="{name: numpy_helper.to_array(tensor), ...}",
         names={
             "batch": {"weight": "scale", "bias": "B", "mean": "input_mean", "var": "input_var"},
             "layer": {"weight": "Scale", "bias": "B"},

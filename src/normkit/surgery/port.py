@@ -63,8 +63,8 @@ def port_state(
         count: values per channel in a training batch: samples times positions.
 
     Raises:
-        ArgumentError: an unknown framework, method, name or setting; several axes; or a variance to convert without
-            the count.
+        ArgumentError: an unknown framework, method, name or setting; several axes; a variance to convert without the
+            count; a negative variance, NaN or infinity; or arrays without names.
         ShapeError: arrays that do not fit each other.
 
     Example:
@@ -81,6 +81,7 @@ def port_state(
     given = giving.read_settings(method, settings or {})
     arrays = giving.read_state(method, state)
     _check_shapes(arrays)
+    _check_values(arrays, giving.names[method])
     changes: list[str] = []
     if "var" in arrays:
         arrays["var"] = _variance(arrays["var"], giving, taking, convert_variance, count, changes)
@@ -113,6 +114,32 @@ def _check_shapes(arrays: Mapping[str, ArrayLike]) -> None:
     if len(set(shapes.values())) > 1:
         said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ShapeError(f"the arrays have different shapes: {said}; pass the state of one layer")
+
+
+def _check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
+    """Refuse numbers that no layer can have: they would be carried without a word, and predictions be nonsense."""
+    for word, value in arrays.items():
+        name = names[word]
+        if value.dtype.kind not in "fiuV":  # V: what NumPy knows from others, such as JAX's bfloat16
+            raise ArgumentError(f"{name} holds {value.dtype}; pass an array of real numbers")
+        numbers = value.astype(np.float64)
+        if not np.isfinite(numbers).all():
+            raise ArgumentError(
+                f"{name} holds NaN or infinity at {_places(~np.isfinite(numbers))}; pass a sound state, or mend the "
+                "layer where it comes from, in torch by normkit.repair"
+            )
+        if word == "var" and (numbers < 0).any():
+            raise ArgumentError(
+                f"{name} is negative at {_places(numbers < 0)}, which no variance is: are {names['mean']} and {name} "
+                f"swapped? Pass the variance as {name}"
+            )
+
+
+def _places(wrong: Array) -> str:
+    """Name the first places of a mask."""
+    found = np.flatnonzero(wrong)
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"index {', '.join(map(str, found[:5]))}{more} of {wrong.size}"
 
 
 def _variance(

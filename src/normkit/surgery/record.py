@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import SurgeryError
+from ..printable import printable
 
 __all__ = ["Exactness", "Record", "refuse_if_nothing_is_left"]
 
@@ -47,7 +48,7 @@ class Record:
             lines.append(f"  and {len(self.touched) - 10} more")
         lines += [f"  left {path or '(the model itself)'}: {reason}" for path, reason in self.refused.items()]
         lines += [f"  {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(printable(line, keep="") for line in lines)
 
 
 def refuse_if_nothing_is_left(operation: str, chosen: int, refused: Mapping[str, str]) -> None:

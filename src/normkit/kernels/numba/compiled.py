@@ -1,16 +1,21 @@
-"""Kernels compiled at first use, for one element type, activation and residual, and cached on disk by Numba."""
+"""Kernels compiled at first use, for one element type, activation and residual, and kept on disk."""
 
+import contextlib
 import functools
 import hashlib
+import marshal
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from numba import cfunc, types
+from numba import types
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 from .channels import channels_last as channels_last_channels
 from .channels import contiguous as contiguous_channels
 from .channels import steps
+from .kernel_cache import KernelCache
 from .samples import channels_last as channels_last_samples
 from .samples import contiguous as contiguous_samples
 from .samples import elementwise
@@ -55,17 +60,37 @@ _SOURCES = (
 
 @functools.cache
 def _revision() -> str:
-    """A word for the source of every kernel: the disk cache looks only at the file a kernel stands in."""
+    """A word for the source of every kernel: Numba would look only at the file a kernel stands in."""
     digest = hashlib.sha256()
     for name in _SOURCES:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+        digest.update(_source(f"{__package__}.{name.replace('/', '.')}"))
     return digest.hexdigest()[:16]
+
+
+def _source(name: str) -> bytes:
+    """Return what a module was loaded from: its source, or its code where that was left out or is packed away."""
+    spec = sys.modules[name].__spec__
+    assert spec is not None
+    loader: Any = spec.loader
+    with contextlib.suppress(OSError, AttributeError):
+        return bytes(loader.get_data(spec.origin))
+    return marshal.dumps(loader.get_code(name))
+
+
+class _Kernel(CFunc):
+    """A Numba ``cfunc`` with a cache of ours."""
+
+    def __init__(self, name: str, signature: Any, cache: KernelCache) -> None:
+        super().__init__(_KERNELS[name], normalize_signature(signature), {}, {"error_model": "numpy"})
+        self._cache = cache
+        self.compile()
 
 
 @functools.cache
 def _kernel(name: str, element: str, activation: str | None, residual: bool) -> Any:
     signature = types.void(types.int64, types.int64, Arguments(element, activation, residual, _revision()))
-    return cfunc(signature, cache=True, error_model="numpy")(_KERNELS[name])
+    parts = [name, element, *([activation] if activation else []), *(["residual"] if residual else [])]
+    return _Kernel(name, signature, KernelCache("-".join(parts), _revision()))
 
 
 def address(name: str, element: str, activation: str | None, residual: bool) -> int:
