@@ -38,7 +38,7 @@ class GroupNorm(TracedAsTorch, nn.GroupNorm):
         Wu and He, Group Normalization, 2018, arXiv:1803.08494, equations (1), (2) and (7).
     """
 
-    _torch_forward = torch_forward(nn.GroupNorm)
+    _torch_layer, _torch_forward = nn.GroupNorm, torch_forward(nn.GroupNorm)
 
     def __init__(
         self,

@@ -102,7 +102,7 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
 
-    _rank, _layout = 3, "(N, C, L) or (C, L)"
+    _rank, _layout, _torch_layer = 3, "(N, C, L) or (C, L)", nn.InstanceNorm1d
 
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
@@ -111,7 +111,7 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     Arguments, conventions and errors are those of :class:`InstanceNorm1d`.
     """
 
-    _rank, _layout = 4, "(N, C, H, W) or (C, H, W)"
+    _rank, _layout, _torch_layer = 4, "(N, C, H, W) or (C, H, W)", nn.InstanceNorm2d
 
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
@@ -120,4 +120,4 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     Arguments, conventions and errors are those of :class:`InstanceNorm1d`.
     """
 
-    _rank, _layout = 5, "(N, C, D, H, W) or (C, D, H, W)"
+    _rank, _layout, _torch_layer = 5, "(N, C, D, H, W) or (C, D, H, W)", nn.InstanceNorm3d

@@ -41,7 +41,7 @@ class LayerNorm(TracedAsTorch, nn.LayerNorm):
         Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450, equation (3).
     """
 
-    _torch_forward = torch_forward(nn.LayerNorm)
+    _torch_layer, _torch_forward = nn.LayerNorm, torch_forward(nn.LayerNorm)
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class LocalResponseNorm(TracedAsTorch, nn.LocalResponseNorm):
         Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural Networks, 2012, 3.3.
     """
 
-    _torch_forward = torch_forward(nn.LocalResponseNorm)
+    _torch_layer, _torch_forward = nn.LocalResponseNorm, torch_forward(nn.LocalResponseNorm)
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         check_response(size, alpha, beta, k)

@@ -38,7 +38,7 @@ class RMSNorm(TracedAsTorch, nn.RMSNorm):
         Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, equation (4).
     """
 
-    _torch_forward = torch_forward(nn.RMSNorm)
+    _torch_layer, _torch_forward = nn.RMSNorm, torch_forward(nn.RMSNorm)
 
     def __init__(
         self,
