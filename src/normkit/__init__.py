@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import functional, layers
+from . import functional, layers, renderers
 from .kernels.dispatch import explain, use_backend
 from .layers import (
     AdaptiveInstanceNorm,
@@ -129,3 +129,12 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names, those not yet imported among them."""
     return __all__
+
+
+def _page(*shown: object) -> str:
+    """Draw a diagnosis as a page: the room that does it needs the extra ``lab`` and is imported when it is asked."""
+    page: str = import_module(".report.diagnosis", __name__).render_diagnosis(*shown)
+    return page
+
+
+renderers.register("diagnosis as a page", _page)

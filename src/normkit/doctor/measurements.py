@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["BatchPlan", "Company", "Measured", "Padding", "PooledMoments"]
+__all__ = ["BatchPlan", "Company", "Lengthened", "Measured", "Padding", "PooledMoments"]
 
 
 class PooledMoments:
@@ -97,6 +97,15 @@ class PooledMoments:
         spread = (aa - a**2) + 4 * d**2 * (dd - d**2) - 4 * d * (ad - a * d)
         return (spread.clamp_min(0.0) * self._inverse_samples()).sqrt()
 
+    def batch_spread(self, samples: int) -> Tensor:
+        """The standard deviation of the variance of a batch of so many samples, over that variance, ``(C,)``.
+
+        It comes from how far the samples differ, so that values that go together count as what they are.
+        """
+        _, sums = self._state()
+        effective = sums[0] ** 2 / sums[1] - 1.0
+        return self.var_error * (effective / samples).sqrt() / self.var.clamp_min(torch.finfo(torch.float64).tiny)
+
     def _inverse_samples(self) -> Tensor:
         """One over the effective number of samples, less one for the mean that was taken from them (Kish)."""
         _, sums = self._state()
@@ -152,6 +161,19 @@ class Measured:
     def values_per_sample(self) -> int:
         """How many values of a channel one sample brings, in the largest call seen."""
         return max((values // max(samples, 1) for samples, values in self.sizes), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengthened:
+    """What more padding does to one layer.
+
+    Attributes:
+        moved: the largest change of its output at positions that hold data, in standard deviations of the output.
+        share: the share of padded positions in the batch that was tried.
+    """
+
+    moved: float
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)

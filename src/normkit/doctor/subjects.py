@@ -9,9 +9,21 @@ from torch import Tensor, nn
 from ..anatomy import NormLayer, norm_layers
 from ..anatomy.frozen import is_frozen
 from ..errors import ArgumentError
+from ..layers import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 
 __all__ = ["Subject", "subjects_of_model", "subjects_of_state"]
 
+@dataclass(frozen=True)
+class Names:
+    """Under which names a layer keeps its state."""
+
+    weight: str = "weight"
+    bias: str = "bias"
+    mean: str = "running_mean"
+    var: str = "running_var"
+
+
+_RENORMS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
 _FIELDS = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
 
 
@@ -28,6 +40,7 @@ class Subject:
         eps, momentum: the settings; momentum None is the cumulative average.
         training: what the layer's forward is told; None for a file.
         tracks: it has running statistics and uses them.
+        eps_assumed: nobody said eps: a file of weights does not hold it.
     """
 
     name: str
@@ -42,6 +55,7 @@ class Subject:
     momentum: Any
     training: bool | None
     tracks: bool
+    eps_assumed: bool = False
 
     @property
     def is_batch(self) -> bool:
@@ -68,9 +82,27 @@ class Subject:
         return bool(self.affine) and not any(parameter.requires_grad for parameter in self.affine)
 
     @property
+    def names(self) -> Names:
+        """The names of weight, bias and statistics."""
+        return Names()
+
+    @property
     def accessor(self) -> str:
-        """Python that reaches the layer from ``model``."""
-        return f"model.get_submodule({self.name!r})"
+        """Python that reaches the layer from ``model``; the name is written in where findings are joined."""
+        return "model.get_submodule({layer})"
+
+    @property
+    def recalibration(self) -> str:
+        """Python that gives the layer the statistics of the data, with what this kind of layer needs beside them."""
+        if self.layer is not None and not self.is_batch:
+            # Averages in a way of its own: only forwards in training move it.
+            return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
+        needs = ""
+        if self.layer is not None and isinstance(self.layer.module, _RENORMS):
+            needs += ", layerwise=True"
+        if self.layer is not None and is_frozen(self.layer.module):
+            needs += ", include_frozen=True"
+        return f"normkit.recalibrate(model, batches{needs})"
 
 
 def subjects_of_model(model: nn.Module) -> tuple[Subject, ...]:
@@ -126,6 +158,7 @@ def _from_state(prefix: str, state: Mapping[str, Any]) -> Subject:
         bias=held["bias"],
         updates=_count(held["num_batches_tracked"]),
         eps=1e-5,  # torch's default: a file does not say it
+        eps_assumed=True,
         momentum=None,
         training=None,
         tracks=True,

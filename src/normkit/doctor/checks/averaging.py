@@ -46,8 +46,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _impossible_momentum(subject: Subject, momentum: Any) -> Iterator[Finding]:
-    # Momentum 0 is a way to hold statistics still; it is a fault only where there is nothing worth holding.
+    # Momentum 0 is a way to hold statistics still; it is a fault where there is nothing worth holding, and where
+    # training normalizes by other numbers than the ones that are held.
     if _is_number(momentum) and momentum == 0 and not is_never_updated(subject):
+        if subject.moves:
+            yield _held_by_momentum(subject)
         return
     yield _window_finding(
         subject,
@@ -56,6 +59,21 @@ def _impossible_momentum(subject: Subject, momentum: Any) -> Iterator[Finding]:
         {"momentum": momentum if _is_number(momentum) else repr(momentum)},
         ("a typing error in the settings", "a string from a settings file that nobody converted"),
         f"{subject.accessor}.momentum = 0.1; normkit.recalibrate(model, batches)",
+    )
+
+
+def _held_by_momentum(subject: Subject) -> Finding:
+    return _window_finding(
+        subject,
+        "warning",
+        "momentum 0 holds the statistics still, and training normalizes with those of each batch all the same: what is "
+        "trained is not what evaluation computes",
+        {"momentum": 0, "training": subject.training, "updates": subject.updates},
+        (
+            "momentum 0 was meant to freeze the layer: it stops the average, not the use of the batch",
+            "a schedule of momenta ended at 0",
+        ),
+        "normkit.freeze(model, where={layer})",
     )
 
 
@@ -90,7 +108,7 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
             f"too few training steps for momentum {momentum:g}: 1 % is left after {_updates_needed(momentum)} of them",
             "momentum was lowered to steady the statistics, and the training not lengthened",
         ),
-        "normkit.recalibrate(model, batches)",
+        subject.recalibration,
     )
 
 
@@ -131,7 +149,7 @@ def _window_finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches).of("ema-window", {subject.name!r})',
+        proof=f'not normkit.diagnose(model, batches).of("ema-window", {{layer}})',
     )
 
 
@@ -251,7 +269,7 @@ def _precision_finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches).of("precision", {subject.name!r})',
+        proof=f'not normkit.diagnose(model, batches).of("precision", {{layer}})',
         channels=channels or {},
     )
 

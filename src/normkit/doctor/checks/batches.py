@@ -74,10 +74,10 @@ def _dependence_remedy(examination: Examination, subject: Subject | None) -> str
     if subject is None:
         return "model.eval()  # and look for a mean or an attention over dimension 0 in forward"
     if subject.name in examination.asleep:
-        return f"normkit.freeze(model, where={subject.name!r})"
+        return f"normkit.freeze(model, where={{layer}})"
     return (
         f"layer = {subject.accessor}; fresh = type(layer)(layer.num_features, layer.eps, affine=layer.affine); "
-        f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({subject.name!r}, fresh); "
+        f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({{layer}}, fresh); "
         "normkit.recalibrate(model.eval(), batches)"
     )
 
@@ -126,7 +126,7 @@ def _few_values(examination: Examination, subject: Subject, measured: Measured, 
         ),
         remedy="loader = DataLoader(loader.dataset, batch_size=loader.batch_size, shuffle=True, drop_last=True)"
         if last <= 2 < values
-        else f'model = normkit.convert(model, to="group", where={subject.name!r}).model  # then train again',
+        else f'model = normkit.convert(model, to="group", where={{layer}}).model  # then train again',
         proof='not normkit.diagnose(model, loader).of("effective-n")',
     )
 

@@ -18,10 +18,6 @@ from ..thresholds import (
     DRIFT_STANDARD_ERRORS,
     DRIFT_Z,
     DROPOUT_LOG_RATIO,
-    PADDING_LOG_RATIO,
-    PADDING_SHARE,
-    PADDING_SPREAD,
-    PADDING_UNMOVED,
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
@@ -131,7 +127,7 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
         evidence=evidence,
         causes=_drift_causes(subject, measured, shift),
         remedy=f"normkit.recalibrate(model, batches{', layerwise=True' if subject.kind == 'renorm' else ''})",
-        proof=f'not normkit.diagnose(model, batches).of("drift", {subject.name!r})',
+        proof=f'not normkit.diagnose(model, batches).of("drift", {{layer}})',
         channels=running_and_true(subject, measured) | {"z": tuple(found.z.tolist())},
     )
 
@@ -164,45 +160,6 @@ def dropout_shift(measured: Measured, eps: float) -> float | None:
     return percentile(torch.log2((with_dropout.var + eps) / (measured.pooled.var + eps)).abs())
 
 
-def padding(examination: Examination) -> Iterator[Finding]:
-    """Find padded positions that are counted as data."""
-    for subject in examination.subjects:
-        measured = examination.measured.get(subject.name)
-        if measured is None or measured.padding is None or not subject.is_batch or not measured.padding.ragged:
-            continue
-        shares = measured.padding.shares
-        average, spread = sum(shares) / len(shares), max(shares) - min(shares)
-        if (average <= PADDING_SHARE and spread <= PADDING_SPREAD) or not measured.padding.valid:
-            continue
-        lengthened = examination.lengthened.get(subject.name)
-        if lengthened is not None and lengthened <= PADDING_UNMOVED:
-            continue  # more of it changes nothing: it is masked
-        valid = measured.padding.valid
-        ratio = torch.log2((measured.pooled.var + subject.eps) / (valid.var + subject.eps))
-        moved = float((ratio.abs() > PADDING_LOG_RATIO).double().mean())
-        yield Finding(
-            check="padding",
-            layer=subject.name,
-            severity="error" if moved >= DRIFT_SHARE else "warning",
-            summary=f"{average:.0%} of the positions are padding, and they count in the mean and the variance"
-            + (f": half as much again moves the data's outputs by {lengthened:.2g}" if lengthened is not None else ""),
-            evidence={
-                "padded_share": average,
-                "spread_over_batches": spread,
-                "channels_moved": moved,
-                "log2_ratio_99th_percentile": percentile(ratio.abs()),
-                "moved_by_longer_padding": lengthened,
-            },
-            causes=(
-                "sequences of different lengths, filled up to the longest of the batch",
-                "signals that end in silence: then these are data, and nothing is wrong",
-            ),
-            remedy=f'model = normkit.convert(model, to="layer", where={subject.name!r}).model  # then train again',
-            proof=f'not normkit.diagnose(model, batches).of("padding", {subject.name!r})',
-            channels={"log2_ratio": tuple(ratio.tolist())},
-        )
-
-
 def mixed_populations(examination: Examination) -> Iterator[Finding]:
     """Find layers that serve inputs of different moments: call by call, or by the labels that the user gave."""
     for subject in examination.subjects:
@@ -229,7 +186,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 f"the domains {apart[0]} and {apart[1]} differ in {apart[2].share:.0%} of the channels: one set of "
                 "running statistics stands for both, and is right for neither",
                 {"domains": sorted(measured.domains), "apart": [apart[0], apart[1]]},
-                f'model = normkit.convert(model, to="group", where={subject.name!r}).model  # then train again; or '
+                f'model = normkit.convert(model, to="group", where={{layer}}).model  # then train again; or '
                 "keep a model for each domain and recalibrate it there",
                 "domains=domains",
             )
@@ -266,7 +223,7 @@ def _mixed_finding(
             "one head serves several levels of a pyramid",
         ),
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches, {argument}).of("mixed-populations", {subject.name!r})',
+        proof=f'not normkit.diagnose(model, batches, {argument}).of("mixed-populations", {{layer}})',
         channels={"z": tuple(drift.z.tolist()), "log2_ratio": tuple(drift.log_ratio.tolist())},
     )
 
@@ -278,13 +235,6 @@ POPULATION_CHECKS: tuple[Check, ...] = (
         needs="batches",
         examine=drift,
         innocent=("a frozen backbone from another data set", "batches that are not the training data"),
-    ),
-    Check(
-        name="padding",
-        question="Does padding count as data?",
-        needs="batches",
-        examine=padding,
-        innocent=("signals that end in silence",),
     ),
     Check(
         name="mixed-populations",
