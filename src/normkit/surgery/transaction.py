@@ -23,7 +23,7 @@ def copied(model: nn.Module) -> nn.Module:
     copy's hook computes anew.
 
     Raises:
-        SurgeryError: a layer is lazy: what has no shape cannot be copied; or an attribute of the model cannot be copied.
+        SurgeryError: a layer is lazy (what has no shape cannot be copied), or an attribute cannot be copied.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
@@ -38,8 +38,8 @@ def copied(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise SurgeryError(
-            f"a {type(model).__name__} cannot be copied (copy.deepcopy: {reason}), and surgery works on a copy; take what "
-            "cannot be copied out first (torch.nn.utils.remove_weight_norm for an old weight norm)"
+            f"a {type(model).__name__} cannot be copied (copy.deepcopy: {reason}), and surgery works on a copy; take "
+            "what cannot be copied out first (torch.nn.utils.remove_weight_norm for an old weight norm)"
         ) from error
 
 

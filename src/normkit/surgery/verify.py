@@ -59,7 +59,7 @@ class Verdict:
     def __str__(self) -> str:
         """Say how it was judged."""
         exact = "it does not run in float64" if self.exact is None else f"{self.exact:.2g} in float64"
-        own = "its outputs in its own type cannot be compared" if self.own is None else f"{self.own:.2g} in its own type"
+        own = "not comparable in its own type" if self.own is None else f"{self.own:.2g} in its own type"
         return f"largest change: {exact}, {own}, where the given model's own rounding is {self.rounding:.2g}"
 
 
@@ -131,7 +131,8 @@ class Judge:
         """
         exact = None
         if self._exact is not None:
-            exact = self._largest(self._exact, self._outputs64(copied(changed).double() if exactly is None else exactly))
+            in64 = copied(changed).double() if exactly is None else exactly
+            exact = self._largest(self._exact, self._outputs64(in64))
             allowed = _EXACT if self._tolerance is None else max(self._tolerance, _EXACT)
             if not exact <= allowed and not exact <= max(allowed, self._noise()):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
@@ -156,7 +157,7 @@ class Judge:
         try:
             for example in self.examples:
                 _outputs(work, _as_double(example), self.call)
-        except Exception:  # noqa: BLE001  whatever the model's code raises in a type that it was not written for
+        except Exception:  # whatever the model's code raises in a type that it was not written for
             return None
         return work
 
@@ -262,7 +263,7 @@ def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int 
             break
         try:
             _outputs(model, other, call)
-        except Exception:  # noqa: BLE001, S112  whatever the model's code raises about a size it was not written for
+        except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
             continue
         found.append((other, words))
     return found
