@@ -1,6 +1,5 @@
 """Give a model's normalization layers another form, with everything carried over."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +21,9 @@ from .fused import unfuse
 from .observe import Observed, observe
 from .record import Exactness, Record, refuse_if_nothing_is_left
 from .transaction import copied
-from .verify import change_between, second_size
+from .verify import Judge, second_size
 
 __all__ = ["Conversion", "convert"]
-
-# How far a conversion that keeps the function may be from it: the rounding of two kernels.
-_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,14 +268,11 @@ def _measured(model: nn.Module, work: nn.Module, to: str, example: Any, call: Ca
     Raises:
         SurgeryError: the function was to be kept and has changed.
     """
-    before, after = copy.deepcopy(model).eval(), copy.deepcopy(work).eval()
-    with torch.no_grad():
-        other, _ = second_size(before, example, call)
-        found = [change_between(before, after, batch, call) for batch in (example, other)]
-    change = max(change for change, _ in found)
-    if KINDS[to] == "exact" and any(not change <= max(_TOLERANCE, rounding) for change, rounding in found):
-        raise SurgeryError(f"convert: to={to!r} should keep the function, and changes the output by {change:.3g}")
-    return change
+    judge = Judge(copied(model).eval(), example, call)
+    verdict = judge(copied(work).eval())
+    if KINDS[to] == "exact" and verdict.wrong is not None:
+        raise SurgeryError(f"convert: to={to!r} should keep the function, and {verdict.wrong.removeprefix('it ')}")
+    return verdict.change
 
 
 def _exactness(to: str) -> Exactness:
