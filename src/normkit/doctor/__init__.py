@@ -1,6 +1,6 @@
 """Look at a model and change nothing: probes, checks, findings. A finding names its remedy as text."""
 
-from . import text as _text  # registers how findings are shown
+from . import text as _text  # noqa: F401  # registers how findings are shown
 from .examine import diagnose
 from .findings import Diagnosis, Finding, Gap, LayerRow
 from .ledger import Ledger, Write

@@ -1,8 +1,8 @@
 """One cause in many layers is one finding: its layers listed, the worst one's numbers, one cure for all."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from os.path import commonprefix
 
 from .findings import Finding
 from .thresholds import MANY_LAYERS
@@ -75,13 +75,13 @@ def _filled(finding: Finding, names: Sequence[str], arguments: str) -> Finding:
 
 
 def _pattern(layers: Sequence[str], names: Sequence[str]) -> str:
-    """Write the layers as ``where=`` takes them: one name, the container that holds them all and no others, or a list."""
+    """Write the layers as ``where=`` takes them: a name, a container that holds all of them and no others, a list."""
     if len(layers) == 1:
         return repr(layers[0])
     if set(layers) == set(names):
         return repr("*")
-    shared = commonprefix([name.split(".")[:-1] for name in layers])
-    below = ".".join(shared)
-    if shared and {name for name in names if name.startswith(f"{below}.")} == set(layers):
+    columns = zip(*(name.split(".")[:-1] for name in layers), strict=False)
+    below = ".".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    if below and {name for name in names if name.startswith(f"{below}.")} == set(layers):
         return repr(below)
     return repr(list(layers))

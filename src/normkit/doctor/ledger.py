@@ -265,7 +265,7 @@ def _leak(name: str, layer: LayerLedger, steps: int) -> Finding:
             "requires_grad_(False) reaches parameters only; the statistics follow train() and eval()",
             "eval() was called once, and train() of the whole model undid it",
         ),
-        remedy=f"normkit.freeze(model, where={{layer}})",
+        remedy="normkit.freeze(model, where={layer})",
         proof="with normkit.watch(model) as ledger: ...  # a few steps; then: ledger.diagnosis().healthy",
     )
 
@@ -279,5 +279,5 @@ def _nonfinite(name: str, layer: LayerLedger) -> Finding:
         evidence={"step": layer.nonfinite_step, "writers": list(layer.places.get("forward", {}))[:4]},
         causes=("that step's batch held NaN or overflowed", "a batch of one value per channel"),
         remedy="normkit.repair(model, batches=batches)",
-        proof=f'not normkit.diagnose(model).of("nonfinite", {{layer}})',
+        proof='not normkit.diagnose(model).of("nonfinite", {layer})',
     )

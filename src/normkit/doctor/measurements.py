@@ -8,6 +8,8 @@ from torch import Tensor
 
 __all__ = ["BatchPlan", "Company", "Lengthened", "Measured", "Padding", "PooledMoments"]
 
+_BATCHES_WANTED = 10  # whose spread is worth more than what is reckoned from the samples
+
 
 class PooledMoments:
     """Mean and variance per channel over every value seen, and what the number of samples leaves uncertain.
@@ -30,6 +32,7 @@ class PooledMoments:
         self.samples = 0
         self.values = 0
         self.nonfinite_batches = 0
+        self._batches: list[tuple[int, Tensor]] = []  # samples and biased variance of each batch
         self._origin: Tensor | None = None if beside is None else beside._origin
         self._sums: Tensor | None = None  # (7, C): sums of w, w^2, w d, w d^2, w a, w a^2, w a d
 
@@ -41,6 +44,7 @@ class PooledMoments:
             total.samples += part.samples
             total.values += part.values
             total.nonfinite_batches += part.nonfinite_batches
+            total._batches += part._batches
             if part._sums is not None:
                 total._sums = part._sums if total._sums is None else total._sums + part._sums
         return total
@@ -63,6 +67,7 @@ class PooledMoments:
         terms = (distance, distance**2, second, second**2, second * distance)
         counts = [torch.full_like(self._origin, values.shape[0] * weight**power) for power in (1, 2)]
         self._sums += torch.stack(counts + [weight * term.sum(0) for term in terms])
+        self._batches.append((values.shape[0], second.mean(0) - distance.mean(0) ** 2))
         self.samples += values.shape[0]
         self.values += values.shape[0] * values.shape[2]
 
@@ -100,8 +105,13 @@ class PooledMoments:
     def batch_spread(self, samples: int) -> Tensor:
         """The standard deviation of the variance of a batch of so many samples, over that variance, ``(C,)``.
 
-        It comes from how far the samples differ, so that values that go together count as what they are.
+        Of ten batches of this size and more it is what they show, of fewer what the differences between samples let
+        expect: in both, values that go together count as what they are.
         """
+        seen = [variance for size, variance in self._batches if size == samples]
+        if len(seen) >= _BATCHES_WANTED:
+            variances = torch.stack(seen)
+            return variances.std(0) / variances.mean(0).clamp_min(torch.finfo(torch.float64).tiny)
         _, sums = self._state()
         effective = sums[0] ** 2 / sums[1] - 1.0
         return self.var_error * (effective / samples).sqrt() / self.var.clamp_min(torch.finfo(torch.float64).tiny)

@@ -4,26 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.forms import NormForm
 from ..anatomy.frozen import is_frozen
 from ..errors import ArgumentError
-from ..layers import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from ..layers import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+)
 
-__all__ = ["Subject", "subjects_of_model", "subjects_of_state"]
-
-@dataclass(frozen=True)
-class Names:
-    """Under which names a layer keeps its state."""
-
-    weight: str = "weight"
-    bias: str = "bias"
-    mean: str = "running_mean"
-    var: str = "running_var"
-
+__all__ = ["Subject", "lazy_layers", "subjects_of_model", "subjects_of_state"]
 
 _RENORMS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
+_RELATIVES = (*_RENORMS, GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d)
 _FIELDS = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
 
 
@@ -60,16 +60,22 @@ class Subject:
     @property
     def is_batch(self) -> bool:
         """Whether the layer takes its statistics over the batch, as far as is known."""
-        return self.kind in {"batch", "sync", "ghost", "renorm", "state"} or (self.kind == "frozen" and self.tracks)
+        if self.kind == "frozen":
+            return self.tracks and (self.names.of_batch or isinstance(self._module, _RELATIVES))
+        return self.kind in {"batch", "sync", "ghost", "renorm", "state"}
 
     @property
     def moves(self) -> bool:
         """Whether a forward now would write the running statistics."""
-        if self.layer is None or not self.tracks:
+        if self.layer is None or not self.tracks or self.is_fixed:
             return False
         module = self.layer.module
         wished = bool(vars(module).get("training", module.training))
         return wished and (not is_frozen(module) or bool(getattr(module, "frozen_track", True)))
+
+    @property
+    def _module(self) -> nn.Module | None:
+        return None if self.layer is None else self.layer.module
 
     @property
     def affine(self) -> list[nn.Parameter]:
@@ -82,9 +88,14 @@ class Subject:
         return bool(self.affine) and not any(parameter.requires_grad for parameter in self.affine)
 
     @property
-    def names(self) -> Names:
-        """The names of weight, bias and statistics."""
-        return Names()
+    def names(self) -> NormForm:
+        """The names of weight, bias and statistics, as the registry reads the layer."""
+        return (self.layer.form if self.layer is not None else None) or NormForm()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the layer normalizes with what it stores in training too, because of its class."""
+        return self.names.frozen
 
     @property
     def accessor(self) -> str:
@@ -107,7 +118,22 @@ class Subject:
 
 def subjects_of_model(model: nn.Module) -> tuple[Subject, ...]:
     """Describe every normalization layer of a model that has seen its first input."""
-    return tuple(_from_layer(layer) for layer in norm_layers(model) if not layer.lazy)
+    return tuple(_from_layer(layer) for layer in _layers(model) if not layer.lazy)
+
+
+def lazy_layers(model: nn.Module) -> list[str]:
+    """Name the layers that have not seen their first input yet."""
+    return [layer.path for layer in _layers(model) if layer.lazy]
+
+
+def _layers(model: nn.Module) -> list[NormLayer]:
+    try:
+        return norm_layers(model)
+    except ArgumentError:
+        # The module of an exported program has operators for layers; what can be asked is how it was captured.
+        if isinstance(model, fx.GraphModule):
+            return []
+        raise
 
 
 def subjects_of_state(state: Mapping[str, Any]) -> tuple[Subject, ...]:
@@ -122,22 +148,38 @@ def subjects_of_state(state: Mapping[str, Any]) -> tuple[Subject, ...]:
 
 
 def _from_layer(layer: NormLayer) -> Subject:
-    module = layer.module
-    held = {name: _tensor(getattr(module, name, None)) for name in _FIELDS}
+    module, form = layer.module, layer.form or NormForm()
+    held = {what: _vector(form.tensor(module, what)) for what in ("mean", "var", "weight", "bias")}
+    # What torch's own layers were given as momentum is judged as it stands, be it a number or not.
+    given = layer.momentum if layer.form is not None and layer.overridden else getattr(module, "momentum", None)
     return Subject(
         name=layer.path,
         kind=layer.kind,
         layer=layer,
-        running_mean=held["running_mean"],
-        running_var=held["running_var"],
-        weight=held["weight"],
+        running_mean=held["mean"],
+        running_var=held["var"],
+        weight=_multiplier(held["weight"], form, form.eps_of(module)),
         bias=held["bias"],
-        updates=_count(held["num_batches_tracked"]),
-        eps=float(getattr(module, "eps", None) or 0.0),
-        momentum=getattr(module, "momentum", None),
+        updates=_count(_tensor(form.tensor(module, "counter"))),
+        eps=form.eps_of(module),
+        momentum=given,
         training=bool(module.training),
         tracks=layer.tracks,
     )
+
+
+def _vector(value: Tensor | None) -> Tensor | None:
+    """Return a layer's tensor of any shape as one value per channel."""
+    if value is None or is_lazy(value):
+        return None
+    return value.detach().clone().reshape(-1) if value.dim() != 1 else value.detach().clone()
+
+
+def _multiplier(weight: Tensor | None, form: NormForm, eps: float) -> Tensor | None:
+    """Return what the normalized value is multiplied by."""
+    if weight is None or form.weight_is == "weight":
+        return weight
+    return 1 + weight if form.weight_is == "1 + weight" else weight.abs() + eps
 
 
 def _from_state(prefix: str, state: Mapping[str, Any]) -> Subject:

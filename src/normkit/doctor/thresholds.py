@@ -8,13 +8,13 @@ passes 1 in 7 % of its channels. Averages over channels hide such a network, so 
 import math
 
 __all__ = [
+    "ABSORBED_RATIO",
     "BATCH_SIZE_SMALL",
     "BATCH_TOLERANCE",
     "BATCH_TOLERANCE_ERROR",
     "BATCH_TOLERANCE_LOW_PRECISION",
     "CONDITION_LIMIT",
     "CONSTANT_LIMIT",
-    "ABSORBED_RATIO",
     "DEAD_BIAS",
     "DEAD_PARAMETERS_SHARE",
     "DEAD_SHARE",
@@ -38,6 +38,7 @@ __all__ = [
     "RANK_WARNING",
     "RESIDUE_ERROR",
     "RESIDUE_WARNING",
+    "SAMPLES_FOR_SPREAD",
     "SAMPLES_WANTED",
     "SCALE_OUTLIER",
     "VALUES_EFFECTIVE_SMALL",
@@ -61,6 +62,7 @@ BATCH_TOLERANCE_LOW_PRECISION = 1e-3  # CUDA, TF32 and half: kernels differ by t
 
 BATCH_SIZE_SMALL = 8  # samples per device; below it accuracy falls with the batch size (Wu and He 2018)
 VALUES_SMALL = 16  # below it the variance of a batch is off by more than 37 %, sqrt(2 / (n - 1))
+SAMPLES_FOR_SPREAD = 32  # with fewer the spread over samples is itself a guess
 VALUES_EFFECTIVE_SMALL = 8  # independent values whose variance would vary as much over batches as the measured one
 
 MOMENTUM_LARGE = 0.5  # a memory of under two batches

@@ -15,10 +15,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.hold import is_held
+from ..anatomy.programs import unwrapped
 from .checks import CHECK_NAMES
 from .checks.ranks import rank_agreement
 from .examination import Examination
-from .examine import unwrap
 from .ledger import LayerLedger, Ledger, Write, Writer
 from .probes import hooked_input
 from .ranks import check_group, gather_ranks
@@ -65,7 +65,7 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None, group: An
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
     check_group(group)
-    model = unwrap(model)
+    model, _ = unwrapped(model)
     watcher = _Watcher(model, [s for s in subjects_of_model(model) if s.running_mean is not None], waivers)
     try:
         yield watcher.ledger

@@ -58,7 +58,7 @@ def _impossible_momentum(subject: Subject, momentum: Any) -> Iterator[Finding]:
         f"momentum is {momentum!r}; it must be above 0 and at most 1, or None for the plain average",
         {"momentum": momentum if _is_number(momentum) else repr(momentum)},
         ("a typing error in the settings", "a string from a settings file that nobody converted"),
-        f"{subject.accessor}.momentum = 0.1; normkit.recalibrate(model, batches)",
+        f"{_set_momentum(subject, 0.1)}; {subject.recalibration}",
     )
 
 
@@ -87,8 +87,15 @@ def _foreign_momentum(subject: Subject, momentum: float) -> Finding:
             "the number comes from Keras, Flax or ONNX, whose momentum weighs the old value",
             "chosen so on purpose, to follow fast changes",
         ),
-        f"{subject.accessor}.momentum = {1 - momentum if momentum < 1 else 0.1:.6g}",
+        _set_momentum(subject, 1 - momentum if momentum < 1 else 0.1),
     )
+
+
+def _set_momentum(subject: Subject, momentum: float) -> str:
+    """Return the line that gives a layer this weight of the new batch, in the layer's own convention."""
+    form = subject.names
+    name = form.momentum if isinstance(form.momentum, str) else "momentum"
+    return f"{subject.accessor}.{name} = {momentum if form.weighs_new else 1 - momentum:.6g}"
 
 
 def _residue(subject: Subject, momentum: float, measured: Measured | None) -> Iterator[Finding]:
@@ -149,7 +156,7 @@ def _window_finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches).of("ema-window", {{layer}})',
+        proof='not normkit.diagnose(model, batches).of("ema-window", {layer})',
     )
 
 
@@ -269,7 +276,7 @@ def _precision_finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches).of("precision", {{layer}})',
+        proof='not normkit.diagnose(model, batches).of("precision", {layer})',
         channels=channels or {},
     )
 

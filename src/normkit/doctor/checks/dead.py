@@ -47,7 +47,12 @@ def dead_channel(examination: Examination) -> Iterator[Finding]:
 def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
     """Find channels whose weight is nothing beside the others', or whose bias no value can lift above zero."""
     weight, bias = subject.weight, subject.bias
-    if weight is not None and weight.numel() and bool(torch.isfinite(weight).all()):
+    if (
+        weight is not None
+        and subject.names.weight_is == "weight"
+        and weight.numel()
+        and bool(torch.isfinite(weight).all())
+    ):
         size = weight.double().abs()
         # Weights that are all zero are how residual blocks begin.
         usual = torch.quantile(size, 0.9)
@@ -56,7 +61,7 @@ def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
             yield _parameter_finding(
                 subject,
                 quiet,
-                f"a weight below {DEAD_WEIGHT:g} of the layer's usual one: whatever comes in, their bias goes out",
+                f"a weight below {DEAD_WEIGHT:g} of the layer's usual one: whatever comes in, nothing but the bias goes out",
                 {"smallest_weight": float(size.min()), "usual_weight": float(usual)},
                 ("weight decay on a channel that the loss does not need", "channels pruned on purpose"),
                 f"w = layer.{subject.names.weight}.data; "
@@ -74,7 +79,7 @@ def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
                 subject,
                 low,
                 f"a bias more than {DEAD_BIAS:g} deviations below zero before an activation that lets nothing below "
-                "zero through: they are zero for every input, and no gradient reaches them",
+                "zero through: the output is zero for every input, and no gradient comes back",
                 {"lowest_bias": float(bias.min()), "in_deviations": float((bias[low] / spread[low]).min())},
                 ("a step that was too large pushed the channel below zero", "channels pruned on purpose"),
                 f"b = layer.{subject.names.bias}.data; b[b < {-DEAD_BIAS:g} * "
@@ -84,8 +89,14 @@ def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
 
 
 def _parameter_finding(
-    subject: Subject, dead: Tensor, why: str, evidence: dict[str, object], causes: tuple[str, ...], wake: str,
-    *, on_purpose: bool = False,
+    subject: Subject,
+    dead: Tensor,
+    why: str,
+    evidence: dict[str, object],
+    causes: tuple[str, ...],
+    wake: str,
+    *,
+    on_purpose: bool = False,
 ) -> Finding:
     count, share = int(dead.sum()), float(dead.double().mean())
     return Finding(
@@ -150,7 +161,7 @@ def _dead_finding(
             else _silence(examination, subject, small | outliers)
         ),
         extent=count / channels,
-        proof=f'not normkit.diagnose(model).of("dead-channel", {{layer}})',
+        proof='not normkit.diagnose(model).of("dead-channel", {layer})',
         channels={"running_var": tuple(variance.tolist())},
     )
 
@@ -161,7 +172,9 @@ def _silence(examination: Examination, subject: Subject, dead: Tensor) -> str:
     if reason is None or subject.weight is None:
         return "model = normkit.fold(model, example).model"
     channels = torch.nonzero(dead).reshape(-1).tolist()
-    return f"{subject.accessor}.{subject.names.weight}.data[{channels}] = 0  # their bias goes out, as it nearly does now"
+    return (
+        f"{subject.accessor}.{subject.names.weight}.data[{channels}] = 0  # their bias goes out, as it nearly does now"
+    )
 
 
 DEAD_CHECKS: tuple[Check, ...] = (

@@ -13,8 +13,10 @@ def mode(examination: Examination) -> Iterator[Finding]:
     """Find layers in training mode inside a model, or a part of one, that is in evaluation mode."""
     for subject in examination.subjects:
         holder = examination.resting.get(subject.name)
-        if holder is None or subject.layer is None or not subject.tracks or is_frozen(subject.layer.module):
+        if holder is None or subject.layer is None or not subject.tracks or subject.is_fixed:
             continue
+        if is_frozen(subject.layer.module):
+            continue  # normalizes with the batch because it was told to
         around = "the model" if not holder else f"{holder} around it"
         effect = (
             "predictions hang on the batch that a sample is in, and every forward moves the statistics"

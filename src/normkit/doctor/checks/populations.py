@@ -18,6 +18,8 @@ from ..thresholds import (
     DRIFT_STANDARD_ERRORS,
     DRIFT_Z,
     DROPOUT_LOG_RATIO,
+    FROZEN_LOG_RATIO,
+    FROZEN_Z,
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
@@ -97,7 +99,9 @@ def drift(examination: Examination) -> Iterator[Finding]:
         found = drift_of(subject, measured) if measured is not None else None
         if measured is None or found is None or found.severity is None or is_never_updated(subject):
             continue
-        severity: Severity = "info" if _is_held_on_purpose(examination, subject) else found.severity
+        severity: Severity = found.severity
+        if _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found):
+            severity = "info"
         yield _drift_finding(subject, measured, found, severity)
 
 
@@ -105,6 +109,16 @@ def _is_held_on_purpose(examination: Examination, subject: Subject) -> bool:
     """Say whether a layer stands still while others learn: it normalizes training and evaluation alike."""
     learning = examination.model is not None and any(p.requires_grad for p in examination.model.parameters())
     return not subject.moves and learning and (subject.kind == "frozen" or subject.held_still)
+
+
+def _is_stale(examination: Examination, subject: Subject, found: Drift) -> bool:
+    """Say whether a layer that was frozen is further off than training around it leaves behind.
+
+    Where nothing before it learns, other data are the only way to it, and those were chosen. Weights before it that
+    learn adapt to what it does, so the limits are wider.
+    """
+    far = (found.certain_z > FROZEN_Z) | (found.certain_log_ratio.abs() > FROZEN_LOG_RATIO)
+    return subject.name in examination.learning_before and float(far.double().mean()) >= DRIFT_SHARE
 
 
 def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity: Severity) -> Finding:
@@ -122,14 +136,29 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
         check="drift",
         layer=subject.name,
         severity=severity,
-        summary=f"{int(found.beyond.sum())} of {len(found.z)} channels have running statistics that are not those of "
-        "the data: evaluation normalizes with other numbers than training did",
+        summary=f"{_in_plain_numbers(found)} ({int(found.beyond.sum())} of {len(found.z)} channels are off): "
+        "evaluation normalizes with other numbers than "
+        + ("the data have" if subject.moves is False and subject.kind == "frozen" else "training did"),
+        extent=found.share + float(found.z.max()) / 1e3 + float(found.log_ratio.abs().max()) / 1e3,
         evidence=evidence,
         causes=_drift_causes(subject, measured, shift),
-        remedy=f"normkit.recalibrate(model, batches{', layerwise=True' if subject.kind == 'renorm' else ''})",
-        proof=f'not normkit.diagnose(model, batches).of("drift", {{layer}})',
+        remedy=subject.recalibration,
+        proof='not normkit.diagnose(model, batches).of("drift", {layer})',
         channels=running_and_true(subject, measured) | {"z": tuple(found.z.tolist())},
     )
+
+
+def _in_plain_numbers(found: Drift) -> str:
+    """Say how far the worst channel is off, in words that need no explanation."""
+    said = []
+    worst_ratio = found.certain_log_ratio[found.certain_log_ratio.abs().argmax()].item()
+    if abs(worst_ratio) > DRIFT_LOG_RATIO / 2:
+        size = "large" if worst_ratio > 0 else "small"
+        said.append(f"the running variance is {2 ** abs(worst_ratio):.2g} times too {size}")
+    worst_z = float(found.certain_z.max())
+    if worst_z > DRIFT_Z / 2 or not said:
+        said.append(f"{'the running mean is' if not said else 'the mean'} {worst_z:.2g} standard deviations off")
+    return " and ".join(said)
 
 
 def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> tuple[str, ...]:
@@ -186,7 +215,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 f"the domains {apart[0]} and {apart[1]} differ in {apart[2].share:.0%} of the channels: one set of "
                 "running statistics stands for both, and is right for neither",
                 {"domains": sorted(measured.domains), "apart": [apart[0], apart[1]]},
-                f'model = normkit.convert(model, to="group", where={{layer}}).model  # then train again; or '
+                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
                 "keep a model for each domain and recalibrate it there",
                 "domains=domains",
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..examination import Check, Examination
-from ..findings import Finding, Severity
+from ..findings import Finding
 from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import ABSORBED_RATIO
@@ -37,7 +37,7 @@ def nonfinite(examination: Examination) -> Iterator[Finding]:
                 "weights averaged or quantized with a fault",
             ),
             remedy="model.load_state_dict(last_good_state)" if affine else "normkit.repair(model, batches=batches)",
-            proof=f'not normkit.diagnose(model).of("nonfinite", {{layer}})',
+            proof='not normkit.diagnose(model).of("nonfinite", {layer})',
         )
 
 
@@ -101,9 +101,7 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
                 "a new model was put in evaluation mode without training",
             )
             + (
-                ("the statistics were absorbed into weight and bias, and nothing is wrong: with batches the doctor tells",)
-                if untold
-                else ()
+                ("or they were absorbed into weight and bias, and all is well: give batches to tell",) if untold else ()
             ),
             remedy=subject.recalibration,
             proof='not normkit.diagnose(model).of("never-updated", {layer})',

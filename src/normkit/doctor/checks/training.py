@@ -54,8 +54,8 @@ def _leak_finding(subject: Subject, severity: Severity, measured: Measured | Non
             "eval() was called once, and train() of the whole model undid it",
             "a teacher or target network left in training mode",
         ),
-        remedy=f"normkit.freeze(model, where={{layer}})",
-        proof=f'not normkit.diagnose(model.train()).of("freeze-leak", {{layer}})',
+        remedy="normkit.freeze(model, where={layer})",
+        proof='not normkit.diagnose(model.train()).of("freeze-leak", {layer})',
         channels=running_and_true(subject, measured),
     )
 
@@ -69,7 +69,7 @@ def _reverse_finding(subject: Subject) -> Finding:
         evidence={"training": subject.training, "updates": subject.updates},
         causes=("the layer was put in evaluation mode before it had seen data or weights",),
         remedy="normkit.recalibrate(model, batches)",
-        proof=f'not normkit.diagnose(model, optimizer=optimizer).of("freeze-leak", {{layer}})',
+        proof='not normkit.diagnose(model, optimizer=optimizer).of("freeze-leak", {layer})',
     )
 
 
@@ -175,7 +175,7 @@ def _stuck(examination: Examination) -> Iterator[Finding]:
                 summary="the layer is still training after model.eval()",
                 evidence={"training": subject.training},
                 causes=("train() or eval() is overridden", "the layer sits in a container that does not pass modes on"),
-                remedy=f"normkit.freeze(model, where={{layer}})",
+                remedy="normkit.freeze(model, where={layer})",
             )
 
 
