@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .surgery.convert import convert
     from .surgery.fold import fold
     from .surgery.freeze import freeze, unfreeze
+    from .surgery.mask_padding import mask_padding
     from .surgery.merge import merge_states
     from .surgery.param_groups import param_groups
     from .surgery.port import port_state
@@ -93,6 +94,7 @@ __all__ = [
     "functional",
     "hold_statistics",
     "layers",
+    "mask_padding",
     "merge_states",
     "param_groups",
     "port_state",
@@ -111,6 +113,7 @@ _ROOMS = {
     "fold": "surgery",
     "freeze": "surgery",
     "hold_statistics": "anatomy",
+    "mask_padding": "surgery",
     "merge_states": "surgery",
     "param_groups": "surgery",
     "port_state": "surgery",

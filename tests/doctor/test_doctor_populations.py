@@ -76,13 +76,13 @@ def test_padding_is_confirmed_by_lengthening_it():
     assert finding.evidence["moved_by_longer_padding"] == pytest.approx(float(gap / plain.std()), rel=1e-3)
 
 
-def test_padding_of_a_model_of_one_length_is_found_and_said_to_be_unconfirmed():
+def test_padding_of_a_model_of_one_length_is_found_and_confirmed():
     signals, _ = sequences()
     model = nn.Sequential(nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(6 * 24, 2))
-    diagnosis = normkit.diagnose(model, signals.split(32))
-    finding = diagnosis.of("padding", "0")[0]
-    assert finding.evidence["moved_by_longer_padding"] is None
-    assert any("takes no longer batch" in note for note in diagnosis.notes)
+    longer = normkit.diagnose(PerPosition(), signals.split(32)).of("padding", "norm")[0]
+    finding = normkit.diagnose(model, signals.split(32)).of("padding", "0")[0]
+    moved = finding.evidence["moved_by_longer_padding"]
+    assert moved == longer.evidence["moved_by_longer_padding"] > 0.1
 
 
 @pytest.mark.parametrize("cls", [Masked, ByHand])

@@ -21,7 +21,7 @@ __all__ = ["Labels", "attribute", "check_labels"]
 # Of one batch: the class of each sample.
 Labels = Callable[[Any], Any]
 
-_MOST = 12  # findings that are judged, a pass over the data each
+_MOST = 12  # findings that are judged, two passes over the data each
 
 
 def check_labels(labels: Labels | None, batches: Any) -> None:
@@ -48,9 +48,10 @@ def attribute(
 ) -> tuple[list[Finding], Gap]:
     """Measure the gap between evaluation and training, and how much of it each finding explains.
 
-    A finding explains what evaluation gains when its layers alone normalize with the batch's statistics; of a layer
-    left in training mode, what it gains when that layer evaluates. Shares need not add up: faults in a row may each
-    spoil everything, and then each alone explains little.
+    Faults in a row cover or double each other, so that what one costs hangs on the others. A finding explains the mean
+    of two gains: of letting its layers normalize with the batch's statistics first, all else as it is, and of letting
+    them do so last, when those of all other findings do already. Of two findings this is their Shapley value, and the
+    shares add up. Of a layer left in training mode it is what evaluation gains when that layer evaluates.
     """
     model = examination.model
     assert model is not None
@@ -72,15 +73,20 @@ def attribute(
     error = (training * (1 - training) / max(judged, 1) + evaluation * (1 - evaluation) / max(judged, 1)) ** 0.5
     if training - evaluation <= max(2 * error, 1e-12):
         return list(findings), gap
-    attributed, left = [], _MOST
+    severe = [f for f in findings if f.severity != "info" and not frozenset(able).isdisjoint(f.layers)][:_MOST]
+    layers = {id(f): frozenset(able).intersection(f.layers) for f in severe if f.check != "mode"}
+    everyone = frozenset().union(*layers.values())
+    attributed = []
     for finding in findings:
-        live = frozenset(finding.layers) & able.keys()
-        if finding.severity == "info" or not live or not left:
-            attributed.append(finding)
-            continue
-        left -= 1
-        alone = accuracy(frozenset(), as_it_is=False) if finding.check == "mode" else accuracy(live, as_it_is=False)
-        attributed.append(replace(finding, explains=(alone - evaluation) / (training - evaluation)))
+        gain = None
+        if id(finding) in layers:
+            others = frozenset().union(*(part for key, part in layers.items() if key != id(finding)))
+            first = accuracy(layers[id(finding)], as_it_is=False) - accuracy(frozenset(), as_it_is=False)
+            last = accuracy(everyone, as_it_is=False) - accuracy(others, as_it_is=False)
+            gain = (first + last) / 2
+        elif any(finding is other for other in severe):
+            gain = accuracy(frozenset(), as_it_is=False) - evaluation
+        attributed.append(finding if gain is None else replace(finding, explains=gain / (training - evaluation)))
     return attributed, gap
 
 

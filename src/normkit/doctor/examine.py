@@ -98,8 +98,7 @@ def diagnose(
     kept, waived = set_aside(found, waivers)
     names = [subject.name for subject in examination.subjects]
     classes = {s.name: type(s.layer.module).__name__ for s in examination.subjects if s.layer is not None}
-    told = ("", ", call=call")[call is not None] + ("", ", domains=domains")[domains is not None]
-    findings = join_findings(kept, names, classes, told)
+    findings = join_findings(kept, names, classes, ", call=call" if call is not None else "")
     gap = None
     if labels is not None and examination.model is not None:
         findings, gap = attribute(examination, findings, batches, call, samples, labels)

@@ -62,7 +62,7 @@ class Subject:
         """Whether the layer takes its statistics over the batch, as far as is known."""
         if self.kind == "frozen":
             return self.tracks and (self.names.of_batch or isinstance(self._module, _RELATIVES))
-        return self.kind in {"batch", "sync", "ghost", "renorm", "state"}
+        return self.kind in {"batch", "sync", "ghost", "renorm", "masked", "state"}
 
     @property
     def moves(self) -> bool:

@@ -7,7 +7,16 @@ from typing import Any
 from .. import renderers
 from .findings import SEVERITIES, Diagnosis, Finding
 
-__all__ = ["as_table", "as_text", "finding_text", "format_evidence", "gap_in_words", "headline", "layer_label"]
+__all__ = [
+    "as_table",
+    "as_text",
+    "finding_text",
+    "format_evidence",
+    "gap_in_words",
+    "headline",
+    "layer_label",
+    "share_in_words",
+]
 
 _LISTED = 8  # entries of a list that are written out
 _LINES = 56  # of a whole diagnosis
@@ -79,6 +88,11 @@ def gap_in_words(diagnosis: Diagnosis) -> list[str]:
     ]
 
 
+def share_in_words(share: float) -> str:
+    """Say how much of the gap a finding explains."""
+    return f"{share:.0%} of the gap between evaluation and training" if share >= 0.005 else "nothing of the gap"
+
+
 def layer_label(finding: Finding) -> str:
     """Name the layer of a finding, and its class, as prose does; of many the first ones."""
     if len(finding.layers) > 1:
@@ -101,7 +115,7 @@ def _block(finding: Finding, *, with_causes: bool = True) -> Iterator[str]:
     if len(finding.layers) > 3:
         yield f"  layers   {_value(finding.layers)}"
     if finding.explains is not None:
-        yield f"  explains {finding.explains:.0%} of the gap between evaluation and training"
+        yield f"  explains {share_in_words(finding.explains)}"
     if finding.evidence:
         yield f"  numbers  {format_evidence(finding.evidence)}"
     for index, cause in enumerate(finding.causes if with_causes else ()):

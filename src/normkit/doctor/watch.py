@@ -124,6 +124,7 @@ class _Watcher:
         """Return the hook of one layer. It runs in every forward, so it does as little as it can."""
         seen, buffers, ledger = self._seen, self._modules[name]._buffers, self.ledger
         in_backward, learning = torch._C._current_graph_task_id, torch.is_grad_enabled
+        decays = getattr(self._modules[name], "momentum", None) is not None
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             stamp = _stamp(buffers)
@@ -137,6 +138,8 @@ class _Watcher:
                 samples, values = shape[0], given.numel() // (shape[1] or 1)
             # A forward inside a backward is what torch's checkpoint asks for.
             writer: Writer = "recompute" if in_backward() != -1 else "forward" if learning() else "probe"
+            if decays and module.momentum is None:
+                writer = "renewal"
             ledger.record(Write(ledger.steps + 1, name, writer, self._place or self._caller(), samples, values))
 
         return after
@@ -223,7 +226,8 @@ class _Watcher:
 
 def _entry(subject: Subject) -> LayerLedger:
     channels = None if subject.running_mean is None else subject.running_mean.numel()
-    return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind)
+    name = "" if subject.layer is None else type(subject.layer.module).__name__
+    return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind, layer_class=name)
 
 
 def _by_kind(tensors: list[Tensor]) -> list[tuple[torch.dtype, list[Tensor]]]:

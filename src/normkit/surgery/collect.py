@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ..anatomy import Call, NormLayer, iterate, preserved, run, sample_count
 from ..anatomy.frozen import Frozen, thaw
 from ..errors import SurgeryError
+from ..layers import MaskedBatchNorm1d
 from .moments import InstanceMoments, Moments
 from .ranks import together
 
@@ -132,6 +133,11 @@ def _watch(layer: NormLayer, seen: Seen, training: bool) -> Callable[..., None]:
             values = values[None]
         if channels is None or values.ndim < 2 or values.shape[1] != channels:
             return  # the layer itself says it better
+        if (
+            isinstance(layer.module, MaskedBatchNorm1d)
+            and (mask := args[1] if args[1:] else kwargs.get("mask")) is not None
+        ):
+            values = values.movedim(1, -1)[mask]  # (M, C): padding is no data
         count = values.numel() // channels // (max(len(values), 1) if per_sample else 1)
         if (training or per_sample) and count == 1:
             raise SurgeryError(

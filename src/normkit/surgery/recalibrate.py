@@ -21,6 +21,7 @@ from ..layers import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
+    MaskedBatchNorm1d,
 )
 from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
@@ -32,7 +33,7 @@ __all__ = ["Recalibration", "recalibrate"]
 
 # Relatives whose running statistics are those of the population, as batch normalization's are.
 _RENORMS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
-_RELATIVES = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, *_RENORMS)
+_RELATIVES = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, MaskedBatchNorm1d, *_RENORMS)
 
 
 @dataclass(frozen=True, kw_only=True)

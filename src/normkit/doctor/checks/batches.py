@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
 from ..measurements import BatchPlan, Measured
@@ -73,10 +75,13 @@ def _dependence_causes(examination: Examination, subject: Subject | None) -> tup
 
 
 def _dependence_remedy(examination: Examination, subject: Subject | None) -> str:
+    """Return the cure; a class of its own has a forward that no call mends."""
     if subject is None:
         return "model.eval()  # and look for a mean or an attention over dimension 0 in forward"
     if subject.name in examination.asleep:
         return "normkit.freeze(model, where={layer})"
+    if subject.layer is None or subject.layer.overridden or not isinstance(subject.layer.module, _BatchNorm):
+        return "model.set_submodule({layer}, ...)  # a layer that keeps running statistics, such as nn.BatchNorm2d"
     return (
         f"layer = {subject.accessor}; fresh = type(layer)(layer.num_features, layer.eps, affine=layer.affine); "
         f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({{layer}}, fresh); "

@@ -61,7 +61,7 @@ def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
             yield _parameter_finding(
                 subject,
                 quiet,
-                f"a weight below {DEAD_WEIGHT:g} of the layer's usual one: whatever comes in, nothing but the bias goes out",
+                f"a weight below {DEAD_WEIGHT:g} of the layer's usual one: nothing but the bias goes out",
                 {"smallest_weight": float(size.min()), "usual_weight": float(usual)},
                 ("weight decay on a channel that the loss does not need", "channels pruned on purpose"),
                 f"w = layer.{subject.names.weight}.data; "

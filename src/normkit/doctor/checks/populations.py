@@ -154,11 +154,16 @@ def _in_plain_numbers(found: Drift) -> str:
     worst_ratio = found.certain_log_ratio[found.certain_log_ratio.abs().argmax()].item()
     if abs(worst_ratio) > DRIFT_LOG_RATIO / 2:
         size = "large" if worst_ratio > 0 else "small"
-        said.append(f"the running variance is {2 ** abs(worst_ratio):.2g} times too {size}")
+        said.append(f"the running variance is {_plain(2 ** abs(worst_ratio))} times too {size}")
     worst_z = float(found.certain_z.max())
     if worst_z > DRIFT_Z / 2 or not said:
-        said.append(f"{'the running mean is' if not said else 'the mean'} {worst_z:.2g} standard deviations off")
+        said.append(f"{'the running mean is' if not said else 'the mean'} {_plain(worst_z)} standard deviations off")
     return " and ".join(said)
+
+
+def _plain(number: float) -> str:
+    """Write a number as people say it: no powers of ten."""
+    return f"{number:,.0f}" if 10 <= number < 1e6 else f"{number:.2g}"
 
 
 def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> tuple[str, ...]:
@@ -205,7 +210,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 "channels: one set of running statistics stands for several populations",
                 {"calls": len(calls)},
                 "call the model once on both: model(torch.cat([first, second])).chunk(2)",
-                "call=call",
+                "",
             )
         apart = _furthest_apart(measured.domains, subject.eps)
         if apart is not None:
@@ -217,7 +222,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 {"domains": sorted(measured.domains), "apart": [apart[0], apart[1]]},
                 'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
                 "keep a model for each domain and recalibrate it there",
-                "domains=domains",
+                ", domains=domains",
             )
 
 
@@ -252,7 +257,7 @@ def _mixed_finding(
             "one head serves several levels of a pyramid",
         ),
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches, {argument}).of("mixed-populations", {{layer}})',
+        proof=f'not normkit.diagnose(model, batches{argument}).of("mixed-populations", {{layer}})',
         channels={"z": tuple(drift.z.tolist()), "log2_ratio": tuple(drift.log_ratio.tolist())},
     )
 

@@ -68,7 +68,7 @@ def _reverse_finding(subject: Subject) -> Finding:
         summary="the affine part is trained while the statistics stand still at construction",
         evidence={"training": subject.training, "updates": subject.updates},
         causes=("the layer was put in evaluation mode before it had seen data or weights",),
-        remedy="normkit.recalibrate(model, batches)",
+        remedy=subject.recalibration,
         proof='not normkit.diagnose(model, optimizer=optimizer).of("freeze-leak", {layer})',
     )
 
@@ -150,7 +150,7 @@ def _dropout(examination: Examination) -> Iterator[Finding]:
             summary=f"dropout before the layer makes its variance {2**shift:.2g} times as large in training",
             evidence={"log2_ratio_99th_percentile": shift},
             causes=("dropout stands before batch normalization: its noise is learnt as variance",),
-            remedy="normkit.recalibrate(model, batches)  # or move dropout behind the last batch normalization",
+            remedy=f"{subject.recalibration}  # or move dropout behind the last batch normalization",
         )
 
 
