@@ -10,7 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import ArgumentError
 from ..layers.catalog import METHODS
-from .tails import tail_modules
+from .tails import Tailed, tail_modules
 
 __all__ = ["NormForm", "WeightIs", "candidates", "known_form", "register_norm", "registered_form"]
 
@@ -133,7 +133,11 @@ _KNOWN: Mapping[str, NormForm] = {
 def known_form(module: nn.Module) -> NormForm | None:
     """Return how torch's and our own classes are read, or None for a class of another house."""
     method = _method(type(module))
-    return None if method is None else NormForm(method=method)
+    return (
+        None
+        if method is None
+        else NormForm(method=method, tail=module.tail_names if isinstance(module, Tailed) else ())
+    )
 
 
 def registered_form(module: nn.Module) -> NormForm | None:

@@ -12,6 +12,7 @@ from .forms import NormForm, known_form
 from .frozen import Frozen
 from .programs import refuse_programs
 from .select import Where, select
+from .tails import Tailed
 
 __all__ = ["NormLayer", "norm_layers"]
 
@@ -156,7 +157,8 @@ def _read(module: nn.Module) -> tuple[str, Evidence] | None:
     """Name the kind of a layer and how it is read, or return None for what is no normalization."""
     known = known_form(module)
     of_torch = known is not None and not _is_overridden(module)
-    evidence = Evidence(known) if of_torch else examined(module)
+    tailed = isinstance(module, Tailed) and "forward" not in vars(module)
+    evidence = Evidence(known) if of_torch or tailed else examined(module)
     if isinstance(module, Frozen) or (evidence.form is not None and evidence.form.frozen):
         return "frozen", evidence
     if evidence.form is not None:
@@ -204,10 +206,11 @@ def _tracks(module: nn.Module, form: NormForm | None) -> bool:
 
 
 def _is_overridden(module: nn.Module) -> bool:
-    """Say whether a class of another house defines what a call of this layer does."""
-    if "forward" in vars(module):
+    """Say whether a class of another house defines what a call of this layer does, or a tail comes after it."""
+    if "forward" in vars(module) or isinstance(module, Tailed):
         return True
-    return not all(_is_known(_definer(type(module), name)) for name in ("forward", "__call__"))
+    cls = type(module).__mro__[2] if isinstance(module, Frozen) else type(module)
+    return not all(_is_known(_definer(cls, name)) for name in ("forward", "__call__"))
 
 
 def _definer(cls: type, name: str) -> type:
