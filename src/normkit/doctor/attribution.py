@@ -34,7 +34,7 @@ def check_labels(labels: Labels | None, batches: Any) -> None:
         return
     if batches is None:
         raise ArgumentError("labels= is asked with each batch: give batches too")
-    if not isinstance(batches, Tensor) and iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise ArgumentError("labels= runs over the batches several times, and these can be read once: give a list")
 
 

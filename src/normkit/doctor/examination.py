@@ -26,6 +26,7 @@ class Examination:
         model: the model, or None for a file.
         optimizer: the optimizer that trains it, where it was given.
         measured: moments of the layers' inputs by layer, empty without batches.
+        in_use: the same in evaluation, every layer with its own statistics, where ``measured`` shows a difference.
         plan: how many samples the batches hold.
         lengthened: how far more padding of a layer's own input moves its output before it, where there is padding.
         company: outputs of one sample alone and among others, in evaluation mode.
@@ -42,6 +43,7 @@ class Examination:
     model: nn.Module | None = None
     optimizer: Optimizer | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
+    in_use: Mapping[str, Measured] = field(default_factory=dict)
     plan: BatchPlan | None = None
     lengthened: Mapping[str, Lengthened] = field(default_factory=dict)
     company: Company | None = None

@@ -1,6 +1,6 @@
 """``diagnose``: measure, ask every check, set waived findings aside. The model is bit for bit as before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from .attribution import Labels, attribute, check_labels
 from .checks import CHECK_NAMES, CHECKS
 from .checks.graph import pair_up
-from .checks.populations import drift_of, percentile
+from .checks.populations import drift_of, judged_drift, percentile
 from .checks.state import is_absorbed
 from .company import keep_company
 from .examination import Check, Examination
@@ -80,20 +80,18 @@ def diagnose(
         True
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
+    _check_model(model)
     check_labels(labels, batches)
     if isinstance(model, nn.Module):
         model, _ = unwrapped(model)
         examination, notes, seen = _examine(model, batches, call, samples, domains)
         examination = replace(examination, optimizer=optimizer, ranks=_ranks(examination, batches, group))
-    elif isinstance(model, Mapping):
+    else:
         if batches is not None or optimizer is not None:
             raise ArgumentError("a state_dict alone cannot be run: give the model where you give batches or optimizer")
         examination, notes, seen = Examination(subjects=subjects_of_state(model)), [], 0
         if not examination.subjects:
             notes.append("the state holds no running statistics")
-    else:
-        refuse_programs(model)
-        raise ArgumentError(f"model is a {type(model).__name__}; give an nn.Module or a state_dict")
     found = [finding for check in CHECKS if _runs(check, examination) for finding in check.examine(examination)]
     kept, waived = set_aside(found, waivers)
     names = [subject.name for subject in examination.subjects]
@@ -110,6 +108,11 @@ def diagnose(
         notes=tuple(notes),
         samples=seen,
     )
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module | Mapping):
+        refuse_programs(model)
 
 
 def _examine(
@@ -147,6 +150,11 @@ def _examine(
         examination = replace(examination, rectified=examination.rectified | watched)
     notes += _notes(subjects, seen.measured)
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
+    drifts = [drift_of(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
+    if any(drift is not None and drift.severity is not None for drift in drifts) and not isinstance(batches, Iterator):
+        with preserved(model):
+            in_use = measure(model, subjects, batches, call, samples, frozenset())
+        examination = replace(examination, in_use=in_use.measured)
     with preserved(model):
         examination = replace(examination, lengthened=lengthen(model, subjects, seen.example, call, live))
     if isinstance(company, str):
@@ -216,7 +224,7 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
     }
     measured = examination.measured.get(subject.name)
     absorbed = is_absorbed(subject, measured)
-    drift = drift_of(subject, measured) if measured is not None and not absorbed else None
+    drift = judged_drift(examination, subject) if not absorbed else None
     if measured is not None and measured.sizes:
         numbers["values"] = max(measured.sizes)[1]
     if drift is not None:

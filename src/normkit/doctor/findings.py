@@ -56,7 +56,9 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain values that strict JSON can hold."""
-        plain: dict[str, Any] = _plain({name: value for name, value in vars(self).items() if name != "extent"})
+        told = {name: value for name, value in vars(self).items() if name != "extent"}
+        told["channels"] = {name: [float(f"{value:.5g}") for value in values] for name, values in self.channels.items()}
+        plain: dict[str, Any] = _plain(told)
         return plain
 
     def __str__(self) -> str:

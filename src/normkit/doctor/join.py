@@ -34,7 +34,7 @@ def join_findings(
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for finding in found:
         classed = replace(finding, layer_class=(classes or {}).get(finding.layer, finding.layer_class))
-        key = (finding.check, finding.severity, finding.causes, finding.remedy, finding.proof)
+        key: tuple[object, ...] = (finding.check, finding.severity, finding.causes, finding.remedy, finding.proof)
         if _ACCESS in finding.remedy and not finding.remedy.startswith(_ACCESS):
             key = (*key, finding.layer)  # several statements about one layer make no loop
         groups.setdefault(key, []).append(classed)

@@ -138,7 +138,7 @@ class _Watcher:
                 samples, values = shape[0], given.numel() // (shape[1] or 1)
             # A forward inside a backward is what torch's checkpoint asks for.
             writer: Writer = "recompute" if in_backward() != -1 else "forward" if learning() else "probe"
-            if decays and module.momentum is None:
+            if decays and getattr(module, "momentum", None) is None:
                 writer = "renewal"
             ledger.record(Write(ledger.steps + 1, name, writer, self._place or self._caller(), samples, values))
 

@@ -25,7 +25,7 @@ from ..thresholds import (
 )
 from .state import is_never_updated, running_and_true
 
-__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift"]
+__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,25 @@ def drift_of(subject: Subject, measured: Measured) -> Drift | None:
     return compare(mean, variance, measured.pooled, subject.eps)
 
 
+def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
+    """Return how far a layer's statistics are from its data, in training or in evaluation, whichever is nearer.
+
+    Statistics are right that are those of what the layer is given in training, before it normalizes with the batch's;
+    and those of what it is given in evaluation: behind many layers and with small batches the two differ.
+    """
+    both = [
+        found
+        for entry in (examination.measured.get(subject.name), examination.in_use.get(subject.name))
+        if entry is not None and (found := drift_of(subject, entry)) is not None
+    ]
+    return min(both, key=lambda found: (found.share, percentile(found.certain_log_ratio.abs())), default=None)
+
+
 def drift(examination: Examination) -> Iterator[Finding]:
     """Compare the running statistics with those of the data, dropout off and on."""
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
-        found = drift_of(subject, measured) if measured is not None else None
+        found = judged_drift(examination, subject)
         if measured is None or found is None or found.severity is None or is_never_updated(subject):
             continue
         severity: Severity = found.severity
