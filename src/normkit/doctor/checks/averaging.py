@@ -19,7 +19,7 @@ from ..thresholds import (
     RESIDUE_ERROR,
     RESIDUE_WARNING,
 )
-from .populations import drift_of
+from .populations import compare, drift_of
 from .state import is_never_updated
 
 __all__ = ["AVERAGING_CHECKS"]
@@ -29,6 +29,7 @@ _LOW = (torch.float16, torch.bfloat16)
 
 def ema_window(examination: Examination) -> Iterator[Finding]:
     """Find a momentum that is no momentum, is of another framework, or has not yet forgotten the initial values."""
+    untold = _untold_counters(examination)
     for subject in examination.subjects:
         if not subject.tracks or not subject.is_batch or subject.layer is None or subject.momentum is None:
             continue
@@ -38,7 +39,8 @@ def ema_window(examination: Examination) -> Iterator[Finding]:
             continue
         if momentum >= MOMENTUM_LARGE:
             yield _foreign_momentum(subject, float(momentum))
-        yield from _residue(subject, float(momentum), examination.measured.get(subject.name))
+        if (subject.momentum, subject.updates) not in untold:
+            yield from _residue(subject, float(momentum), examination.measured.get(subject.name))
 
 
 def _is_number(value: Any) -> bool:
@@ -117,6 +119,29 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
         ),
         subject.recalibration,
     )
+
+
+def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
+    """Return momentum and counter of layers whose statistics are right where an average would still show its start.
+
+    Statistics that were measured have a small counter. What is known so of one layer holds for all that were updated
+    with it.
+    """
+    found = set()
+    for subject in examination.subjects:
+        measured = examination.measured.get(subject.name)
+        if not subject.updates or not _is_number(subject.momentum) or subject.running_var is None:
+            continue
+        residue = (1 - subject.momentum) ** subject.updates
+        if bool((subject.running_var < 0.999 * residue).any()):
+            found.add((subject.momentum, subject.updates))  # no average from 1 is so small
+        if measured is None or not measured.pooled:
+            continue
+        actual, pooled = drift_of(subject, measured), measured.pooled
+        averaged = compare((1 - residue) * pooled.mean, residue + (1 - residue) * pooled.var, pooled, subject.eps)
+        if actual is not None and actual.severity is None and averaged.severity is not None:
+            found.add((subject.momentum, subject.updates))
+    return found
 
 
 def _updates_needed(momentum: float) -> int:
