@@ -30,7 +30,7 @@ TIMM = (
     "resnet10t resnet26d seresnet18 efficientnet_lite0 mobilenetv3_small_050 regnetx_002 repvgg_a0 mobileone_s0 "
     "dla34 hardcorenas_a tinynet_e ghostnet_050 fbnetc_100 cspresnet50 lcnet_050 mixnet_s skresnet18 res2net50_14w_8s"
 )
-SIZE, BATCH, BATCHES = 64, 16, 8
+SIZE, BATCH, BATCHES = 48, 16, 5
 
 
 def images(seed: int) -> list[torch.Tensor]:

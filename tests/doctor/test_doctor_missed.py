@@ -171,6 +171,22 @@ def test_cure_of_a_layer_frozen_by_us_is_not_refused():
     assert cures(finding, model)
 
 
+def test_cure_of_a_leak_in_a_new_model_is_not_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 3))
+    model[1].requires_grad_(False)
+    finding = normkit.diagnose(model, data()).of("freeze-leak")[0]
+    assert cures(finding, model)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.InstanceNorm2d(8, affine=True, track_running_stats=True), normkit.BatchRenorm2d(8)]
+)
+def test_cure_of_statistics_of_a_relative_is_not_refused(norm):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm).eval()
+    finding = normkit.diagnose(model, data()).of("never-updated")[0]
+    assert cures(finding, model)
+
+
 # channels dead by their parameters
 
 

@@ -105,7 +105,7 @@ class Subject:
     @property
     def recalibration(self) -> str:
         """Python that gives the layer the statistics of the data, with what this kind of layer needs beside them."""
-        if self.layer is not None and not self.is_batch:
+        if self.kind in ("unknown", "whitening"):
             # Averages in a way of its own: only forwards in training move it.
             return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
         needs = ""

@@ -17,6 +17,7 @@ from ..thresholds import (
     VALUES_EFFECTIVE_SMALL,
     VALUES_SMALL,
 )
+from .state import freezing
 
 __all__ = ["BATCH_CHECKS"]
 
@@ -79,7 +80,7 @@ def _dependence_remedy(examination: Examination, subject: Subject | None) -> str
     if subject is None:
         return "model.eval()  # and look for a mean or an attention over dimension 0 in forward"
     if subject.name in examination.asleep:
-        return "normkit.freeze(model, where={layer})"
+        return freezing(subject)
     if subject.layer is None or subject.layer.overridden or not isinstance(subject.layer.module, _BatchNorm):
         return "model.set_submodule({layer}, ...)  # a layer that keeps running statistics, such as nn.BatchNorm2d"
     return (

@@ -11,7 +11,7 @@ from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import ABSORBED_RATIO
 
-__all__ = ["STATE_CHECKS", "is_absorbed", "is_never_updated", "running_and_true"]
+__all__ = ["STATE_CHECKS", "freezing", "is_absorbed", "is_never_updated", "running_and_true"]
 
 _LISTED = 16  # channels that a finding names
 
@@ -74,6 +74,12 @@ def is_never_updated(subject: Subject) -> bool:
     if not subject.tracks or mean is None or variance is None or not mean.numel():
         return False
     return bool((mean == 0).all()) and bool((variance == 1).all())
+
+
+def freezing(subject: Subject) -> str:
+    """Return the call that freezes a layer; initial statistics are measured first, for freezing refuses those."""
+    first = f"{subject.recalibration}; " if is_never_updated(subject) else ""
+    return f"{first}normkit.freeze(model, where={{layer}})"
 
 
 def never_updated(examination: Examination) -> Iterator[Finding]:

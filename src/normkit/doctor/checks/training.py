@@ -15,7 +15,7 @@ from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import DROPOUT_LOG_RATIO
 from .populations import dropout_shift
-from .state import is_never_updated, running_and_true
+from .state import freezing, is_never_updated, running_and_true
 
 __all__ = ["TRAINING_CHECKS"]
 
@@ -54,7 +54,7 @@ def _leak_finding(subject: Subject, severity: Severity, measured: Measured | Non
             "eval() was called once, and train() of the whole model undid it",
             "a teacher or target network left in training mode",
         ),
-        remedy="normkit.freeze(model, where={layer})",
+        remedy=freezing(subject),
         proof='not normkit.diagnose(model.train()).of("freeze-leak", {layer})',
         channels=running_and_true(subject, measured),
     )
@@ -175,7 +175,7 @@ def _stuck(examination: Examination) -> Iterator[Finding]:
                 summary="the layer is still training after model.eval()",
                 evidence={"training": subject.training},
                 causes=("train() or eval() is overridden", "the layer sits in a container that does not pass modes on"),
-                remedy="normkit.freeze(model, where={layer})",
+                remedy=freezing(subject),
             )
 
 
