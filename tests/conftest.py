@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # The same examples every run, and no time limit: a busy machine fails no property.
-settings.register_profile("normkit", deadline=None, derandomize=True)
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("normkit", unhurried, derandomize=True)
+# What `make fuzz` runs: other examples each time, and many.
+settings.register_profile("fuzz", unhurried, max_examples=2000, print_blob=True)
 settings.load_profile("normkit")
 
 
@@ -72,7 +75,7 @@ class KernelCalls(list[tuple[str, torch.dtype, str | None, bool]]):
 @pytest.fixture
 def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> KernelCalls:
     """Note every CPU kernel per channel that is asked for, so that a test can say what it has compared."""
-    from normkit.kernels import channel_launch
+    from normkit.kernels.numba.channels import launch as channel_launch
 
     calls, kernel = KernelCalls(), channel_launch.kernel
 
