@@ -106,7 +106,12 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
         return
     residue = (1 - momentum) ** subject.updates
     # A layer that still trains will forget more; it counts once the layer is relied on.
-    if residue <= RESIDUE_WARNING or subject.moves or _is_refuted(subject, residue, measured):
+    if (
+        residue <= RESIDUE_WARNING
+        or subject.moves
+        or is_never_updated(subject)
+        or _is_refuted(subject, residue, measured)
+    ):
         return
     yield _window_finding(
         subject,
