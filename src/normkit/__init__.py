@@ -7,7 +7,7 @@ from . import torch_versions
 
 torch_versions.check()
 
-from . import functional, layers  # noqa: E402  a torch that lacks a name is told before a module fails to find it
+from . import functional, layers, renderers  # noqa: E402  a torch that lacks a name is told before a module fails to find it
 from .kernels.dispatch import use_backend  # noqa: E402
 from .layers import (  # noqa: E402
     AdaptiveInstanceNorm,
@@ -44,12 +44,14 @@ from .layers import (  # noqa: E402
 
 if TYPE_CHECKING:
     from .anatomy.explain import explain
+    from .anatomy.forms import register_norm
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
     from .surgery.convert import convert
     from .surgery.fold import fold
     from .surgery.freeze import freeze, unfreeze
+    from .surgery.mask_padding import mask_padding
     from .surgery.merge import merge_states
     from .surgery.param_groups import param_groups
     from .surgery.port import port_state
@@ -97,10 +99,12 @@ __all__ = [
     "functional",
     "hold_statistics",
     "layers",
+    "mask_padding",
     "merge_states",
     "param_groups",
     "port_state",
     "recalibrate",
+    "register_norm",
     "repair",
     "unfreeze",
     "use_backend",
@@ -115,10 +119,12 @@ _ROOMS = {
     "fold": "surgery",
     "freeze": "surgery",
     "hold_statistics": "anatomy",
+    "mask_padding": "surgery",
     "merge_states": "surgery",
     "param_groups": "surgery",
     "port_state": "surgery",
     "recalibrate": "surgery",
+    "register_norm": "anatomy",
     "repair": "surgery",
     "unfreeze": "surgery",
     "watch": "doctor",
@@ -135,3 +141,12 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names, those not yet imported among them."""
     return __all__
+
+
+def _page(*shown: object) -> str:
+    """Draw a diagnosis as a page: the room that does it needs the extra ``lab`` and is imported when it is asked."""
+    page: str = import_module(".report.diagnosis", __name__).render_diagnosis(*shown)
+    return page
+
+
+renderers.register("diagnosis as a page", _page)

@@ -55,7 +55,7 @@ def doctor(monkeypatch, capsys, tmp_path):
 def test_a_sick_demo_exits_1_and_names_the_cure(doctor):
     code, out, err = doctor("demo:forgotten", "--batches", 2)
     assert (code, err) == (1, "")
-    assert "error [never-updated] 1: " in out
+    assert "error [never-updated] 1 (BatchNorm2d): " in out
     assert "cure     normkit.recalibrate(model, batches)" in out
 
 
@@ -107,7 +107,7 @@ def test_weights_are_loaded_into_the_model(doctor, tmp_path):
     torch.save(model.state_dict(), tmp_path / "sick.pt")
     code, out, _ = doctor("doctor_models:build", "--weights", tmp_path / "sick.pt")
     assert code == 1
-    assert "error [nonfinite] 2:" in out
+    assert "error [nonfinite] 2 (BatchNorm1d):" in out
 
 
 class Trap:

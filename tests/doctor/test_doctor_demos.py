@@ -24,7 +24,7 @@ EXPECTED = {
     "checkpointed": (["first.1"], "warning", "checkpointing", "normkit.hold_statistics"),
     "tiny-units": (["0"], "warning", "tiny", ".eps = "),
     "low-precision": (["1", "4"], "error", "bfloat16", "normkit.repair"),
-    "padded": (["0"], "error", "different lengths", 'to="layer"'),
+    "padded": (["0"], "error", "different lengths", "normkit.mask_padding"),
     "mixed": (["1"], "warning", "real and generated", "torch.cat"),
     "swapped": (["4"], "error", "swapped after the optimizer", "model.parameters()"),
 }

@@ -76,13 +76,13 @@ def test_padding_is_confirmed_by_lengthening_it():
     assert finding.evidence["moved_by_longer_padding"] == pytest.approx(float(gap / plain.std()), rel=1e-3)
 
 
-def test_padding_of_a_model_of_one_length_is_found_and_said_to_be_unconfirmed():
+def test_padding_of_a_model_of_one_length_is_found_and_confirmed():
     signals, _ = sequences()
     model = nn.Sequential(nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(6 * 24, 2))
-    diagnosis = normkit.diagnose(model, signals.split(32))
-    finding = diagnosis.of("padding", "0")[0]
-    assert finding.evidence["moved_by_longer_padding"] is None
-    assert any("takes no longer batch" in note for note in diagnosis.notes)
+    longer = normkit.diagnose(PerPosition(), signals.split(32)).of("padding", "norm")[0]
+    finding = normkit.diagnose(model, signals.split(32)).of("padding", "0")[0]
+    moved = finding.evidence["moved_by_longer_padding"]
+    assert moved == longer.evidence["moved_by_longer_padding"] > 0.1
 
 
 @pytest.mark.parametrize("cls", [Masked, ByHand])
@@ -93,6 +93,87 @@ def test_diagnose_is_silent_where_padding_is_left_out(cls):
     for batch in batches:
         model(*batch)
     assert not normkit.diagnose(model, batches).of("padding")
+
+
+class Deep(nn.Module):
+    """A norm behind a convolution: what it is given ends in no run of equal vectors."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(6, 6, 3, padding=1), norm
+
+    def forward(self, signals):
+        return self.norm(self.conv(signals))
+
+
+class Words(nn.Module):
+    """Numbers of words, filled up with 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(50, 6), nn.BatchNorm1d(6)
+
+    def forward(self, words):
+        return self.norm(self.embedding(words).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (lambda: nn.Sequential(nn.GroupNorm(2, 6)), "0"),
+        (lambda: nn.Sequential(nn.InstanceNorm1d(6)), "0"),
+        (lambda: nn.Sequential(normkit.SampleLayerNorm(6)), "0"),
+        (lambda: nn.Sequential(nn.LayerNorm([6, 24])), "0"),  # of one length: the padding itself is changed
+        (lambda: Deep(nn.BatchNorm1d(6)), "norm"),
+        (lambda: Deep(nn.GroupNorm(1, 6)), "norm"),
+    ],
+    ids=["group", "instance", "sample", "one length", "behind a convolution", "group behind a convolution"],
+)
+def test_padding_is_measured_for_every_norm(model, layer):
+    signals, _ = sequences()
+    model = model()
+    for mode in (True, False):
+        (finding,) = normkit.diagnose(model.train(mode), signals.split(32)).of("padding", layer)
+        assert finding.evidence["moved_by_longer_padding"] > 0.05
+        batch = isinstance(model.get_submodule(layer), nn.BatchNorm1d)
+        assert ("in evaluation" in finding.summary) != batch
+
+
+def test_padding_of_words_is_found():
+    words = torch.randint(1, 50, (128, 24))
+    words *= torch.arange(24) < torch.randint(6, 25, (128, 1))
+    assert normkit.diagnose(Words(), words.split(32)).of("padding", "norm")
+
+
+class Positions(nn.Module):
+    """Each position by itself."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, signals):
+        return self.norm(signals.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(6), nn.RMSNorm(6), normkit.LayerNorm(6)], ids=lambda norm: repr(norm)[:20]
+)
+def test_norm_of_each_position_knows_no_padding(norm):
+    signals, _ = sequences()
+    assert not normkit.diagnose(Positions(norm), signals.split(32)).of("padding")
+
+
+def test_norm_over_the_length_by_another_name_does_not_cure_padding():
+    signals, _ = sequences()
+    model = PerPosition()
+    converted = normkit.convert(model, to="layer").model
+    assert normkit.diagnose(converted, signals.split(32)).of("padding", "norm")
+    finding = normkit.diagnose(model, signals.split(32)).of("padding", "norm")[0]
+    space = {"normkit": normkit, "model": model, "batches": signals.split(32)}
+    exec(finding.remedy, space)
+    assert eval(finding.proof, space)
+    assert normkit.diagnose(model, signals.split(32)).healthy
 
 
 def test_signals_that_end_in_the_same_value_and_length_are_no_padding():

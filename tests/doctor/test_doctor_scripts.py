@@ -125,7 +125,9 @@ def test_mistake_is_found_and_cured_by_the_calls_that_are_named(script):
         exec(remedy, space)
     space["optimizer"] = torch.optim.SGD(space["model"].parameters(), lr=0.01)
     after = normkit.diagnose(space["model"], space["batches"], optimizer=space["optimizer"])
-    assert after.healthy, str(after)
+    # Where the only layer was folded away, nothing is left to be called healthy.
+    assert after.healthy or not after.layers, str(after)
+    assert not after.count("error") + after.count("warning"), str(after)
     assert [finding.proof for finding in severe if not eval(finding.proof, space)] == []
 
 

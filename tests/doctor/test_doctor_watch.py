@@ -1,5 +1,6 @@
 """The ledger finds what is done to statistics in training, by the scripts that do it."""
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -13,6 +14,7 @@ from normkit.anatomy import fingerprint
 from normkit.doctor.demos import Checkpointed, loader, network, patterns
 
 from . import networks
+from .test_doctor_missed import FrozenBatchNorm2d
 
 
 def steps(model, batches=None, *, optimizer=None, count=4, before_step=None):
@@ -49,6 +51,57 @@ def test_watch_is_silent_on_plain_training_and_counts_every_write():
 def test_watch_sees_the_writes_of_our_layers_as_of_torchs(layer):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), layer(8), nn.Linear(8, 4))
     assert steps(model).layers["2"].writers == {"forward": 4}
+
+
+class Article(nn.Module):
+    """Batch normalization as a tutorial writes it: new tensors in the place of the old, momentum on the old value."""
+
+    def __init__(self, channels):
+        super().__init__()
+        shape = (1, channels, 1, 1)
+        self.gamma, self.beta = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        self.register_buffer("moving_mean", torch.zeros(shape))
+        self.register_buffer("moving_var", torch.zeros(shape))
+        self.momentum, self.eps = 0.9, 1e-5
+
+    def forward(self, x):
+        if self.training:
+            mean = x.mean((0, 2, 3), keepdim=True)
+            var = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+            self.moving_mean = self.momentum * self.moving_mean + (1 - self.momentum) * mean.detach()
+            self.moving_var = self.momentum * self.moving_var + (1 - self.momentum) * var.detach()
+        else:
+            mean, var = self.moving_mean, self.moving_var
+        return self.gamma * (x - mean) / torch.sqrt(var + self.eps) + self.beta
+
+
+def test_watch_follows_layers_of_other_houses():
+    model = network()
+    model[1], model[4] = Article(8), FrozenBatchNorm2d(16)
+    ledger = steps(model)
+    assert ledger.layers.keys() == {"1"}  # what is frozen by its class writes nothing
+    assert ledger.layers["1"].writers == {"forward": 4}
+    assert ledger.diagnosis().healthy
+    batches = list(loader(patterns(256)))
+    batches[2][0][3] = math.inf
+    assert steps(model, batches).diagnosis().of("nonfinite", "1")
+
+
+def test_doctor_examines_layers_of_other_houses():
+    torch.manual_seed(0)
+    model, batches = network(), list(loader(patterns(1024)))
+    model[1], model[4] = Article(8), Article(16)
+    for images, _ in batches:
+        model(images)
+    model.eval()
+    assert normkit.diagnose(model, batches).healthy
+    model[4].moving_mean += 3
+    finding = normkit.diagnose(model, batches).of("drift", "4")[0]
+    assert finding.layer_class == "Article"
+    exec(finding.remedy, {"normkit": normkit, "model": model, "batches": batches})
+    assert normkit.diagnose(model, batches).healthy
+    model[4].train()
+    assert normkit.diagnose(model).of("mode", "4")
 
 
 def test_watch_changes_nothing_and_leaves_no_hook():

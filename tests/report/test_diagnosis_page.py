@@ -94,6 +94,40 @@ def test_page_says_so_when_nothing_is_wrong():
     assert "No error and no warning." in page
 
 
+def many(count=60, spoilt=30):
+    """A network of which the second half has statistics of something else."""
+    torch.manual_seed(0)
+    layers = [[nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, momentum=None), nn.ReLU()] for _ in range(count)]
+    model, batches = nn.Sequential(*(layer for part in layers for layer in part)), torch.randn(512, 8).split(32)
+    for batch in batches:
+        model(batch)
+    for place in range(spoilt, count):
+        model[3 * place + 1].running_var *= 100 + place
+    return model.eval(), batches
+
+
+def test_page_opens_with_the_whole_network_and_marks_the_worst():
+    model, batches = many(12, 6)
+    diagnosis = normkit.diagnose(model, batches)
+    page = diagnosis.to_html()
+    picture = page[page.index('<figure class="network">') : page.index("</figcaption>")]
+    assert page.index(picture) < page.index('<section class="finding">')
+    assert "6 are past a limit; the worst is 34" in picture
+    assert picture.count("the worst: 34</text>") == 2  # in the legend of each panel
+    factor = max(2.0 ** row.numbers["log2_ratio"] for row in diagnosis.layers)
+    assert f"by a factor of {factor:.3g}" in picture
+    assert '<figure class="network">' not in normkit.diagnose(model).to_html()  # nothing was measured
+
+
+def test_page_of_sixty_layers_is_small():
+    model, batches = many()
+    assert len(normkit.diagnose(model, batches).to_html()) < 500_000
+    wide = finding(channels={name: tuple(range(2048)) for name in ("population_mean", "running_mean", "a", "b", "c")})
+    wide.channels["population_var"] = wide.channels["running_var"] = tuple(range(1, 2049))
+    page = Diagnosis(findings=tuple(wide for _ in range(20)), layers=(row(),)).to_html()
+    assert json.loads(re.search(r'id="diagnosis">(.+?)</script>', page).group(1))["findings"][0]["channels"] == {}
+
+
 @pytest.fixture(scope="module")
 def page():
     patient = build("short-window")
@@ -122,8 +156,9 @@ def test_page_fits_its_window_and_shows_running_against_true(tmp_path, page, wid
     measured = measure(tmp_path, page, width)
     assert measured["scroll"] == measured["client"] == width
     assert max(measured["cells"]) <= width
-    assert measured["headings"][0] == "Layer 4"
-    means, variances, residue = measured["panels"]
+    assert measured["headings"][0] == "Layer 4 (BatchNorm2d)"
+    network, _, means, variances, residue = measured["panels"]
+    assert network["top"] < means["top"]  # the page opens with the whole network
     assert all(panel["width"] > 300 and panel["height"] > 200 for panel in (means, variances, residue))
     assert (means["top"] == variances["top"]) == (width == 1280)
     assert measured["targets"] == ["rgba(0, 0, 0, 0)"]  # what a value is read off by is not seen

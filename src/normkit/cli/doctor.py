@@ -3,7 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from torch import nn
@@ -38,6 +38,9 @@ def doctor(
         int | None, typer.Option(help="Measure on so many batches; about 2,000 samples if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="The second part of a batch is the class of each sample: explain the gap.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page with pictures.")] = None,
 ) -> None:
     """Examine a model's normalization layers. Exit code 0: healthy; 1: an error was found; 2: misuse."""
@@ -46,7 +49,7 @@ def doctor(
     if batches is not None and batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
     try:
-        diagnosis = _diagnose(target, weights, data, batches)
+        diagnosis = _diagnose(target, weights, data, batches, labels)
     except DataError as error:  # exit code 1 says that the model is sick, not that a file is
         raise ArgumentError(str(error)) from error
     if html is not None:
@@ -61,7 +64,7 @@ def doctor(
     raise typer.Exit(1 if diagnosis.count("error") else 0)
 
 
-def _diagnose(target: str, weights: Path | None, data: str | None, count: int | None) -> "Diagnosis":
+def _diagnose(target: str, weights: Path | None, data: str | None, count: int | None, labels: bool) -> "Diagnosis":
     from ..doctor import diagnose
 
     sick = patient(target, weights)
@@ -79,6 +82,7 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
             optimizer=sick.optimizer if weights is None else None,
             call=sick.call,
             samples=2048 if count is None else None,
+            labels=_second_part if labels else None,
         )
     except ArgumentError:
         raise
@@ -86,6 +90,13 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
         if given is None:
             raise
         raise ArgumentError(f"the model fails on the data: {type(error).__name__}: {error}") from error
+
+
+def _second_part(batch: Any) -> Any:
+    """Return the labels of a batch."""
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch[1]
+    raise ArgumentError(f"--labels: a batch is a {type(batch).__name__}; needed is one of (inputs, classes)")
 
 
 def _print(diagnosis: "Diagnosis") -> None:

@@ -1,8 +1,9 @@
 """Look at a model and change nothing: probes, checks, findings. A finding names its remedy as text."""
 
+from . import text as _text  # noqa: F401  # registers how findings are shown
 from .examine import diagnose
-from .findings import Diagnosis, Finding, LayerRow
+from .findings import Diagnosis, Finding, Gap, LayerRow
 from .ledger import Ledger, Write
 from .watch import watch
 
-__all__ = ["Diagnosis", "Finding", "LayerRow", "Ledger", "Write", "diagnose", "watch"]
+__all__ = ["Diagnosis", "Finding", "Gap", "LayerRow", "Ledger", "Write", "diagnose", "watch"]

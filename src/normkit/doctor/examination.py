@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .findings import Finding
-from .measurements import BatchPlan, Company, Measured
+from .measurements import BatchPlan, Company, Lengthened, Measured
 from .ranks import RankState
 from .subjects import Subject
 
@@ -26,11 +26,15 @@ class Examination:
         model: the model, or None for a file.
         optimizer: the optimizer that trains it, where it was given.
         measured: moments of the layers' inputs by layer, empty without batches.
+        in_use: the same in evaluation, every layer with its own statistics, where ``measured`` shows a difference.
         plan: how many samples the batches hold.
-        lengthened: how far more padding moved each layer's output before it, where there is padding and it is known.
+        lengthened: how far more padding of a layer's own input moves its output before it, where there is padding.
         company: outputs of one sample alone and among others, in evaluation mode.
         awake: names of the layers that ``model.train()`` would set to training.
         asleep: names of the layers that ``model.eval()`` leaves in training.
+        resting: of layers in training, the outermost container around each that is in evaluation mode.
+        rectified: names of the layers whose output goes straight into an activation that is zero below zero.
+        learning_before: names of the layers before which parameters learn.
         pairs: layers with the neighbour before them and what is against folding; None for a model without a trace.
         ranks: what every process holds, where they were compared.
     """
@@ -39,11 +43,15 @@ class Examination:
     model: nn.Module | None = None
     optimizer: Optimizer | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
+    in_use: Mapping[str, Measured] = field(default_factory=dict)
     plan: BatchPlan | None = None
-    lengthened: Mapping[str, float] = field(default_factory=dict)
+    lengthened: Mapping[str, Lengthened] = field(default_factory=dict)
     company: Company | None = None
     awake: frozenset[str] = frozenset()
     asleep: frozenset[str] = frozenset()
+    resting: Mapping[str, str] = field(default_factory=dict)
+    rectified: frozenset[str] = frozenset()
+    learning_before: frozenset[str] = frozenset()
     pairs: Mapping[str, tuple[str, str | None]] | None = None
     ranks: tuple[RankState, ...] = ()
 
@@ -54,7 +62,7 @@ class Examination:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One of the fifteen questions that the doctor asks.
+    """One of the questions that the doctor asks.
 
     Attributes:
         name: the id that findings carry.

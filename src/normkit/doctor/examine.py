@@ -1,28 +1,34 @@
 """``diagnose``: measure, ask every check, set waived findings aside. The model is bit for bit as before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..anatomy import Call, preserved
+from ..anatomy.programs import refuse_programs, unwrapped
 from ..errors import ArgumentError
+from .attribution import Labels, attribute, check_labels
 from .checks import CHECK_NAMES, CHECKS
 from .checks.graph import pair_up
+from .checks.populations import drift_of, judged_drift, percentile
+from .checks.state import is_absorbed
 from .company import keep_company
 from .examination import Check, Examination
 from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
+from .join import join_findings
 from .lengthen import lengthen
 from .measurements import Measured
 from .probes import Domains, measure, set_mode
 from .ranks import RankState, gather_ranks
-from .subjects import Subject, subjects_of_model, subjects_of_state
+from .rectified import rectified_by_structure, rectified_in_use
+from .structure import in_order, learning_before, listed, resting
+from .subjects import Subject, lazy_layers, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
 
-__all__ = ["diagnose", "unwrap"]
+__all__ = ["diagnose"]
 
 Waivers = Mapping[str, str]
 
@@ -37,6 +43,7 @@ def diagnose(
     samples: int | None = 2048,
     domains: Domains | None = None,
     group: Any = None,
+    labels: Labels | None = None,
 ) -> Diagnosis:
     """Find what is wrong with the normalization layers of a model.
 
@@ -54,6 +61,9 @@ def diagnose(
         domains: ``lambda batch: ...``, which names the population of each sample of a batch (source and target, clean
             and perturbed, ...), or of all of them: one layer that serves several is then found.
         group: a process group of ``torch.distributed``, to compare its ranks; then every rank must call this.
+        labels: ``lambda batch: ...``, which returns the class of each sample, for a model whose output has a score for
+            each class: then the accuracy in evaluation and with the batch's statistics is measured, and how much of
+            the gap between them goes with each finding.
 
     Returns:
         The findings, worst first, and a table of the layers.
@@ -70,35 +80,39 @@ def diagnose(
         True
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
+    _check_model(model)
+    check_labels(labels, batches)
     if isinstance(model, nn.Module):
-        examination, notes, seen = _examine(unwrap(model), batches, call, samples, domains)
+        model, _ = unwrapped(model)
+        examination, notes, seen = _examine(model, batches, call, samples, domains)
         examination = replace(examination, optimizer=optimizer, ranks=_ranks(examination, batches, group))
-    elif isinstance(model, Mapping):
+    else:
         if batches is not None or optimizer is not None:
             raise ArgumentError("a state_dict alone cannot be run: give the model where you give batches or optimizer")
         examination, notes, seen = Examination(subjects=subjects_of_state(model)), [], 0
-    else:
-        raise ArgumentError(f"model is a {type(model).__name__}; give an nn.Module or a state_dict")
+        if not examination.subjects:
+            notes.append("the state holds no running statistics")
     found = [finding for check in CHECKS if _runs(check, examination) for finding in check.examine(examination)]
-    findings, waived = set_aside(found, waivers)
+    kept, waived = set_aside(found, waivers)
+    names = [subject.name for subject in examination.subjects]
+    classes = {s.name: type(s.layer.module).__name__ for s in examination.subjects if s.layer is not None}
+    findings = join_findings(kept, names, classes, ", call=call" if call is not None else "")
+    gap = None
+    if labels is not None and examination.model is not None:
+        findings, gap = attribute(examination, findings, batches, call, samples, labels)
     return Diagnosis(
         findings=sort_findings(findings, CHECK_NAMES),
-        layers=tuple(_row(subject, examination, findings) for subject in examination.subjects),
+        layers=tuple(_row(subject, examination, kept) for subject in in_order(examination)),
+        gap=gap,
         waived=waived,
         notes=tuple(notes),
         samples=seen,
     )
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of torch.compile and of parallel training, which have own collectives."""
-    while True:
-        if isinstance(model, DistributedDataParallel | DataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module | Mapping):
+        refuse_programs(model)
 
 
 def _examine(
@@ -110,8 +124,20 @@ def _examine(
         awake = _training_after(model, subjects, mode=True)
         asleep = _training_after(model, subjects, mode=False)
         pairs = pair_up(model, subjects)
-    examination = Examination(subjects=subjects, model=model, awake=awake, asleep=asleep, pairs=pairs)
+    examination = Examination(
+        subjects=subjects,
+        model=model,
+        awake=awake,
+        asleep=asleep,
+        resting=resting(model, subjects),
+        learning_before=learning_before(model, subjects),
+        rectified=rectified_by_structure(model, subjects),
+        pairs=pairs,
+    )
     notes = [] if subjects else ["the model has no normalization layer"]
+    lazy = lazy_layers(model)
+    if lazy:
+        notes.append(f"lazy and without channels yet: {listed(lazy)}; run the model once first")
     if batches is None:
         return examination, [*notes, "batches were not given: checks of the data did not run"], 0
     live = _live(model, subjects, awake)
@@ -119,15 +145,18 @@ def _examine(
         seen = measure(model, subjects, batches, call, samples, live, domains)
     with preserved(model):
         company = keep_company(model, subjects, seen.example, call)
+    with preserved(model):
+        watched = rectified_in_use(model, subjects, seen.example, call)
+        examination = replace(examination, rectified=examination.rectified | watched)
     notes += _notes(subjects, seen.measured)
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
-    if any(entry.padding is not None and entry.padding.ragged for entry in seen.measured.values()):
+    drifts = [drift_of(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
+    if any(drift is not None and drift.severity is not None for drift in drifts) and not isinstance(batches, Iterator):
         with preserved(model):
-            lengthened = lengthen(model, subjects, seen.example, call, live)
-        if isinstance(lengthened, str):
-            notes.append(lengthened)
-        else:
-            examination = replace(examination, lengthened=lengthened)
+            in_use = measure(model, subjects, batches, call, samples, frozenset())
+        examination = replace(examination, in_use=in_use.measured)
+    with preserved(model):
+        examination = replace(examination, lengthened=lengthen(model, subjects, seen.example, call, live))
     if isinstance(company, str):
         notes.append(company)
     else:
@@ -145,7 +174,7 @@ def _ranks(examination: Examination, batches: Any, group: Any) -> tuple[RankStat
 def _training_after(model: nn.Module, subjects: tuple[Subject, ...], *, mode: bool) -> frozenset[str]:
     """Name the layers that are told to train after ``model.train(mode)``, the model's own version of it."""
     set_mode(model, training=mode)
-    return frozenset(s.name for s in subjects if s.layer is not None and s.layer.module.training)
+    return frozenset(s.name for s in subjects if s.layer is not None and s.layer.module.training and not s.is_fixed)
 
 
 def _live(model: nn.Module, subjects: tuple[Subject, ...], awake: frozenset[str]) -> frozenset[str]:
@@ -172,9 +201,9 @@ def _is_distributed() -> bool:
 
 def _notes(subjects: tuple[Subject, ...], measured: Mapping[str, Measured]) -> list[str]:
     missed = [subject.name for subject in subjects if subject.name not in measured]
-    notes = [f"not reached by the batches: {', '.join(missed)}"] if missed else []
+    notes = [f"not reached by the batches: {listed(missed)}"] if missed else []
     spoiled = [name for name, entry in measured.items() if any(part.nonfinite_batches for part in entry.calls)]
-    return notes + ([f"inputs with NaN or infinities were left out at {', '.join(spoiled)}"] if spoiled else [])
+    return notes + ([f"inputs with NaN or infinities were left out at {listed(spoiled)}"] if spoiled else [])
 
 
 def _runs(check: Check, examination: Examination) -> bool:
@@ -188,15 +217,14 @@ def _runs(check: Check, examination: Examination) -> bool:
 
 
 def _row(subject: Subject, examination: Examination, findings: list[Finding]) -> LayerRow:
-    from .checks.populations import drift_of, percentile
-
     numbers: dict[str, float | int | str | bool | None] = {
         "updates": subject.updates,
         "momentum": subject.momentum if isinstance(subject.momentum, float | int) else None,
         "training": subject.training,
     }
     measured = examination.measured.get(subject.name)
-    drift = drift_of(subject, measured) if measured is not None else None
+    absorbed = is_absorbed(subject, measured)
+    drift = judged_drift(examination, subject) if not absorbed else None
     if measured is not None and measured.sizes:
         numbers["values"] = max(measured.sizes)[1]
     if drift is not None:
@@ -205,6 +233,8 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
     if examination.pairs is not None and subject.name in examination.pairs:
         neighbour, reason = examination.pairs[subject.name]
         numbers["folds"] = f"into {neighbour}" if reason is None else "no"
+    if absorbed:
+        numbers["statistics"] = "in weight and bias"
     channels = subject.running_mean.numel() if subject.running_mean is not None else None
     if channels is None and subject.layer is not None:
         channels = subject.layer.channels
@@ -213,5 +243,6 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
         kind=subject.kind,
         channels=channels,
         numbers=numbers,
+        layer_class="" if subject.layer is None else type(subject.layer.module).__name__,
         worst=worst(finding for finding in findings if finding.layer == subject.name),
     )

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .findings import Diagnosis, Finding, LayerRow, Severity, sort_findings, worst
+from .join import join_findings
 from .thaws import thawed_finding
 from .waivers import Waiver, set_aside
 
 __all__ = ["KEPT_WRITES", "LayerLedger", "Ledger", "Write", "Writer"]
 
-Writer = Literal["forward", "recompute", "probe", "outside"]
+Writer = Literal["forward", "recompute", "probe", "renewal", "outside"]
 
 KEPT_WRITES = 10_000  # single writes that are kept; counts are kept of all
 _CHECKS = ("nonfinite", "freeze-leak", "update-count", "rank-agreement")
@@ -24,7 +25,9 @@ class Write(NamedTuple):
         step: the optimizer step under way, from 1.
         layer: the layer's path.
         writer: a ``"forward"``, the ``"recompute"`` of checkpointing, a ``"probe"`` (a training forward without
-            gradients), or ``"outside"`` any forward (loading, averaging, broadcasting).
+            gradients), a ``"renewal"`` (a forward while momentum is None in a layer that began with one: statistics
+            are measured anew, as SWA and ``update_bn`` do), or ``"outside"`` any forward (loading, averaging,
+            broadcasting).
         place: the line of the program that called the model.
         samples: of the batch; 0 where unknown.
         values: per channel; 0 where unknown.
@@ -46,6 +49,7 @@ class LayerLedger:
         held_still: no part of its affine learns.
         channels: the number of channels.
         kind: the layer's kind.
+        layer_class: its class.
         writers: how often each kind of writer wrote.
         per_step: how many steps had so many writes by forwards.
         this_step: writes by forwards in the step under way.
@@ -58,6 +62,7 @@ class LayerLedger:
     held_still: bool
     channels: int | None
     kind: str
+    layer_class: str = ""
     writers: Counter[Writer] = field(default_factory=Counter)
     per_step: Counter[int] = field(default_factory=Counter)
     this_step: int = 0
@@ -118,8 +123,9 @@ class Ledger:
         """Return findings and a table of the layers, in the form of :func:`normkit.diagnose`."""
         found = [finding for name, layer in self.layers.items() for finding in self._layer_findings(name, layer)]
         kept, waived = set_aside([*found, *self._step_findings(), *self.across_ranks], self._waivers)
+        classes = {name: layer.layer_class for name, layer in self.layers.items()}
         return Diagnosis(
-            findings=sort_findings(kept, _CHECKS),
+            findings=sort_findings(join_findings(kept, list(self.layers), classes), _CHECKS),
             layers=tuple(self._row(name, layer, kept) for name, layer in self.layers.items()),
             waived=waived,
             notes=() if self.steps else ("no optimizer step was seen: give watch the model that the optimizer trains",),
@@ -142,6 +148,8 @@ class Ledger:
             yield _probe(name, layer)
         elif self.steps:
             yield from self._repeated(name, layer)
+        if layer.writers["renewal"]:
+            yield _renewal(name, layer)
         if layer.writers["outside"]:
             yield _outside(name, layer)
 
@@ -167,6 +175,7 @@ class Ledger:
                 "the module is called several times in a forward, or sees several populations in turn",
                 "a step was skipped and its batch counted all the same",
             ),
+            remedy=_ACCUMULATED.replace("K", str(usual)) if accumulated else _HELD,
         )
 
     def _step_findings(self) -> Iterator[Finding]:
@@ -185,15 +194,23 @@ class Ledger:
 
     def _row(self, name: str, layer: LayerLedger, findings: list[Finding]) -> LayerRow:
         numbers: dict[str, Any] = {
-            writer: layer.writers[writer] for writer in ("forward", "recompute", "probe", "outside")
+            writer: layer.writers[writer] for writer in ("forward", "recompute", "probe", "renewal", "outside")
         }
         return LayerRow(
             name=name,
             kind=layer.kind,
             channels=layer.channels,
+            layer_class=layer.layer_class,
             numbers=numbers | {"steps": self.steps, "fewest_values": layer.fewest_values},
             worst=worst(finding for finding in findings if finding.layer == name),
         )
+
+
+_HELD = "with normkit.hold_statistics(model): ...  # around every forward that is not a training step"
+# K updates by this momentum forget as much as one by the old.
+_ACCUMULATED = (
+    "for name in {layers}: layer = model.get_submodule(name); layer.momentum = 1 - (1 - layer.momentum) ** (1 / K)"
+)
 
 
 def _count_finding(
@@ -203,7 +220,7 @@ def _count_finding(
     summary: str,
     evidence: dict[str, Any],
     causes: tuple[str, ...],
-    remedy: str = "with normkit.hold_statistics(model): ...  # around every forward that is not a training step",
+    remedy: str = _HELD,
 ) -> Finding:
     places = {writer: places.most_common(2) for writer, places in layer.places.items()}
     lines = [f"{writer} from {place}" for writer, common in places.items() for place, _ in common]
@@ -258,6 +275,18 @@ def _outside(name: str, layer: LayerLedger) -> Finding:
     )
 
 
+def _renewal(name: str, layer: LayerLedger) -> Finding:
+    return _count_finding(
+        name,
+        layer,
+        "info",
+        f"the statistics were measured anew by {layer.writers['renewal']} forwards with momentum None",
+        {"renewal": layer.writers["renewal"]},
+        ("weights were averaged, and update_bn or a callback of SWA gives them statistics of their own",),
+        "normkit.recalibrate(model, batches)  # does the same exactly, from any batches",
+    )
+
+
 def _leak(name: str, layer: LayerLedger, steps: int) -> Finding:
     moved = layer.writers["forward"] + layer.writers["recompute"]
     return Finding(
@@ -270,7 +299,7 @@ def _leak(name: str, layer: LayerLedger, steps: int) -> Finding:
             "requires_grad_(False) reaches parameters only; the statistics follow train() and eval()",
             "eval() was called once, and train() of the whole model undid it",
         ),
-        remedy=f"normkit.freeze(model, where={name!r})",
+        remedy="normkit.freeze(model, where={layer})",
         proof="with normkit.watch(model) as ledger: ...  # a few steps; then: ledger.diagnosis().healthy",
     )
 
@@ -284,5 +313,5 @@ def _nonfinite(name: str, layer: LayerLedger) -> Finding:
         evidence={"step": layer.nonfinite_step, "writers": list(layer.places.get("forward", {}))[:4]},
         causes=("that step's batch held NaN or overflowed", "a batch of one value per channel"),
         remedy="normkit.repair(model, batches=batches)",
-        proof=f'not normkit.diagnose(model).of("nonfinite", {name!r})',
+        proof='not normkit.diagnose(model).of("nonfinite", {layer})',
     )

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["BatchPlan", "Company", "Measured", "Padding", "PooledMoments"]
+__all__ = ["BatchPlan", "Company", "Lengthened", "Measured", "Padding", "PooledMoments"]
+
+_BATCHES_WANTED = 10  # whose spread is worth more than what is reckoned from the samples
 
 
 class PooledMoments:
@@ -30,6 +32,7 @@ class PooledMoments:
         self.samples = 0
         self.values = 0
         self.nonfinite_batches = 0
+        self._batches: list[tuple[int, Tensor]] = []  # samples and biased variance of each batch
         self._origin: Tensor | None = None if beside is None else beside._origin
         self._sums: Tensor | None = None  # (7, C): sums of w, w^2, w d, w d^2, w a, w a^2, w a d
 
@@ -41,6 +44,7 @@ class PooledMoments:
             total.samples += part.samples
             total.values += part.values
             total.nonfinite_batches += part.nonfinite_batches
+            total._batches += part._batches
             if part._sums is not None:
                 total._sums = part._sums if total._sums is None else total._sums + part._sums
         return total
@@ -63,6 +67,7 @@ class PooledMoments:
         terms = (distance, distance**2, second, second**2, second * distance)
         counts = [torch.full_like(self._origin, values.shape[0] * weight**power) for power in (1, 2)]
         self._sums += torch.stack(counts + [weight * term.sum(0) for term in terms])
+        self._batches.append((values.shape[0], second.mean(0) - distance.mean(0) ** 2))
         self.samples += values.shape[0]
         self.values += values.shape[0] * values.shape[2]
 
@@ -96,6 +101,20 @@ class PooledMoments:
         d, dd, a, aa, ad = (sums[2:] / sums[0]).unbind(0)
         spread = (aa - a**2) + 4 * d**2 * (dd - d**2) - 4 * d * (ad - a * d)
         return (spread.clamp_min(0.0) * self._inverse_samples()).sqrt()
+
+    def batch_spread(self, samples: int) -> Tensor:
+        """The standard deviation of the variance of a batch of so many samples, over that variance, ``(C,)``.
+
+        Of ten batches of this size and more it is what they show, of fewer what the differences between samples let
+        expect: in both, values that go together count as what they are.
+        """
+        seen = [variance for size, variance in self._batches if size == samples]
+        if len(seen) >= _BATCHES_WANTED:
+            variances = torch.stack(seen)
+            return variances.std(0) / variances.mean(0).clamp_min(torch.finfo(torch.float64).tiny)
+        _, sums = self._state()
+        effective = sums[0] ** 2 / sums[1] - 1.0
+        return self.var_error * (effective / samples).sqrt() / self.var.clamp_min(torch.finfo(torch.float64).tiny)
 
     def _inverse_samples(self) -> Tensor:
         """One over the effective number of samples, less one for the mean that was taken from them (Kish)."""
@@ -152,6 +171,19 @@ class Measured:
     def values_per_sample(self) -> int:
         """How many values of a channel one sample brings, in the largest call seen."""
         return max((values // max(samples, 1) for samples, values in self.sizes), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengthened:
+    """What more padding does to one layer.
+
+    Attributes:
+        moved: the largest change of its output at positions that hold data, in standard deviations of the output.
+        share: the share of padded positions in the batch that was tried.
+    """
+
+    moved: float
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)

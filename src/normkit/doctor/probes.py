@@ -135,9 +135,10 @@ def _listening(
             entry = measured.setdefault(subject.name, Measured())
             if dropout:
                 entry.with_dropout = PooledMoments() if entry.with_dropout is None else entry.with_dropout
-                entry.with_dropout.add(given)
+                entry.with_dropout.add(_without_padding(subject, given, args, kwargs))
             else:
-                _record(entry, subject, given, index)
+                masked = _without_padding(subject, given, args, kwargs)
+                _record(entry, subject, given, masked, index)
                 _record_domains(entry, subject, given, labels)
 
         handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
@@ -161,7 +162,13 @@ def wake(module: nn.Module, subject: Subject, given: Tensor, *, is_live: bool) -
         vars(module)["track_running_stats"] = False
 
 
-def _record(entry: Measured, subject: Subject, given: Tensor, index: int) -> None:
+def _without_padding(subject: Subject, given: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a masked layer takes as data, ``(M, C)``; of any other layer its input."""
+    mask = args[1] if args[1:] else kwargs.get("mask")
+    return given.movedim(1, -1)[mask] if subject.kind == "masked" and isinstance(mask, Tensor) else given
+
+
+def _record(entry: Measured, subject: Subject, given: Tensor, data: Tensor, index: int) -> None:
     samples, values = given.shape[0], given.numel() // max(given.shape[1], 1)
     entry.sizes.append((samples, values))
     entry.dtypes.add(given.dtype)
@@ -169,8 +176,8 @@ def _record(entry: Measured, subject: Subject, given: Tensor, index: int) -> Non
         return
     while len(entry.calls) <= index:
         entry.calls.append(PooledMoments(entry.calls[0] if entry.calls else None))
-    entry.calls[index].add(given)
-    if given.dim() == 3:
+    entry.calls[index].add(data)
+    if given.dim() == 3 and data is given:
         _record_padding(entry, given)
 
 

@@ -4,14 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.forms import NormForm
 from ..anatomy.frozen import is_frozen, moved
 from ..errors import ArgumentError
+from ..layers import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+)
 
-__all__ = ["Subject", "subjects_of_model", "subjects_of_state"]
+__all__ = ["Subject", "lazy_layers", "subjects_of_model", "subjects_of_state"]
 
+_RENORMS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
+_RELATIVES = (*_RENORMS, GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d)
 _FIELDS = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
 
 
@@ -28,6 +40,7 @@ class Subject:
         eps, momentum: the settings; momentum None is the cumulative average.
         training: what the layer's forward is told; None for a file.
         tracks: it has running statistics and uses them.
+        eps_assumed: nobody said eps: a file of weights does not hold it.
     """
 
     name: str
@@ -42,16 +55,19 @@ class Subject:
     momentum: Any
     training: bool | None
     tracks: bool
+    eps_assumed: bool = False
 
     @property
     def is_batch(self) -> bool:
         """Whether the layer takes its statistics over the batch, as far as is known."""
-        return self.kind in {"batch", "sync", "ghost", "renorm", "state"} or (self.kind == "frozen" and self.tracks)
+        if self.kind == "frozen":
+            return self.tracks and (self.names.of_batch or isinstance(self._module, _RELATIVES))
+        return self.kind in {"batch", "sync", "ghost", "renorm", "masked", "state"}
 
     @property
     def moves(self) -> bool:
         """Whether a forward now would write the running statistics."""
-        if self.layer is None or not self.tracks:
+        if self.layer is None or not self.tracks or self.is_fixed:
             return False
         module = self.layer.module
         wished = bool(vars(module).get("training", module.training))
@@ -61,6 +77,10 @@ class Subject:
     def thawed(self) -> tuple[str, ...]:
         """What :func:`normkit.freeze` holds still and something has written to all the same."""
         return () if self.layer is None else moved(self.layer.module)
+
+    @property
+    def _module(self) -> nn.Module | None:
+        return None if self.layer is None else self.layer.module
 
     @property
     def affine(self) -> list[nn.Parameter]:
@@ -73,14 +93,52 @@ class Subject:
         return bool(self.affine) and not any(parameter.requires_grad for parameter in self.affine)
 
     @property
+    def names(self) -> NormForm:
+        """The names of weight, bias and statistics, as the registry reads the layer."""
+        return (self.layer.form if self.layer is not None else None) or NormForm()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the layer normalizes with what it stores in training too, because of its class."""
+        return self.names.frozen
+
+    @property
     def accessor(self) -> str:
-        """Python that reaches the layer from ``model``."""
-        return f"model.get_submodule({self.name!r})"
+        """Python that reaches the layer from ``model``; the name is written in where findings are joined."""
+        return "model.get_submodule({layer})"
+
+    @property
+    def recalibration(self) -> str:
+        """Python that gives the layer the statistics of the data, with what this kind of layer needs beside them."""
+        if self.kind in ("unknown", "whitening"):
+            # Averages in a way of its own: only forwards in training move it.
+            return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
+        needs = ""
+        if self.layer is not None and isinstance(self.layer.module, _RENORMS):
+            needs += ", layerwise=True"
+        if self.layer is not None and is_frozen(self.layer.module):
+            needs += ", include_frozen=True"
+        return f"normkit.recalibrate(model, batches{needs})"
 
 
 def subjects_of_model(model: nn.Module) -> tuple[Subject, ...]:
     """Describe every normalization layer of a model that has seen its first input."""
-    return tuple(_from_layer(layer) for layer in norm_layers(model) if not layer.lazy)
+    return tuple(_from_layer(layer) for layer in _layers(model) if not layer.lazy)
+
+
+def lazy_layers(model: nn.Module) -> list[str]:
+    """Name the layers that have not seen their first input yet."""
+    return [layer.path for layer in _layers(model) if layer.lazy]
+
+
+def _layers(model: nn.Module) -> list[NormLayer]:
+    try:
+        return norm_layers(model)
+    except ArgumentError:
+        # The module of an exported program has operators for layers; what can be asked is how it was captured.
+        if isinstance(model, fx.GraphModule):
+            return []
+        raise
 
 
 def subjects_of_state(state: Mapping[str, Any]) -> tuple[Subject, ...]:
@@ -95,22 +153,38 @@ def subjects_of_state(state: Mapping[str, Any]) -> tuple[Subject, ...]:
 
 
 def _from_layer(layer: NormLayer) -> Subject:
-    module = layer.module
-    held = {name: _tensor(getattr(module, name, None)) for name in _FIELDS}
+    module, form = layer.module, layer.form or NormForm()
+    held = {what: _vector(form.tensor(module, what)) for what in ("mean", "var", "weight", "bias")}
+    # What torch's own layers were given as momentum is judged as it stands, be it a number or not.
+    given = layer.momentum if layer.form is not None and layer.overridden else getattr(module, "momentum", None)
     return Subject(
         name=layer.path,
         kind=layer.kind,
         layer=layer,
-        running_mean=held["running_mean"],
-        running_var=held["running_var"],
-        weight=held["weight"],
+        running_mean=held["mean"],
+        running_var=held["var"],
+        weight=_multiplier(held["weight"], form, form.eps_of(module)),
         bias=held["bias"],
-        updates=_count(held["num_batches_tracked"]),
-        eps=float(getattr(module, "eps", None) or 0.0),
-        momentum=getattr(module, "momentum", None),
+        updates=_count(_tensor(form.tensor(module, "counter"))),
+        eps=form.eps_of(module),
+        momentum=given,
         training=bool(module.training),
         tracks=layer.tracks,
     )
+
+
+def _vector(value: Tensor | None) -> Tensor | None:
+    """Return a layer's tensor of any shape as one value per channel."""
+    if value is None or is_lazy(value):
+        return None
+    return value.detach().clone().reshape(-1) if value.dim() != 1 else value.detach().clone()
+
+
+def _multiplier(weight: Tensor | None, form: NormForm, eps: float) -> Tensor | None:
+    """Return what the normalized value is multiplied by."""
+    if weight is None or form.weight_is == "weight":
+        return weight
+    return 1 + weight if form.weight_is == "1 + weight" else weight.abs() + eps
 
 
 def _from_state(prefix: str, state: Mapping[str, Any]) -> Subject:
@@ -131,6 +205,7 @@ def _from_state(prefix: str, state: Mapping[str, Any]) -> Subject:
         bias=held["bias"],
         updates=_count(held["num_batches_tracked"]),
         eps=1e-5,  # torch's default: a file does not say it
+        eps_assumed=True,
         momentum=None,
         training=None,
         tracks=True,

@@ -8,20 +8,27 @@ passes 1 in 7 % of its channels. Averages over channels hide such a network, so 
 import math
 
 __all__ = [
+    "ABSORBED_RATIO",
     "BATCH_SIZE_SMALL",
     "BATCH_TOLERANCE",
     "BATCH_TOLERANCE_ERROR",
     "BATCH_TOLERANCE_LOW_PRECISION",
     "CONDITION_LIMIT",
     "CONSTANT_LIMIT",
+    "DEAD_BIAS",
+    "DEAD_PARAMETERS_SHARE",
     "DEAD_SHARE",
     "DEAD_VARIANCE",
+    "DEAD_WEIGHT",
     "DRIFT_LOG_RATIO",
     "DRIFT_SHARE",
     "DRIFT_STANDARD_ERRORS",
     "DRIFT_Z",
     "DROPOUT_LOG_RATIO",
+    "FROZEN_LOG_RATIO",
+    "FROZEN_Z",
     "HALF_LARGEST",
+    "MANY_LAYERS",
     "MOMENTUM_LARGE",
     "PADDING_LOG_RATIO",
     "PADDING_SHARE",
@@ -31,8 +38,10 @@ __all__ = [
     "RANK_WARNING",
     "RESIDUE_ERROR",
     "RESIDUE_WARNING",
+    "SAMPLES_FOR_SPREAD",
     "SAMPLES_WANTED",
     "SCALE_OUTLIER",
+    "VALUES_EFFECTIVE_SMALL",
     "VALUES_SMALL",
 ]
 
@@ -41,6 +50,11 @@ DRIFT_LOG_RATIO = 1.0  # |log2| of the running variance over the population's
 DRIFT_SHARE = 0.05  # of a layer's channels beyond either: an error
 DRIFT_STANDARD_ERRORS = 5.0  # a deviation that sampling can explain is none
 SAMPLES_WANTED = 1000  # standard error of a mean 0.03 standard deviations, of a variance 4.5 %
+# Of a layer that was frozen before weights that still learn: those adapt to it, so that only what no training leaves
+# behind is said aloud.
+FROZEN_Z = 1.0
+FROZEN_LOG_RATIO = 2.0
+ABSORBED_RATIO = 0.5  # spread over channels, of weights times deviations over weights and of shifts over biases
 
 BATCH_TOLERANCE_ERROR = 1e-2  # relative L2 difference of one sample alone and in company
 BATCH_TOLERANCE = 1e-5  # float32 on a CPU
@@ -48,6 +62,8 @@ BATCH_TOLERANCE_LOW_PRECISION = 1e-3  # CUDA, TF32 and half: kernels differ by t
 
 BATCH_SIZE_SMALL = 8  # samples per device; below it accuracy falls with the batch size (Wu and He 2018)
 VALUES_SMALL = 16  # below it the variance of a batch is off by more than 37 %, sqrt(2 / (n - 1))
+SAMPLES_FOR_SPREAD = 32  # with fewer the spread over samples is itself a guess
+VALUES_EFFECTIVE_SMALL = 8  # independent values whose variance would vary as much over batches as the measured one
 
 MOMENTUM_LARGE = 0.5  # a memory of under two batches
 RESIDUE_WARNING = 0.01  # share of the initial 0 and 1 that is still in the running statistics
@@ -55,6 +71,9 @@ RESIDUE_ERROR = 0.1
 
 DEAD_VARIANCE = 10.0  # times eps: eps is no longer small beside the variance
 DEAD_SHARE = 0.01  # of a layer's channels
+DEAD_WEIGHT = 1e-3  # times the layer's median weight: the channel says nothing beside the others
+DEAD_BIAS = 10.0  # deviations below zero: before a ReLU no value comes through (1 in 1e23 of normal ones)
+DEAD_PARAMETERS_SHARE = 0.1  # of a layer's channels dead by their weight or bias: a warning
 SCALE_OUTLIER = 100.0  # times the layer's median scale: such a channel ruins quantization per tensor
 
 HALF_LARGEST = 65504.0
@@ -67,6 +86,8 @@ PADDING_LOG_RATIO = 0.5
 PADDING_UNMOVED = 1e-5  # standard deviations that the output before the padding moves when padding is added
 
 DROPOUT_LOG_RATIO = 0.5  # |log2| of the variance with dropout over the one without
+
+MANY_LAYERS = 4  # so many with one cause are one finding; fewer are shown one by one, to be compared
 
 RANK_WARNING = 0.1  # largest difference between ranks, in standard deviations
 RANK_ERROR = 0.5

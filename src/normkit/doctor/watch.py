@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from ..anatomy.forms import NormForm
 from ..anatomy.frozen import moved
 from ..anatomy.hold import is_held
+from ..anatomy.programs import unwrapped
 from .checks import CHECK_NAMES
 from .checks.ranks import rank_agreement
 from .examination import Examination
-from .examine import unwrap
 from .ledger import LayerLedger, Ledger, Write, Writer
 from .probes import hooked_input
 from .ranks import check_group, gather_ranks
@@ -66,8 +67,9 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None, group: An
     """
     waivers = parse_waivers(waive, CHECK_NAMES)
     check_group(group)
-    model = unwrap(model)
-    watcher = _Watcher(model, [s for s in subjects_of_model(model) if s.running_mean is not None], waivers)
+    model, _ = unwrapped(model)
+    kept = [s for s in subjects_of_model(model) if s.running_mean is not None and not s.is_fixed]
+    watcher = _Watcher(model, kept, waivers)
     try:
         yield watcher.ledger
     finally:
@@ -83,7 +85,8 @@ class _Watcher:
         self.ledger = Ledger({s.name: _entry(s) for s in subjects}, waivers)
         self._model = model
         self._modules = {s.name: s.layer.module for s in subjects if s.layer is not None}
-        self._seen = {name: _stamp(module._buffers) for name, module in self._modules.items()}
+        self._forms = {s.name: s.names for s in subjects}
+        self._seen = {name: _stamp(module._buffers, self._forms[name]) for name, module in self._modules.items()}
         self._watched = [(name, module, module._buffers) for name, module in self._modules.items()]
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._owns: dict[int, bool] = {}
@@ -123,11 +126,12 @@ class _Watcher:
 
     def _hook(self, name: str) -> Callable[..., None]:
         """Return the hook of one layer. It runs in every forward, so it does as little as it can."""
-        seen, buffers, ledger = self._seen, self._modules[name]._buffers, self.ledger
+        seen, buffers, ledger, form = self._seen, self._modules[name]._buffers, self.ledger, self._forms[name]
         in_backward, learning = torch._C._current_graph_task_id, torch.is_grad_enabled
+        decays = getattr(self._modules[name], "momentum", None) is not None
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            stamp = _stamp(buffers)
+            stamp = _stamp(buffers, form)
             if (stamp == seen[name] and (stamp[3] >= 0 or not _writes(module))) or is_held(module):
                 return
             seen[name] = stamp
@@ -138,12 +142,14 @@ class _Watcher:
                 samples, values = shape[0], given.numel() // (shape[1] or 1)
             # A forward inside a backward is what torch's checkpoint asks for.
             writer: Writer = "recompute" if in_backward() != -1 else "forward" if learning() else "probe"
+            if decays and getattr(module, "momentum", None) is None:
+                writer = "renewal"
             ledger.record(Write(ledger.steps + 1, name, writer, self._place or self._caller(), samples, values))
 
         return after
 
     def _notice_outside(self, name: str, module: nn.Module) -> None:
-        stamp = _stamp(module._buffers)
+        stamp = _stamp(module._buffers, self._forms[name])
         self.ledger.layers[name].thawed = moved(module)
         if stamp != self._seen[name]:
             self._seen[name] = stamp
@@ -154,7 +160,7 @@ class _Watcher:
         self._place = self._caller()
         seen = self._seen
         for name, layer, buffers in self._watched:
-            if _stamp(buffers) != seen[name] and not is_held(layer):
+            if _stamp(buffers, self._forms[name]) != seen[name] and not is_held(layer):
                 self._notice_outside(name, layer)
         # Gradients came and are gone, and no step was taken: a scaler dropped it.
         if self._backward_since_step and self._witness is not None and self._witness.grad is None:
@@ -190,8 +196,8 @@ class _Watcher:
         """
         tensors = [
             tensor
-            for _, _, buffers in self._watched
-            for tensor in (buffers["running_mean"], buffers["running_var"])
+            for name, _, buffers in self._watched
+            for tensor in (buffers.get(self._forms[name].mean), buffers.get(self._forms[name].var))
             if tensor is not None
         ]
         if [id(tensor) for tensor in tensors] != self._checked_ids:
@@ -206,7 +212,8 @@ class _Watcher:
         if not bad_steps:
             return
         for name, module in self._modules.items():
-            entry, values = self.ledger.layers[name], (module.running_mean, module.running_var)
+            form = self._forms[name]
+            entry, values = self.ledger.layers[name], (form.tensor(module, "mean"), form.tensor(module, "var"))
             if entry.nonfinite_step is None and not all(
                 bool(value.isfinite().all()) for value in values if isinstance(value, Tensor)
             ):
@@ -225,7 +232,8 @@ class _Watcher:
 
 def _entry(subject: Subject) -> LayerLedger:
     channels = None if subject.running_mean is None else subject.running_mean.numel()
-    return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind)
+    name = "" if subject.layer is None else type(subject.layer.module).__name__
+    return LayerLedger(held_still=subject.held_still, channels=channels, kind=subject.kind, layer_class=name)
 
 
 def _by_kind(tensors: list[Tensor]) -> list[tuple[torch.dtype, list[Tensor]]]:
@@ -242,10 +250,10 @@ def _writes(module: nn.Module) -> bool:
     return module.training and bool(getattr(module, "track_running_stats", True))
 
 
-def _stamp(buffers: Mapping[str, Tensor | None]) -> tuple[int, int, int, int]:
+def _stamp(buffers: Mapping[str, Tensor | None], form: NormForm) -> tuple[int, int, int, int]:
     """Identify the contents of the statistics by torch's count of writes into a tensor; -1 where there is none.
 
     The counter is asked too, because torch's own kernels write into the statistics without being counted.
     """
-    mean, count = buffers.get("running_mean"), buffers.get("num_batches_tracked")
+    mean, count = buffers.get(form.mean), buffers.get(form.counter)
     return (id(mean), -1 if mean is None else mean._version, id(count), -1 if count is None else count._version)

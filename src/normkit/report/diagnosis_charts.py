@@ -1,13 +1,14 @@
 """The picture of a finding: running against true statistics, or what the rule compares, with its limit."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
-from ..doctor.findings import Finding
+from ..doctor.findings import Finding, LayerRow
 from ..doctor.text import layer_label
-from ..doctor.thresholds import CONDITION_LIMIT, DEAD_VARIANCE, DRIFT_LOG_RATIO, RESIDUE_WARNING, VALUES_SMALL
+from ..doctor.thresholds import CONDITION_LIMIT, DEAD_VARIANCE, DRIFT_LOG_RATIO, DRIFT_Z, RESIDUE_WARNING, VALUES_SMALL
 from ..lab.charts import Bars, Chart, Line, Panel, Points
 
-__all__ = ["chart_of"]
+__all__ = ["chart_of", "chart_of_network"]
 
 _STEPS = 30  # points of a straight line: with fewer the figure would mark each
 
@@ -19,6 +20,58 @@ def chart_of(finding: Finding) -> Chart | None:
         return None
     title = f"{finding.check} at {layer_label(finding)}"
     return Chart(name=finding.check, title=title, panels=panels, text=f"{title}: {finding.summary}.")
+
+
+def chart_of_network(rows: Sequence[LayerRow]) -> Chart | None:
+    """Describe the picture of the whole network: how far each layer's statistics are from the data's, in its order.
+
+    Returns:
+        None where nothing was measured.
+    """
+    placed = [(place, row) for place, row in enumerate(rows, 1) if isinstance(row.numbers.get("z"), float)]
+    if not placed:
+        return None
+    means = {place: float(row.numbers["z"] or 0) for place, row in placed}
+    variances = {place: 2.0 ** float(row.numbers.get("log2_ratio") or 0) for place, row in placed}
+    distance = {p: max(means[p] / DRIFT_Z, math.log2(variances[p]) / DRIFT_LOG_RATIO) for p, _ in placed}
+    worst = max(distance, key=lambda place: distance[place])
+    name = next(row.name for place, row in placed if place == worst) or "the model itself"
+    off = sum(far > 1 for far in distance.values())
+    titles = ("Means: standard deviations off", "Variances: times too small or large")
+    limits = (DRIFT_Z, 2.0**DRIFT_LOG_RATIO)
+    panels = [
+        _network_panel(title, values, limit, worst if off else 0, name, len(rows))
+        for title, values, limit in zip(titles, (means, variances), limits, strict=True)
+    ]
+    text = (
+        f"How far the statistics of {len(placed)} layers are from those of the data, in the order in which the data "
+        f"reach them: {off} are past a limit; the worst is {name}, its mean {means[worst]:.3g} standard deviations off "
+        f"and its variance by a factor of {variances[worst]:.3g} (99th percentiles of its channels)."
+    )
+    return Chart(name="network", title="The whole network", panels=panels, text=text)
+
+
+def _network_panel(title: str, values: Mapping[int, float], limit: float, worst: int, name: str, count: int) -> Panel:
+    groups = (
+        ("as the data", 1, [place for place in values if values[place] <= limit and place != worst]),
+        ("past the limit", 4, [place for place in values if values[place] > limit and place != worst]),
+        (f"the worst: {name}", 0, [worst] if worst else []),
+    )
+    marks: list[Line | Points] = [
+        Points(label=label, x=places, y=[values[place] for place in places], colour=colour)
+        for label, colour, places in groups
+        if places
+    ]
+    marks.append(_level("limit", 1, max(count, 2), limit))
+    step = max(count // 6, 1)
+    return Panel(
+        title=title,
+        x_label="layer, in the order of the forward",
+        y_label="",
+        marks=marks,
+        log_y=max(values.values()) > 4 * limit,
+        x_ticks=tuple(range(1, count + 1, step)),
+    )
 
 
 def _panels(finding: Finding) -> list[Panel]:

@@ -3,6 +3,7 @@
 from .convert import Conversion, convert
 from .fold import Folding, fold
 from .freeze import freeze, unfreeze
+from .mask_padding import mask_padding
 from .merge import merge_states
 from .param_groups import param_groups
 from .port import Ported, port_state
@@ -20,6 +21,7 @@ __all__ = [
     "convert",
     "fold",
     "freeze",
+    "mask_padding",
     "merge_states",
     "param_groups",
     "port_state",

@@ -15,7 +15,7 @@ from .fold_graph import Pair, find_pairs, trace
 from .observe import observe
 from .record import Record, refuse_if_nothing_is_left
 from .transaction import copied
-from .verify import change_between, second_size
+from .verify import Judge
 
 __all__ = ["Folding", "fold"]
 
@@ -89,8 +89,8 @@ def fold(
     chosen = {layer.path for layer in norm_layers(model, where)}
     allowed = _tolerance(model) if tolerance is None else tolerance
     with preserved(model):
-        other, words = second_size(model, example, call)
-        job = _Job(model, chosen, [example, other], call, allowed)
+        judge = Judge(model, example, call, tolerance=allowed)
+        job = _Job(model, chosen, judge.examples, call, allowed, judge)
         folded, pairs, refused, change = job.fold()
     refuse_if_nothing_is_left("fold", len(pairs), refused)
     return Folding(
@@ -100,7 +100,7 @@ def fold(
         refused=refused,
         largest_change=change,
         measure="of the output, relative to its largest value, against float64",
-        notes=(f"verified on the example and on a second size: {words}",),
+        notes=(judge.words,),
         into={pair.norm: pair.neighbour for pair in pairs},
     )
 
@@ -114,6 +114,7 @@ class _Job:
     examples: list[Any]
     call: Call | None
     tolerance: float
+    judge: Judge
 
     def fold(self) -> tuple[nn.Module, list[Pair], dict[str, str], float]:
         """Fold all at once; where that changes too much, one by one, leaving out what does."""
@@ -153,10 +154,9 @@ class _Job:
             done += pairs
 
     def _judge(self, work: nn.Module) -> tuple[float, bool]:
-        """Return the largest change over the examples, and whether one is too large."""
-        measured = [change_between(self.model, work, example, self.call) for example in self.examples]
-        wrong = any(not change <= max(self.tolerance, rounding) for change, rounding in measured)
-        return max(change for change, _ in measured), wrong
+        """Return the change, and whether it is too large."""
+        verdict = self.judge(work)
+        return verdict.change, verdict.wrong is not None
 
 
 def _apply(work: nn.Module, pair: Pair, layer: NormLayer) -> None:

@@ -1,6 +1,5 @@
 """Let batch norms of ours compute the activation, and the sum with a shortcut, that come after them."""
 
-import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from .fuse_code import is_plain_container, own_graph, shapes_of
 from .fuse_sites import Site, activation_of, find_site, fuse_site
 from .fused import Absorbed, Program, hold, is_ours, rewrite, unfuse
 from .observe import Observed, observe
+from .transaction import copied
 from .verify import change_between, training_change
 
 __all__ = ["Fusions", "fuse"]
@@ -69,9 +69,9 @@ def fuse(model: nn.Module, work: nn.Module, layers: list[NormLayer], examples: l
 
 def _change(model: nn.Module, work: nn.Module, examples: list[Any], call: Call | None) -> float:
     """Return the larger of the changes in evaluation and in training; infinite where the copy does not run."""
-    before, after = copy.deepcopy(model).eval(), copy.deepcopy(work).eval()
+    before, after = copied(model).eval(), copied(work).eval()
     try:
-        changes = [change_between(before, after, example, call)[0] for example in examples]
+        changes = [change_between(before, after, example, call) for example in examples]
     except (RuntimeError, ValueError, TypeError, AttributeError):
         return float("inf")
     return max(*changes, training_change(model, work, examples[0], call))

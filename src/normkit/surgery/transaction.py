@@ -4,8 +4,9 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..anatomy import Snapshot
@@ -17,13 +18,29 @@ __all__ = ["copied", "restored_on_error"]
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy of a model.
 
+    A weight that a hook computes from others before each forward (``torch.nn.utils.weight_norm`` and ``spectral_norm``
+    of before the parametrizations) is no leaf, and ``copy.deepcopy`` refuses it: it is copied by its value, which the
+    copy's hook computes anew.
+
     Raises:
-        SurgeryError: a layer is lazy: what has no shape cannot be copied.
+        SurgeryError: a layer is lazy (what has no shape cannot be copied), or an attribute cannot be copied.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise SurgeryError(f"{name} is lazy and cannot be copied; run the model once first")
-    return copy.deepcopy(model)
+    computed: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                computed[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, computed)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SurgeryError(
+            f"a {type(model).__name__} cannot be copied (copy.deepcopy: {reason}), and surgery works on a copy; take "
+            "what cannot be copied out first (torch.nn.utils.remove_weight_norm for an old weight norm)"
+        ) from error
 
 
 @contextmanager

@@ -1,7 +1,13 @@
-"""Compare two models on an example and on a second size of it."""
+"""Judge a changed copy of a model: in float64 on both sides, and in the model's own type by the model's own rounding.
+
+Whether an operation is right is a question of algebra, which float64 answers: both models run in it, and right ones
+agree to 1e-9. What a float32 copy loses besides is rounding, and how much of that is fair only the model can say: a
+deep network multiplies the last bit of its weights by thousands. So it is measured on the given model, never assumed.
+"""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,71 +16,318 @@ from torch import Tensor, nn
 from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
 from ..errors import SurgeryError
+from .transaction import copied
 
-__all__ = ["change_between", "second_size", "training_change"]
+__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "second_size", "training_change"]
+
+Compare = Callable[[Any, Any], float]
+
+# Two float64 computations of one function differ by the order of their additions, 1e-16 each.
+_EXACT = 1e-9
+# How far a changed model may be from the original in float64, relative to the largest output, if the original's own
+# rounding is not larger still. In the narrow types a folded weight is rounded once more than the two it replaces.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# How many times the original's own rounding a changed model may be off: both are maxima of a few random numbers.
+ROUNDINGS = 10
+_SMALL = 2**17  # elements: up to here the second size is the larger one, above the smaller one
 
 
-def change_between(before: nn.Module, after: nn.Module, example: Any, call: Call | None) -> tuple[float, float]:
-    """Return how far ``after`` and ``before`` themselves are from ``before`` computed in float64.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How far a changed model is from the original; all numbers are relative to the largest output.
 
-    The second number is the rounding that the model had all along. A model that cannot run in float64 is compared in
-    its own type, and the second number is then 0.
+    Attributes:
+        exact: with both computed in float64; None where the original does not run in it.
+        own: the changed model in its own type, from the original in float64; None where its outputs cannot be compared
+            (a detector finds other boxes once the last bit differs).
+        rounding: the original in its own type, from itself in float64.
+        wrong: what is wrong, in words; None where nothing is.
+        is_rounding: float64 found nothing wrong; in the model's own type too much is lost.
+    """
+
+    exact: float | None
+    own: float | None
+    rounding: float
+    wrong: str | None = None
+    is_rounding: bool = False
+
+    @property
+    def change(self) -> float:
+        """The change of the model that is handed out."""
+        return self.own if self.own is not None else self.exact if self.exact is not None else float("inf")
+
+    def __str__(self) -> str:
+        """Say how it was judged."""
+        exact = "it does not run in float64" if self.exact is None else f"{self.exact:.2g} in float64"
+        own = "not comparable in its own type" if self.own is None else f"{self.own:.2g} in its own type"
+        return f"largest change: {exact}, {own}, where the given model's own rounding is {self.rounding:.2g}"
+
+
+class Judge:
+    """Compares changed copies of one model with it, on an example and on other sizes of it.
+
+    Args:
+        model: what is right; it is not changed.
+        example: one batch, of any form.
+        call: ``lambda model, batch: ...``, where the example does not simply go into the model.
+        tolerance: the largest relative change allowed in float64 and in the model's own type; by default 1e-9, and
+            1e-5, 2e-3 and 2e-2 in float32, float16 and bfloat16. Ten times the model's own rounding is always allowed.
+        compare: ``lambda first, second: ...``, which returns how far two outputs of the model are from each other, for
+            outputs that are sorted, nested or of varying number.
+        sizes: how many other sizes are tried.
+
+    Raises:
+        SurgeryError: the output holds no tensor, or no finite number, so that nothing can be compared.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        call: Call | None = None,
+        *,
+        tolerance: float | None = None,
+        compare: Compare | None = None,
+        sizes: int = 1,
+    ) -> None:
+        self.model, self.call, self._compare = model, call, compare
+        self._own = [_outputs(model, example, call)]
+        others = other_sizes(model, example, call, most=sizes)
+        self.examples = [example, *(other for other, _ in others)]
+        self.sizes = tuple(words for _, words in others)
+        self._own += [_outputs(model, other, call) for other, _ in others]
+        self._exact_model = self._in_float64(model)
+        self._exact = None if self._exact_model is None else self._outputs64(self._exact_model)
+        self._is_something()
+        self._tolerance = tolerance
+        self._rounding = [
+            _measured(self._change, first, second) for first, second in zip(self.reference, self._own, strict=True)
+        ]
+
+    @property
+    def runs_in_float64(self) -> bool:
+        """Whether the model runs in float64."""
+        return self._exact is not None
+
+    @property
+    def reference(self) -> list[Any]:
+        """The outputs that everything is compared with."""
+        return self._own if self._exact is None else self._exact
+
+    @property
+    def words(self) -> str:
+        """Say on what is judged."""
+        if not self.sizes:
+            return "verified on the size of the example alone: the model takes no other size of it"
+        return f"verified on the example and on {_listed(self.sizes)}"
+
+    def __call__(self, changed: nn.Module, exactly: nn.Module | None = None) -> Verdict:
+        """Judge a changed copy.
+
+        Args:
+            changed: the copy, in the model's own type.
+            exactly: the same in float64, where that is more than ``changed.double()``: what was folded in float64 has
+                not been rounded.
+        """
+        exact = None
+        if self._exact is not None:
+            in64 = copied(changed).double() if exactly is None else exactly
+            exact = self._largest(self._exact, self._outputs64(in64))
+            allowed = _EXACT if self._tolerance is None else max(self._tolerance, _EXACT)
+            if not exact <= allowed and not exact <= max(allowed, self._noise()):
+                wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
+                return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=wrong)
+        own = self._own_change(changed)
+        allowed = self._allowed()
+        if own is not None and not own <= max(allowed, ROUNDINGS * self._largest_rounding()):
+            rounding = max(self._largest_rounding(), self._weights_rounding())
+            if not own <= max(allowed, ROUNDINGS * rounding):
+                wrong = (
+                    f"it changes the output by {own:.3g} in the model's own type; {allowed:.3g} or {ROUNDINGS} times "
+                    f"the model's own rounding, {rounding:.3g}, is allowed"
+                )
+                return Verdict(exact=exact, own=own, rounding=rounding, wrong=wrong, is_rounding=exact is not None)
+        if own is None and exact is None:
+            raise SurgeryError("the outputs differ in number or shape, so that nothing can be compared; give compare=")
+        return Verdict(exact=exact, own=own, rounding=self._largest_rounding())
+
+    def _in_float64(self, model: nn.Module) -> nn.Module | None:
+        """Return a copy in float64, or None where it does not run."""
+        work = copied(model).double()
+        try:
+            for example in self.examples:
+                _outputs(work, _as_double(example), self.call)
+        except Exception:  # whatever the model's code raises in a type that it was not written for
+            return None
+        return work
+
+    def _outputs64(self, model: nn.Module) -> list[Any]:
+        return [_outputs(model, _as_double(example), self.call) for example in self.examples]
+
+    def _is_something(self) -> None:
+        if self._compare is None and not any(_numbers(output) for output in self.reference):
+            raise SurgeryError(
+                f"the output of {type(self.model).__name__} holds no finite number on the example, so that nothing "
+                "can be compared; give an example on which the model works"
+            )
+
+    def _change(self, first: Any, second: Any) -> float:
+        if self._compare is not None:
+            return float(self._compare(first, second))
+        return _largest(list(tensors(_plain(first))), list(tensors(_plain(second))))
+
+    def _largest(self, first: list[Any], second: list[Any]) -> float:
+        return max(self._change(one, other) for one, other in zip(first, second, strict=True))
+
+    def _own_change(self, changed: nn.Module) -> float | None:
+        """Return the change in the model's own type; None where rounding alone decides the form of the outputs."""
+        outputs = [_outputs(changed, example, self.call) for example in self.examples]
+        found = [_measured(self._change, one, other) for one, other in zip(self.reference, outputs, strict=True)]
+        known = [change for change in found if change is not None]
+        return max(known) if len(known) == len(found) or (known and self._exact is not None) else None
+
+    def _largest_rounding(self) -> float:
+        return max((rounding for rounding in self._rounding if rounding is not None), default=0.0)
+
+    def _allowed(self) -> float:
+        """Return the tolerance of the narrowest type among the weights."""
+        if self._tolerance is not None:
+            return self._tolerance
+        types = {parameter.dtype for parameter in self.model.parameters()} & _TOLERANCE.keys()
+        return max((_TOLERANCE[dtype] for dtype in types), default=1e-5)
+
+    def _noise(self) -> float:
+        """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
+        assert self._exact_model is not None
+        assert self._exact is not None
+        changes = _measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
+        return float("inf") if changes is None else changes
+
+    def _weights_rounding(self) -> float:
+        """Return what rounding each weight once more does to the output: what a folded model cannot do without."""
+        largest = 0.0
+        for _ in range(3):
+            work = _jittered(copied(self.model), None)
+            outputs = [_outputs(work, example, self.call) for example in self.examples]
+            found = _measured(self._largest, self.reference, outputs)
+            largest = max(largest, found if found is not None and found == found else 0.0)
+        return largest
+
+
+def _measured(measure: Callable[[Any, Any], float], first: Any, second: Any) -> float | None:
+    """Return a change, or None where the two have another form."""
+    try:
+        return measure(first, second)
+    except SurgeryError:
+        return None
+
+
+def _jittered(model: nn.Module, size: float | None) -> nn.Module:
+    """Move each weight of a copy by a random part of itself: of ``size``, or of its type's rounding."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                span = torch.finfo(parameter.dtype).eps if size is None else size
+                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1
+                exact = parameter.double() * (1 + span * noise.to(parameter.device))
+                parameter.copy_(exact)
+    return model
+
+
+def change_between(
+    before: nn.Module, after: nn.Module, example: Any, call: Call | None, compare: Compare | None = None
+) -> float:
+    """Return how far two models are from each other on an example, in float64 where both run in it.
 
     Raises:
         SurgeryError: the outputs hold no tensors, or differ in number or shape.
     """
-    own, changed = _outputs(before, example, call), _outputs(after, example, call)
+    measure = compare or (lambda one, other: _largest(list(tensors(_plain(one))), list(tensors(_plain(other)))))
     try:
-        exact = _outputs(copy.deepcopy(before).double(), _as_double(example), call)
-    except RuntimeError:
-        exact = own
-    return _largest(exact, changed), _largest(exact, own)
+        first, second = (_outputs(copied(model).double(), _as_double(example), call) for model in (before, after))
+    except (RuntimeError, TypeError, ValueError):
+        first, second = (_outputs(model, example, call) for model in (before, after))
+    return float(measure(first, second))
 
 
-def second_size(model: nn.Module, example: Any, call: Call | None) -> tuple[Any, str]:
-    """Return the example in another size that the model takes, and what was made of it.
+def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int = 1) -> list[tuple[Any, str]]:
+    """Return the example in other sizes that the model takes, each with what was made of it.
 
-    Tried in order: all spatial sizes doubled, halved, and two samples more; the model decides.
+    Tried in order: all spatial sizes doubled and halved (the smaller first where the example is large), and two samples
+    more; the model decides.
     """
+    found: list[tuple[Any, str]] = []
     for other, words in _other_sizes(example):
+        if len(found) == most:
+            break
         try:
             _outputs(model, other, call)
-        except (RuntimeError, ValueError, IndexError):
+        except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
             continue
-        return other, words
-    return example, "the model takes no other size of it"
-
-
-def _outputs(model: nn.Module, example: Any, call: Call | None) -> list[Tensor]:
-    with preserved(model), torch.no_grad():
-        found = [tensor.detach().clone() for tensor in tensors(_plain(run(model, example, call)))]
-    if not found:
-        raise SurgeryError(f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared")
+        found.append((other, words))
     return found
 
 
+def second_size(model: nn.Module, example: Any, call: Call | None) -> tuple[Any, str]:
+    """Return the example in another size that the model takes, and what was made of it."""
+    found = other_sizes(model, example, call)
+    return found[0] if found else (example, "the model takes no other size of it")
+
+
+def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
+    """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
+    with preserved(model), torch.no_grad():
+        output = run(model, example, call)
+        if next(tensors(_plain(output)), None) is None:
+            raise SurgeryError(
+                f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
+                "that returns what matters of it"
+            )
+        return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()
+
+
 def _plain(output: Any) -> Any:
-    """Look into objects that hold their outputs as attributes."""
-    if isinstance(output, Tensor | Mapping | list | tuple) or not hasattr(output, "__dict__"):
+    """Look into objects that hold their outputs as attributes, however deep."""
+    if isinstance(output, Tensor):
         return output
-    return dict(vars(output))
+    if isinstance(output, Mapping):
+        return {key: _plain(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_plain(value) for value in output]
+    if hasattr(output, "__dict__") and not isinstance(output, type | nn.Module) and not callable(output):
+        return {key: _plain(value) for key, value in vars(output).items()}
+    return output
+
+
+def _numbers(output: Any) -> bool:
+    """Say whether an output holds something to compare: a finite number, or nothing but whole ones."""
+    found = list(tensors(_plain(output)))
+    floating = [tensor for tensor in found if tensor.is_floating_point() or tensor.is_complex()]
+    return not any(tensor.numel() for tensor in floating) or any(
+        bool(torch.isfinite(tensor).any()) for tensor in floating
+    )
 
 
 def _largest(expected: list[Tensor], actual: list[Tensor]) -> float:
     """Return the largest relative difference over all outputs; not finite where one is and the other is not."""
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
-        raise SurgeryError("the outputs differ in number or shape")
-    return max(_relative(first, second) for first, second in zip(expected, actual, strict=True))
+        raise SurgeryError("the outputs differ in number or shape; give compare= where rounding decides about that")
+    return max((_relative(first, second) for first, second in zip(expected, actual, strict=True)), default=0.0)
 
 
 def _relative(expected: Tensor, actual: Tensor) -> float:
     if expected.numel() == 0:
         return 0.0
-    first, second = expected.double(), actual.double()
+    first, second = _wide(expected), _wide(actual)
     same = (first == second) | (first.isnan() & second.isnan())
     difference = torch.where(same, 0.0, (first - second).abs()).max().item()
     scale = first[torch.isfinite(first)].abs().max().item() if torch.isfinite(first).any() else 0.0
     return difference / max(scale, torch.finfo(torch.float32).tiny) if difference == difference else float("inf")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
 
 
 def _as_double(value: Any) -> Any:
@@ -82,10 +335,18 @@ def _as_double(value: Any) -> Any:
 
 
 def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
-    if any(tensor.ndim > 2 for tensor in tensors(example)):
-        yield _mapped(example, _doubled), "twice the size"
-        yield _mapped(example, _halved), "half the size"
+    given = list(tensors(example))
+    if any(tensor.ndim > 2 for tensor in given):
+        sizes = [(_doubled, "twice the size"), (_halved, "half the size")]
+        if sum(tensor.numel() for tensor in given) > _SMALL:
+            sizes.reverse()
+        for change, words in sizes:
+            yield _mapped(example, change), words
     yield _mapped(example, _longer), "two samples more"
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _doubled(tensor: Tensor) -> Tensor:
@@ -142,7 +403,7 @@ def _of_one_kind(expected: list[Tensor], actual: list[Tensor]) -> float:
 
 def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) -> tuple[list[Tensor], ...]:
     """Return what a forward and a backward in training give: outputs, gradients and statistics."""
-    work = copy.deepcopy(model).train()
+    work = copied(model).train()
     work = work.double() if double else work
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)

@@ -1,9 +1,12 @@
-"""The fifteen checks, in the order of the report. A new check is one function and one row here."""
+"""The sixteen checks, in the order of the report. A new check is one function and one row here."""
 
 from ..examination import Check
 from .averaging import AVERAGING_CHECKS
 from .batches import BATCH_CHECKS
+from .dead import DEAD_CHECKS
 from .graph import GRAPH_CHECKS
+from .modes import MODE_CHECKS
+from .padding import PADDING_CHECKS
 from .populations import POPULATION_CHECKS
 from .ranks import RANK_CHECKS
 from .state import STATE_CHECKS
@@ -14,6 +17,7 @@ __all__ = ["CHECKS", "CHECK_NAMES"]
 _ORDER = (
     "nonfinite",
     "never-updated",
+    "mode",
     "drift",
     "batch-dependence",
     "freeze-leak",
@@ -33,6 +37,9 @@ CHECKS: tuple[Check, ...] = tuple(
     sorted(
         (
             *STATE_CHECKS,
+            *DEAD_CHECKS,
+            *MODE_CHECKS,
+            *PADDING_CHECKS,
             *AVERAGING_CHECKS,
             *POPULATION_CHECKS,
             *BATCH_CHECKS,

@@ -19,7 +19,7 @@ from ..thresholds import (
     RESIDUE_ERROR,
     RESIDUE_WARNING,
 )
-from .populations import drift_of
+from .populations import compare, drift_of
 from .state import is_never_updated
 
 __all__ = ["AVERAGING_CHECKS"]
@@ -29,6 +29,7 @@ _LOW = (torch.float16, torch.bfloat16)
 
 def ema_window(examination: Examination) -> Iterator[Finding]:
     """Find a momentum that is no momentum, is of another framework, or has not yet forgotten the initial values."""
+    untold = _untold_counters(examination)
     for subject in examination.subjects:
         if not subject.tracks or not subject.is_batch or subject.layer is None or subject.momentum is None:
             continue
@@ -38,7 +39,8 @@ def ema_window(examination: Examination) -> Iterator[Finding]:
             continue
         if momentum >= MOMENTUM_LARGE:
             yield _foreign_momentum(subject, float(momentum))
-        yield from _residue(subject, float(momentum), examination.measured.get(subject.name))
+        if (subject.momentum, subject.updates) not in untold:
+            yield from _residue(subject, float(momentum), examination.measured.get(subject.name))
 
 
 def _is_number(value: Any) -> bool:
@@ -46,8 +48,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _impossible_momentum(subject: Subject, momentum: Any) -> Iterator[Finding]:
-    # Momentum 0 is a way to hold statistics still; it is a fault only where there is nothing worth holding.
+    # Momentum 0 is a way to hold statistics still; it is a fault where there is nothing worth holding, and where
+    # training normalizes by other numbers than the ones that are held.
     if _is_number(momentum) and momentum == 0 and not is_never_updated(subject):
+        if subject.moves:
+            yield _held_by_momentum(subject)
         return
     yield _window_finding(
         subject,
@@ -55,7 +60,22 @@ def _impossible_momentum(subject: Subject, momentum: Any) -> Iterator[Finding]:
         f"momentum is {momentum!r}; it must be above 0 and at most 1, or None for the plain average",
         {"momentum": momentum if _is_number(momentum) else repr(momentum)},
         ("a typing error in the settings", "a string from a settings file that nobody converted"),
-        f"{subject.accessor}.momentum = 0.1; normkit.recalibrate(model, batches)",
+        f"{_set_momentum(subject, 0.1)}; {subject.recalibration}",
+    )
+
+
+def _held_by_momentum(subject: Subject) -> Finding:
+    return _window_finding(
+        subject,
+        "warning",
+        "momentum 0 holds the statistics still, and training normalizes with those of each batch all the same: what is "
+        "trained is not what evaluation computes",
+        {"momentum": 0, "training": subject.training, "updates": subject.updates},
+        (
+            "momentum 0 was meant to freeze the layer: it stops the average, not the use of the batch",
+            "a schedule of momenta ended at 0",
+        ),
+        "normkit.freeze(model, where={layer})",
     )
 
 
@@ -69,8 +89,15 @@ def _foreign_momentum(subject: Subject, momentum: float) -> Finding:
             "the number comes from Keras, Flax or ONNX, whose momentum weighs the old value",
             "chosen so on purpose, to follow fast changes",
         ),
-        f"{subject.accessor}.momentum = {1 - momentum if momentum < 1 else 0.1:.6g}",
+        _set_momentum(subject, 1 - momentum if momentum < 1 else 0.1),
     )
+
+
+def _set_momentum(subject: Subject, momentum: float) -> str:
+    """Return the line that gives a layer this weight of the new batch, in the layer's own convention."""
+    form = subject.names
+    name = form.momentum if isinstance(form.momentum, str) else "momentum"
+    return f"{subject.accessor}.{name} = {momentum if form.weighs_new else 1 - momentum:.6g}"
 
 
 def _residue(subject: Subject, momentum: float, measured: Measured | None) -> Iterator[Finding]:
@@ -79,7 +106,12 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
         return
     residue = (1 - momentum) ** subject.updates
     # A layer that still trains will forget more; it counts once the layer is relied on.
-    if residue <= RESIDUE_WARNING or subject.moves or _is_refuted(subject, residue, measured):
+    if (
+        residue <= RESIDUE_WARNING
+        or subject.moves
+        or is_never_updated(subject)
+        or _is_refuted(subject, residue, measured)
+    ):
         return
     yield _window_finding(
         subject,
@@ -90,8 +122,31 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
             f"too few training steps for momentum {momentum:g}: 1 % is left after {_updates_needed(momentum)} of them",
             "momentum was lowered to steady the statistics, and the training not lengthened",
         ),
-        "normkit.recalibrate(model, batches)",
+        subject.recalibration,
     )
+
+
+def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
+    """Return momentum and counter of layers whose statistics are right where an average would still show its start.
+
+    Statistics that were measured have a small counter. What is known so of one layer holds for all that were updated
+    with it.
+    """
+    found = set()
+    for subject in examination.subjects:
+        measured = examination.measured.get(subject.name)
+        if not subject.updates or not _is_number(subject.momentum) or subject.running_var is None:
+            continue
+        residue = (1 - subject.momentum) ** subject.updates
+        if bool((subject.running_var < 0.999 * residue).any()):
+            found.add((subject.momentum, subject.updates))  # no average from 1 is so small
+        if measured is None or not measured.pooled:
+            continue
+        actual, pooled = drift_of(subject, measured), measured.pooled
+        averaged = compare((1 - residue) * pooled.mean, residue + (1 - residue) * pooled.var, pooled, subject.eps)
+        if actual is not None and actual.severity is None and averaged.severity is not None:
+            found.add((subject.momentum, subject.updates))
+    return found
 
 
 def _updates_needed(momentum: float) -> int:
@@ -131,7 +186,7 @@ def _window_finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches).of("ema-window", {subject.name!r})',
+        proof='not normkit.diagnose(model, batches).of("ema-window", {layer})',
     )
 
 
@@ -251,7 +306,7 @@ def _precision_finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches).of("precision", {subject.name!r})',
+        proof='not normkit.diagnose(model, batches).of("precision", {layer})',
         channels=channels or {},
     )
 

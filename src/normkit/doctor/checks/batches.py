@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
 from ..measurements import BatchPlan, Measured
@@ -11,8 +13,11 @@ from ..thresholds import (
     BATCH_TOLERANCE,
     BATCH_TOLERANCE_ERROR,
     BATCH_TOLERANCE_LOW_PRECISION,
+    SAMPLES_FOR_SPREAD,
+    VALUES_EFFECTIVE_SMALL,
     VALUES_SMALL,
 )
+from .state import freezing
 
 __all__ = ["BATCH_CHECKS"]
 
@@ -71,13 +76,16 @@ def _dependence_causes(examination: Examination, subject: Subject | None) -> tup
 
 
 def _dependence_remedy(examination: Examination, subject: Subject | None) -> str:
+    """Return the cure; a class of its own has a forward that no call mends."""
     if subject is None:
         return "model.eval()  # and look for a mean or an attention over dimension 0 in forward"
     if subject.name in examination.asleep:
-        return f"normkit.freeze(model, where={subject.name!r})"
+        return freezing(subject)
+    if subject.layer is None or subject.layer.overridden or not isinstance(subject.layer.module, _BatchNorm):
+        return "model.set_submodule({layer}, ...)  # a layer that keeps running statistics, such as nn.BatchNorm2d"
     return (
         f"layer = {subject.accessor}; fresh = type(layer)(layer.num_features, layer.eps, affine=layer.affine); "
-        f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({subject.name!r}, fresh); "
+        f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({{layer}}, fresh); "
         "normkit.recalibrate(model.eval(), batches)"
     )
 
@@ -104,31 +112,59 @@ def _few_values(examination: Examination, subject: Subject, measured: Measured, 
         severity, said = "error", f"a channel has {values} value{'s' if values > 1 else ''} per batch"
     elif last <= 2:
         severity, said = "error", f"the last batch brings {plan.last} samples, {last} values per channel"
-    elif (samples < BATCH_SIZE_SMALL or values < VALUES_SMALL) and subject.kind != "sync":
+    spread = _spread(measured, samples)
+    # As many independent values of a normal distribution would have a variance that varies as much.
+    effective = None if spread is None else 1 + 2 / max(spread, 1e-9) ** 2
+    few_samples = samples < BATCH_SIZE_SMALL or values < VALUES_SMALL
+    dependent = effective is not None and effective < VALUES_EFFECTIVE_SMALL
+    if severity is None and (few_samples or dependent) and subject.kind != "sync":
         severity, said = "warning", f"a batch brings {samples} samples, {values} values per channel"
     if severity is None:
         return
     few = min(values, last)
-    effect = {1: ": training raises an error", 2: ": outputs are only +1 and -1, all magnitude is lost"}.get(
-        few, f": the variance is off by {(2 / max(few - 1, 1)) ** 0.5:.0%} by chance"
-    )
+    if few == 1:
+        effect = ": training raises an error"
+    elif few == 2:
+        effect = ": outputs are only +1 and -1, all magnitude is lost"
+    elif spread is not None and few == values:
+        effect = f": the variance of a batch varies by {spread:.0%}, as of {effective:.0f} independent values"
+    else:
+        effect = f": the variance is off by {(2 / max(few - 1, 1)) ** 0.5:.0%} by chance, or more"
     yield Finding(
         check="effective-n",
         layer=subject.name,
         # Nobody trains on these batches as far as one can see; evaluation does not care.
         severity=severity if training else "info",
         summary=said + effect,
-        evidence={"samples": samples, "values": values, "last_samples": plan.last, "last_values": last},
+        evidence={
+            "samples": samples,
+            "values": values,
+            "last_samples": plan.last,
+            "last_values": last,
+            "spread_of_variance": spread,
+            "effective_values": effective,
+        },
+        extent=spread or 1 / few,
         causes=(
             "a remainder at the end of the data" if last <= 2 < values else "a small batch per device",
-            "a map pooled to one position: the batch is all that is left",
+            "neighbouring positions are alike, so that many values of few samples say little"
+            if dependent and values >= VALUES_SMALL
+            else "a map pooled to one position: the batch is all that is left",
             "gradient accumulation: it adds gradients, not statistics",
         ),
         remedy="loader = DataLoader(loader.dataset, batch_size=loader.batch_size, shuffle=True, drop_last=True)"
         if last <= 2 < values
-        else f'model = normkit.convert(model, to="group", where={subject.name!r}).model  # then train again',
+        else 'model = normkit.convert(model, to="group", where={layer}).model  # then train again',
         proof='not normkit.diagnose(model, loader).of("effective-n")',
     )
+
+
+def _spread(measured: Measured, samples: int) -> float | None:
+    """Return by how much the variance of a batch varies over batches, in the median channel; None of few samples."""
+    pooled = measured.pooled
+    if not pooled or pooled.samples < SAMPLES_FOR_SPREAD or pooled.samples <= samples:
+        return None
+    return float(pooled.batch_spread(samples).median())
 
 
 def _one_value_per_group(subject: Subject, measured: Measured) -> Iterator[Finding]:

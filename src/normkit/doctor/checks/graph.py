@@ -66,7 +66,7 @@ def _reason_against(subject: Subject, neighbour: nn.Module, before: fx.Node, cal
     layer = subject.layer
     reasons = (
         (not subject.tracks, "the layer has no running statistics"),
-        (layer.overridden, f"{type(layer.module).__name__} has a forward of its own, which folding would lose"),
+        (layer.form is None, layer.unread),
         (layer.hooked or layer.parametrized, "hooks or parametrizations of the layer would be lost"),
         (
             calls[id(neighbour)] > 1,

@@ -18,16 +18,14 @@ from ..thresholds import (
     DRIFT_STANDARD_ERRORS,
     DRIFT_Z,
     DROPOUT_LOG_RATIO,
-    PADDING_LOG_RATIO,
-    PADDING_SHARE,
-    PADDING_SPREAD,
-    PADDING_UNMOVED,
+    FROZEN_LOG_RATIO,
+    FROZEN_Z,
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
 from .state import is_never_updated, running_and_true
 
-__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift"]
+__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +92,30 @@ def drift_of(subject: Subject, measured: Measured) -> Drift | None:
     return compare(mean, variance, measured.pooled, subject.eps)
 
 
+def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
+    """Return how far a layer's statistics are from its data, in training or in evaluation, whichever is nearer.
+
+    Statistics are right that are those of what the layer is given in training, before it normalizes with the batch's;
+    and those of what it is given in evaluation: behind many layers and with small batches the two differ.
+    """
+    both = [
+        found
+        for entry in (examination.measured.get(subject.name), examination.in_use.get(subject.name))
+        if entry is not None and (found := drift_of(subject, entry)) is not None
+    ]
+    return min(both, key=lambda found: (found.share, percentile(found.certain_log_ratio.abs())), default=None)
+
+
 def drift(examination: Examination) -> Iterator[Finding]:
     """Compare the running statistics with those of the data, dropout off and on."""
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
-        found = drift_of(subject, measured) if measured is not None else None
+        found = judged_drift(examination, subject)
         if measured is None or found is None or found.severity is None or is_never_updated(subject):
             continue
-        severity: Severity = "info" if _is_held_on_purpose(examination, subject) else found.severity
+        severity: Severity = found.severity
+        if _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found):
+            severity = "info"
         yield _drift_finding(subject, measured, found, severity)
 
 
@@ -109,6 +123,16 @@ def _is_held_on_purpose(examination: Examination, subject: Subject) -> bool:
     """Say whether a layer stands still while others learn: it normalizes training and evaluation alike."""
     learning = examination.model is not None and any(p.requires_grad for p in examination.model.parameters())
     return not subject.moves and learning and (subject.kind == "frozen" or subject.held_still)
+
+
+def _is_stale(examination: Examination, subject: Subject, found: Drift) -> bool:
+    """Say whether a layer that was frozen is further off than training around it leaves behind.
+
+    Where nothing before it learns, other data are the only way to it, and those were chosen. Weights before it that
+    learn adapt to what it does, so the limits are wider.
+    """
+    far = (found.certain_z > FROZEN_Z) | (found.certain_log_ratio.abs() > FROZEN_LOG_RATIO)
+    return subject.name in examination.learning_before and float(far.double().mean()) >= DRIFT_SHARE
 
 
 def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity: Severity) -> Finding:
@@ -126,14 +150,34 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
         check="drift",
         layer=subject.name,
         severity=severity,
-        summary=f"{int(found.beyond.sum())} of {len(found.z)} channels have running statistics that are not those of "
-        "the data: evaluation normalizes with other numbers than training did",
+        summary=f"{_in_plain_numbers(found)} ({int(found.beyond.sum())} of {len(found.z)} channels are off): "
+        "evaluation normalizes with other numbers than "
+        + ("the data have" if subject.moves is False and subject.kind == "frozen" else "training did"),
+        extent=found.share + float(found.z.max()) / 1e3 + float(found.log_ratio.abs().max()) / 1e3,
         evidence=evidence,
         causes=_drift_causes(subject, measured, shift),
-        remedy=f"normkit.recalibrate(model, batches{', layerwise=True' if subject.kind == 'renorm' else ''})",
-        proof=f'not normkit.diagnose(model, batches).of("drift", {subject.name!r})',
+        remedy=subject.recalibration,
+        proof='not normkit.diagnose(model, batches).of("drift", {layer})',
         channels=running_and_true(subject, measured) | {"z": tuple(found.z.tolist())},
     )
+
+
+def _in_plain_numbers(found: Drift) -> str:
+    """Say how far the worst channel is off, in words that need no explanation."""
+    said = []
+    worst_ratio = found.certain_log_ratio[found.certain_log_ratio.abs().argmax()].item()
+    if abs(worst_ratio) > DRIFT_LOG_RATIO / 2:
+        size = "large" if worst_ratio > 0 else "small"
+        said.append(f"the running variance is {_plain(2 ** abs(worst_ratio))} times too {size}")
+    worst_z = float(found.certain_z.max())
+    if worst_z > DRIFT_Z / 2 or not said:
+        said.append(f"{'the running mean is' if not said else 'the mean'} {_plain(worst_z)} standard deviations off")
+    return " and ".join(said)
+
+
+def _plain(number: float) -> str:
+    """Write a number as people say it: no powers of ten."""
+    return f"{number:,.0f}" if 10 <= number < 1e6 else f"{number:.2g}"
 
 
 def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> tuple[str, ...]:
@@ -164,45 +208,6 @@ def dropout_shift(measured: Measured, eps: float) -> float | None:
     return percentile(torch.log2((with_dropout.var + eps) / (measured.pooled.var + eps)).abs())
 
 
-def padding(examination: Examination) -> Iterator[Finding]:
-    """Find padded positions that are counted as data."""
-    for subject in examination.subjects:
-        measured = examination.measured.get(subject.name)
-        if measured is None or measured.padding is None or not subject.is_batch or not measured.padding.ragged:
-            continue
-        shares = measured.padding.shares
-        average, spread = sum(shares) / len(shares), max(shares) - min(shares)
-        if (average <= PADDING_SHARE and spread <= PADDING_SPREAD) or not measured.padding.valid:
-            continue
-        lengthened = examination.lengthened.get(subject.name)
-        if lengthened is not None and lengthened <= PADDING_UNMOVED:
-            continue  # more of it changes nothing: it is masked
-        valid = measured.padding.valid
-        ratio = torch.log2((measured.pooled.var + subject.eps) / (valid.var + subject.eps))
-        moved = float((ratio.abs() > PADDING_LOG_RATIO).double().mean())
-        yield Finding(
-            check="padding",
-            layer=subject.name,
-            severity="error" if moved >= DRIFT_SHARE else "warning",
-            summary=f"{average:.0%} of the positions are padding, and they count in the mean and the variance"
-            + (f": half as much again moves the data's outputs by {lengthened:.2g}" if lengthened is not None else ""),
-            evidence={
-                "padded_share": average,
-                "spread_over_batches": spread,
-                "channels_moved": moved,
-                "log2_ratio_99th_percentile": percentile(ratio.abs()),
-                "moved_by_longer_padding": lengthened,
-            },
-            causes=(
-                "sequences of different lengths, filled up to the longest of the batch",
-                "signals that end in silence: then these are data, and nothing is wrong",
-            ),
-            remedy=f'model = normkit.convert(model, to="layer", where={subject.name!r}).model  # then train again',
-            proof=f'not normkit.diagnose(model, batches).of("padding", {subject.name!r})',
-            channels={"log2_ratio": tuple(ratio.tolist())},
-        )
-
-
 def mixed_populations(examination: Examination) -> Iterator[Finding]:
     """Find layers that serve inputs of different moments: call by call, or by the labels that the user gave."""
     for subject in examination.subjects:
@@ -219,7 +224,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 "channels: one set of running statistics stands for several populations",
                 {"calls": len(calls)},
                 "call the model once on both: model(torch.cat([first, second])).chunk(2)",
-                "call=call",
+                "",
             )
         apart = _furthest_apart(measured.domains, subject.eps)
         if apart is not None:
@@ -229,9 +234,9 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 f"the domains {apart[0]} and {apart[1]} differ in {apart[2].share:.0%} of the channels: one set of "
                 "running statistics stands for both, and is right for neither",
                 {"domains": sorted(measured.domains), "apart": [apart[0], apart[1]]},
-                f'model = normkit.convert(model, to="group", where={subject.name!r}).model  # then train again; or '
+                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
                 "keep a model for each domain and recalibrate it there",
-                "domains=domains",
+                ", domains=domains",
             )
 
 
@@ -266,7 +271,7 @@ def _mixed_finding(
             "one head serves several levels of a pyramid",
         ),
         remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches, {argument}).of("mixed-populations", {subject.name!r})',
+        proof=f'not normkit.diagnose(model, batches{argument}).of("mixed-populations", {{layer}})',
         channels={"z": tuple(drift.z.tolist()), "log2_ratio": tuple(drift.log_ratio.tolist())},
     )
 
@@ -278,13 +283,6 @@ POPULATION_CHECKS: tuple[Check, ...] = (
         needs="batches",
         examine=drift,
         innocent=("a frozen backbone from another data set", "batches that are not the training data"),
-    ),
-    Check(
-        name="padding",
-        question="Does padding count as data?",
-        needs="batches",
-        examine=padding,
-        innocent=("signals that end in silence",),
     ),
     Check(
         name="mixed-populations",

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..examination import Check, Examination
-from ..findings import Finding, Severity
+from ..findings import Finding
 from ..measurements import Measured
 from ..subjects import Subject
-from ..thresholds import DEAD_SHARE, DEAD_VARIANCE, SCALE_OUTLIER
+from ..thresholds import ABSORBED_RATIO
 
-__all__ = ["STATE_CHECKS", "is_never_updated", "running_and_true"]
+__all__ = ["STATE_CHECKS", "freezing", "is_absorbed", "is_never_updated", "running_and_true"]
 
 _LISTED = 16  # channels that a finding names
 
@@ -37,7 +37,7 @@ def nonfinite(examination: Examination) -> Iterator[Finding]:
                 "weights averaged or quantized with a fault",
             ),
             remedy="model.load_state_dict(last_good_state)" if affine else "normkit.repair(model, batches=batches)",
-            proof=f'not normkit.diagnose(model).of("nonfinite", {subject.name!r})',
+            proof='not normkit.diagnose(model).of("nonfinite", {layer})',
         )
 
 
@@ -76,12 +76,23 @@ def is_never_updated(subject: Subject) -> bool:
     return bool((mean == 0).all()) and bool((variance == 1).all())
 
 
+def freezing(subject: Subject) -> str:
+    """Return the call that freezes a layer; initial statistics are measured first, for freezing refuses those."""
+    first = f"{subject.recalibration}; " if is_never_updated(subject) else ""
+    return f"{first}normkit.freeze(model, where={{layer}})"
+
+
 def never_updated(examination: Examination) -> Iterator[Finding]:
     """Find statistics that are still those of construction in a layer that counts on them."""
     for subject in examination.subjects:
         trained = _affine_moved(subject)
         if not is_never_updated(subject) or (subject.moves and not trained):
             continue
+        measured = examination.measured.get(subject.name)
+        if is_absorbed(subject, measured):
+            yield _absorbed_finding(subject)
+            continue
+        untold = trained and not (measured is not None and measured.pooled)
         yield Finding(
             check="never-updated",
             layer=subject.name,
@@ -94,79 +105,60 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
                 "a file of weights without the running statistics, loaded with strict=False",
                 "the layer was frozen before it had seen data or weights",
                 "a new model was put in evaluation mode without training",
+            )
+            + (
+                ("or they were absorbed into weight and bias, and all is well: give batches to tell",) if untold else ()
             ),
-            remedy="normkit.recalibrate(model, batches)",
-            proof=f'not normkit.diagnose(model).of("never-updated", {subject.name!r})',
-            channels=running_and_true(subject, examination.measured.get(subject.name)),
+            remedy=subject.recalibration,
+            proof='not normkit.diagnose(model).of("never-updated", {layer})',
+            channels=running_and_true(subject, measured),
         )
 
 
-def _affine_moved(subject: Subject) -> bool:
-    """Say whether training has touched the affine part: an initial value is the same for all channels."""
-    parts = [part for part in (subject.weight, subject.bias) if part is not None and part.numel()]
-    return any(bool((part != part[0]).any()) for part in parts)
-
-
-def dead_channel(examination: Examination) -> Iterator[Finding]:
-    """Find channels whose variance is no larger than eps, and scales far beyond the layer's others."""
-    for subject in examination.subjects:
-        variance = subject.running_var
-        if variance is None or not subject.tracks or is_never_updated(subject) or _has_bad_variance(variance):
-            continue
-        variance = variance.double()
-        small, outliers = variance < DEAD_VARIANCE * subject.eps, _outliers(subject, variance)
-        share = float(small.double().mean())
-        severity: Severity | None = None
-        if share > DEAD_SHARE or bool(outliers.any()):
-            severity = "warning"
-        elif bool((variance < subject.eps).any()):
-            severity = "info"
-        if severity is not None:
-            yield _dead_finding(subject, severity, variance, small, outliers)
-
-
-def _has_bad_variance(variance: Tensor) -> bool:
-    return not variance.numel() or not bool(torch.isfinite(variance).all()) or bool((variance < 0).any())
-
-
-def _outliers(subject: Subject, variance: Tensor) -> Tensor:
-    """Mark the channels whose scale is a hundred times the median: those ruin quantization per tensor."""
-    weight = torch.ones_like(variance) if subject.weight is None else subject.weight.double().abs()
-    scale = weight / (variance + subject.eps).sqrt()
-    median = scale.median()
-    return scale > SCALE_OUTLIER * median if median > 0 else torch.zeros_like(scale, dtype=torch.bool)
-
-
-def _dead_finding(subject: Subject, severity: Severity, variance: Tensor, small: Tensor, outliers: Tensor) -> Finding:
-    count, channels = int(small.sum()), variance.numel()
-    everywhere = count == channels
+def _absorbed_finding(subject: Subject) -> Finding:
     return Finding(
-        check="dead-channel",
+        check="never-updated",
         layer=subject.name,
-        severity=severity,
-        summary=f"{count} of {channels} channels ha{'s' if channels == 1 else 've'} a variance not large beside eps"
-        + (f", {int(outliers.sum())} a scale a hundred times the median" if bool(outliers.any()) else ""),
-        evidence={
-            "share": count / channels,
-            "eps": subject.eps,
-            "smallest_variance": float(variance.min()),
-            "channels": torch.nonzero(small | outliers).reshape(-1).tolist()[:_LISTED],
-        },
-        causes=(
-            "the inputs are tiny: raw data in small units, never scaled"
-            if everywhere
-            else "the filters before the layer died: pruned, decayed to zero, or behind a ReLU that is always off",
-            "eps is that of another framework (Keras 1e-3, torch 1e-5)",
-            "an input feature that is constant in the data",
-        ),
-        remedy=(
-            f"{subject.accessor}.eps = {float(variance.median()) * 1e-3:.1e}"
-            if everywhere
-            else "model = normkit.fold(model, example).model"
-        ),
-        proof=f'not normkit.diagnose(model).of("dead-channel", {subject.name!r})',
-        channels={"running_var": tuple(variance.tolist())},
+        severity="info",
+        summary="mean 0 and variance 1 stand beside a weight and a bias that hold the data's own: the statistics were "
+        "absorbed into them, and evaluation normalizes as it should",
+        evidence={"updates": subject.updates},
+        causes=("converted detection backbones carry their statistics in weight and bias",),
+        remedy="model = normkit.fold(model, example).model  # where the layer is not needed; never recalibrate it",
+        proof="normkit.diagnose(model, batches).healthy",
     )
+
+
+def is_absorbed(subject: Subject, measured: Measured | None) -> bool:
+    """Say whether weight and bias do what mean 0 and variance 1 do not.
+
+    Absorbing makes ``weight = gamma / sigma`` and ``bias = beta - mean * gamma / sigma``. Then weight times the data's
+    deviation, and bias plus weight times the data's mean, vary less over the channels than weight and bias do
+    themselves; where training left the parameters with the statistics lost, the data only add their own variety.
+    """
+    weight, bias = subject.weight, subject.bias
+    if not is_never_updated(subject) or weight is None or bias is None or measured is None or not measured.pooled:
+        return False
+    scale, shift = weight.double(), bias.double()
+    deviation, mean = measured.pooled.var.to(scale).sqrt(), measured.pooled.mean.to(scale)
+    heard = (scale != 0) & (deviation > 0)
+    if int(heard.sum()) < 3:
+        return False
+    scale, shift, deviation, mean = (values[heard] for values in (scale, shift, deviation, mean))
+    tiny = torch.finfo(torch.float64).tiny
+    by_weight = (scale.abs() * deviation).log().std() / scale.abs().log().std().clamp_min(tiny)
+    by_bias = (shift + scale * mean).std() / shift.std().clamp_min(tiny)
+    return bool(by_weight < 1) and bool(by_bias < 1) and bool(by_weight * by_bias < ABSORBED_RATIO)
+
+
+def _affine_moved(subject: Subject) -> bool:
+    """Say whether training has touched the affine part.
+
+    A bias starts alike in all channels, so it tells; a weight may be drawn at construction, as generators do, and
+    tells only where there is no bias.
+    """
+    part = subject.weight if subject.bias is None else subject.bias
+    return part is not None and bool(part.numel()) and bool((part != part[0]).any())
 
 
 STATE_CHECKS: tuple[Check, ...] = (
@@ -183,12 +175,5 @@ STATE_CHECKS: tuple[Check, ...] = (
         needs="state",
         examine=never_updated,
         innocent=("a new model in evaluation mode that nobody uses yet", "an input that is standardized by hand"),
-    ),
-    Check(
-        name="dead-channel",
-        question="Is every variance large beside eps?",
-        needs="state",
-        examine=dead_channel,
-        innocent=("a constant input feature, such as a border pixel", "channels pruned on purpose"),
     ),
 )

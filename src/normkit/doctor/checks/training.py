@@ -16,7 +16,7 @@ from ..subjects import Subject
 from ..thaws import thawed_finding
 from ..thresholds import DROPOUT_LOG_RATIO
 from .populations import dropout_shift
-from .state import is_never_updated, running_and_true
+from .state import freezing, is_never_updated, running_and_true
 
 __all__ = ["TRAINING_CHECKS"]
 
@@ -57,8 +57,8 @@ def _leak_finding(subject: Subject, severity: Severity, measured: Measured | Non
             "eval() was called once, and train() of the whole model undid it",
             "a teacher or target network left in training mode",
         ),
-        remedy=f"normkit.freeze(model, where={subject.name!r})",
-        proof=f'not normkit.diagnose(model.train()).of("freeze-leak", {subject.name!r})',
+        remedy=freezing(subject),
+        proof='not normkit.diagnose(model.train()).of("freeze-leak", {layer})',
         channels=running_and_true(subject, measured),
     )
 
@@ -71,8 +71,8 @@ def _reverse_finding(subject: Subject) -> Finding:
         summary="the affine part is trained while the statistics stand still at construction",
         evidence={"training": subject.training, "updates": subject.updates},
         causes=("the layer was put in evaluation mode before it had seen data or weights",),
-        remedy="normkit.recalibrate(model, batches)",
-        proof=f'not normkit.diagnose(model, optimizer=optimizer).of("freeze-leak", {subject.name!r})',
+        remedy=subject.recalibration,
+        proof='not normkit.diagnose(model, optimizer=optimizer).of("freeze-leak", {layer})',
     )
 
 
@@ -153,7 +153,7 @@ def _dropout(examination: Examination) -> Iterator[Finding]:
             summary=f"dropout before the layer makes its variance {2**shift:.2g} times as large in training",
             evidence={"log2_ratio_99th_percentile": shift},
             causes=("dropout stands before batch normalization: its noise is learnt as variance",),
-            remedy="normkit.recalibrate(model, batches)  # or move dropout behind the last batch normalization",
+            remedy=f"{subject.recalibration}  # or move dropout behind the last batch normalization",
         )
 
 
@@ -178,7 +178,7 @@ def _stuck(examination: Examination) -> Iterator[Finding]:
                 summary="the layer is still training after model.eval()",
                 evidence={"training": subject.training},
                 causes=("train() or eval() is overridden", "the layer sits in a container that does not pass modes on"),
-                remedy=f"normkit.freeze(model, where={name!r})",
+                remedy=freezing(subject),
             )
 
 

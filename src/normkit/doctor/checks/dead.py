@@ -1,0 +1,188 @@
+"""Check of dead channels: a variance no larger than eps, a weight near zero, a bias that no value lifts above zero."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..examination import Check, Examination
+from ..findings import Finding, Severity
+from ..subjects import Subject
+from ..thresholds import (
+    DEAD_BIAS,
+    DEAD_PARAMETERS_SHARE,
+    DEAD_SHARE,
+    DEAD_VARIANCE,
+    DEAD_WEIGHT,
+    SCALE_OUTLIER,
+)
+from .state import is_never_updated
+
+__all__ = ["DEAD_CHECKS"]
+
+_LISTED = 16  # channels that a finding names
+
+
+def dead_channel(examination: Examination) -> Iterator[Finding]:
+    """Find channels that say nothing: by their variance, weight or bias; and scales far beyond the layer's others."""
+    for subject in examination.subjects:
+        yield from _dead_by_parameters(subject, subject.name in examination.rectified)
+        variance = subject.running_var
+        if variance is None or not subject.tracks or is_never_updated(subject) or _has_bad_variance(variance):
+            continue
+        variance = variance.double()
+        # What has no weight is multiplied by nothing.
+        heard = torch.ones_like(variance, dtype=torch.bool) if subject.weight is None else subject.weight != 0
+        small, outliers = (variance < DEAD_VARIANCE * subject.eps) & heard, _outliers(subject, variance)
+        share = float(small.double().mean())
+        severity: Severity | None = None
+        if share > DEAD_SHARE or bool(outliers.any()):
+            severity = "warning"
+        elif bool((small & (variance < subject.eps)).any()):
+            severity = "info"
+        if severity is not None:
+            yield _dead_finding(examination, subject, severity, variance, small, outliers)
+
+
+def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
+    """Find channels whose weight is nothing beside the others', or whose bias no value can lift above zero."""
+    weight, bias = subject.weight, subject.bias
+    if (
+        weight is not None
+        and subject.names.weight_is == "weight"
+        and weight.numel()
+        and bool(torch.isfinite(weight).all())
+    ):
+        size = weight.double().abs()
+        # Weights that are all zero are how residual blocks begin.
+        usual = torch.quantile(size, 0.9)
+        quiet = size < DEAD_WEIGHT * usual
+        if bool(quiet.any()):
+            yield _parameter_finding(
+                subject,
+                quiet,
+                f"a weight below {DEAD_WEIGHT:g} of the layer's usual one: nothing but the bias goes out",
+                {"smallest_weight": float(size.min()), "usual_weight": float(usual)},
+                ("weight decay on a channel that the loss does not need", "channels pruned on purpose"),
+                f"w = layer.{subject.names.weight}.data; "
+                f"w[w.abs() < {DEAD_WEIGHT:g} * w.abs().double().quantile(0.9)] = 1",
+                # A weight of exactly zero was set to it, as pruning does.
+                on_purpose=bool((size[quiet] == 0).all()),
+            )
+    if rectified and bias is not None and bias.numel() and bool(torch.isfinite(bias).all()):
+        spread = torch.ones_like(bias) if weight is None else weight.abs()
+        low = bias < -DEAD_BIAS * spread
+        # A channel without a weight is told of above.
+        low &= spread > DEAD_WEIGHT * torch.quantile(spread.double(), 0.9)
+        if bool(low.any()):
+            yield _parameter_finding(
+                subject,
+                low,
+                f"a bias more than {DEAD_BIAS:g} deviations below zero before an activation that lets nothing below "
+                "zero through: the output is zero for every input, and no gradient comes back",
+                {"lowest_bias": float(bias.min()), "in_deviations": float((bias[low] / spread[low]).min())},
+                ("a step that was too large pushed the channel below zero", "channels pruned on purpose"),
+                f"b = layer.{subject.names.bias}.data; b[b < {-DEAD_BIAS:g} * "
+                + ("1" if weight is None else f"layer.{subject.names.weight}.data.abs()")
+                + "] = 0",
+            )
+
+
+def _parameter_finding(
+    subject: Subject,
+    dead: Tensor,
+    why: str,
+    evidence: dict[str, object],
+    causes: tuple[str, ...],
+    wake: str,
+    *,
+    on_purpose: bool = False,
+) -> Finding:
+    count, share = int(dead.sum()), float(dead.double().mean())
+    return Finding(
+        check="dead-channel",
+        layer=subject.name,
+        severity="warning" if share >= DEAD_PARAMETERS_SHARE and not on_purpose else "info",
+        summary=f"{count} of {dead.numel()} channels {'has' if count == 1 else 'have'} {why}",
+        evidence={"share": share, **evidence, "channels": torch.nonzero(dead).reshape(-1).tolist()[:_LISTED]},
+        causes=causes,
+        remedy=f"for name in {{layers}}: layer = model.get_submodule(name); {wake}  # wakes them; then train on",
+        proof='not normkit.diagnose(model).of("dead-channel", {layer})',
+        extent=share,
+    )
+
+
+def _has_bad_variance(variance: Tensor) -> bool:
+    return not variance.numel() or not bool(torch.isfinite(variance).all()) or bool((variance < 0).any())
+
+
+def _outliers(subject: Subject, variance: Tensor) -> Tensor:
+    """Mark the channels whose scale is a hundred times the median: those ruin quantization per tensor."""
+    weight = torch.ones_like(variance) if subject.weight is None else subject.weight.double().abs()
+    scale = weight / (variance + subject.eps).sqrt()
+    median = scale.median()
+    return scale > SCALE_OUTLIER * median if median > 0 else torch.zeros_like(scale, dtype=torch.bool)
+
+
+def _dead_finding(
+    examination: Examination,
+    subject: Subject,
+    severity: Severity,
+    variance: Tensor,
+    small: Tensor,
+    outliers: Tensor,
+) -> Finding:
+    count, channels = int(small.sum()), variance.numel()
+    everywhere = count == channels
+    return Finding(
+        check="dead-channel",
+        layer=subject.name,
+        severity=severity,
+        summary=f"{count} of {channels} channels ha{'s' if channels == 1 else 've'} a variance not large beside eps"
+        + (f", {int(outliers.sum())} a scale a hundred times the median" if bool(outliers.any()) else "")
+        + (f"; eps {subject.eps:g} is assumed, the file does not hold it" if subject.eps_assumed else ""),
+        evidence={
+            "share": count / channels,
+            "eps": subject.eps,
+            **({"eps_assumed": True} if subject.eps_assumed else {}),
+            "smallest_variance": float(variance.min()),
+            "channels": torch.nonzero(small | outliers).reshape(-1).tolist()[:_LISTED],
+        },
+        causes=(
+            "the inputs are tiny: raw data in small units, never scaled"
+            if everywhere
+            else "the filters before the layer died: pruned, decayed to zero, or behind a ReLU that is always off",
+            "eps is that of another framework (Keras 1e-3, torch 1e-5)",
+            "an input feature that is constant in the data",
+        ),
+        remedy=(
+            f"{subject.accessor}.eps = {float(variance.median()) * 1e-3:.1e}"
+            if everywhere
+            else _silence(examination, subject, small | outliers)
+        ),
+        extent=count / channels,
+        proof='not normkit.diagnose(model).of("dead-channel", {layer})',
+        channels={"running_var": tuple(variance.tolist())},
+    )
+
+
+def _silence(examination: Examination, subject: Subject, dead: Tensor) -> str:
+    """Return the call that makes constants of dead channels: folding, where the layer has a neighbour to fold into."""
+    _, reason = (examination.pairs or {}).get(subject.name, ("", "no neighbour"))
+    if reason is None or subject.weight is None:
+        return "model = normkit.fold(model, example).model"
+    channels = torch.nonzero(dead).reshape(-1).tolist()
+    return (
+        f"{subject.accessor}.{subject.names.weight}.data[{channels}] = 0  # their bias goes out, as it nearly does now"
+    )
+
+
+DEAD_CHECKS: tuple[Check, ...] = (
+    Check(
+        name="dead-channel",
+        question="Does every channel say something: its variance large beside eps, its weight and bias alive?",
+        needs="state",
+        examine=dead_channel,
+        innocent=("a constant input feature, such as a border pixel", "channels pruned on purpose"),
+    ),
+)

@@ -1,0 +1,49 @@
+"""What the structure of a model says of its layers: what stands around them, before them, and in which order."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from .examination import Examination
+from .subjects import Subject
+
+__all__ = ["in_order", "learning_before", "listed", "resting"]
+
+_LISTED = 8  # names that a note writes out
+
+
+def resting(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, str]:
+    """Return for each layer in training the outermost module around it that is in evaluation, ``""`` for the model."""
+    found: dict[str, str] = {}
+    for subject in subjects:
+        if subject.layer is None or not subject.training or not subject.name:
+            continue
+        parts = subject.name.split(".")
+        above = (".".join(parts[:end]) for end in range(len(parts)))
+        holder = next((name for name in above if not model.get_submodule(name).training), None)
+        if holder is not None:
+            found[subject.name] = holder
+    return found
+
+
+def learning_before(model: nn.Module, subjects: Sequence[Subject]) -> frozenset[str]:
+    """Name the layers before which, in the order of registration, a parameter learns."""
+    by_module = {id(subject.layer.module): subject.name for subject in subjects if subject.layer is not None}
+    learns, found = False, set()
+    for module in model.modules():
+        if id(module) in by_module and learns:
+            found.add(by_module[id(module)])
+        learns = learns or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    return frozenset(found)
+
+
+def in_order(examination: Examination) -> list[Subject]:
+    """Return the layers in the order in which the batches reach them, where there are any; the others come last."""
+    place = {name: index for index, name in enumerate(examination.measured)}
+    return sorted(examination.subjects, key=lambda subject: place.get(subject.name, len(place)))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names out, of many the first ones."""
+    shown = ", ".join(names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
