@@ -245,11 +245,10 @@ def _expected(work: nn.Module, form: NormForm, x: Tensor, *, training: bool = Fa
         axes = {"last": (-1,), "channels": (1,), "sample": sample}[form.over]
         rms = form.method == "rms"
         normalized = x / (x.square().mean(axes, keepdim=True) + eps).sqrt() if rms else _standardized(x, axes, eps)
-    weight, bias = form.tensor(work, "weight"), form.tensor(work, "bias")
+    weight, bias = form.multiplier(work), form.tensor(work, "bias")
     along = -1 if form.method in ("layer", "rms") and form.over == "last" else 1
     if weight is not None:
-        w = {"weight": weight, "1 + weight": 1 + weight, "|weight| + eps": weight.abs() + eps}[form.weight_is]
-        normalized = normalized * _wide(w, x, along)
+        normalized = normalized * _wide(weight, x, along)
     if bias is not None:
         normalized = normalized + _wide(bias, x, along)
     for module in form.tail_of(work):

@@ -71,8 +71,13 @@ class NormLayer:
 
     @property
     def weight(self) -> Tensor | None:
-        """What the normalized value is multiplied by, in the layer's own shape and under whatever name it has."""
+        """The layer's weight, in its own shape and under whatever name it has."""
         return None if self.form is None else self.form.tensor(self.module, "weight")
+
+    @property
+    def effective_weight(self) -> Tensor | None:
+        """What the normalized value is multiplied by, computed where the layer computes it: ``1 + weight``, ..."""
+        return None if self.form is None else self.form.multiplier(self.module)
 
     @property
     def bias(self) -> Tensor | None:
