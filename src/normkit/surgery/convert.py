@@ -320,7 +320,7 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
         return f"{type(module).__name__} is a subclass, and its methods would be lost: {', '.join(lost)}"
     source = vars(module).pop("source_class", None)
     source = source if source is not None or _is_plain(type(module)) else type(module)
-    restored = rebuild.to == "torch" and source is not None and issubclass(source, target)
+    restored = rebuild.to in ("torch", "batch") and source is not None and issubclass(source, target)
     tail = layer.form.tail if layer.form is not None and layer.tail else ()
     vars(module).pop("unbiased", None)
     vars(module).pop("process_group", None)
@@ -339,8 +339,8 @@ def _lost_methods(cls: type[nn.Module], target: type[nn.Module]) -> list[str]:
     """Name the public methods of a subclass that somebody may call on the layer."""
     if _is_plain(cls):
         return []
-    public = (name for name in dir(cls) if not name.startswith("_") and not hasattr(target, name))
-    return [name for name in public if callable(getattr(cls, name))]
+    known = {*dir(target), *dir(nn.SyncBatchNorm)}
+    return [name for name in dir(cls) if name[0] != "_" and name not in known and callable(getattr(cls, name))]
 
 
 def _is_plain(cls: type[nn.Module]) -> bool:

@@ -188,7 +188,7 @@ def _choose(
         reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or layer.tracks or layer.kind in ("batch", "sync"):
+        elif where is not None or layer.tracks or layer.kind in ("batch", "sync", "unknown"):
             refused[layer.path] = reason
     return chosen, refused
 
