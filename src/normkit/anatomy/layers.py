@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
@@ -148,6 +149,8 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[nn.Module, str, Evidence]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # without a norm in it, or refused above
         if id(module) not in names:
             read = _read(module)
             if read is None:

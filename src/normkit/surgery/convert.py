@@ -158,11 +158,17 @@ def convert(
             *_notes(to, fusions, asked=fuse, measured=example is not None),
             *job.renamed,
             *judged,
-            *([wrapping] if wrapping and not inplace else []),
+            *_of_wrapping(wrapping, inplace),
         ),
         fused=fusions.fused,
         unfused=fusions.left,
     )
+
+
+def _of_wrapping(words: str, inplace: bool) -> tuple[str, ...]:
+    """Say of a model in a wrapping what the record's paths and model are."""
+    taken = words.partition(";")[0]
+    return () if not words else (f"{taken}, in place; paths are those inside",) if inplace else (words,)
 
 
 def _notes(to: str, fusions: Fusions, *, asked: bool, measured: bool) -> tuple[str, ...]:
