@@ -39,6 +39,7 @@ from .layers import (
 )
 
 if TYPE_CHECKING:
+    from .anatomy.forms import register_norm
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
@@ -96,6 +97,7 @@ __all__ = [
     "param_groups",
     "port_state",
     "recalibrate",
+    "register_norm",
     "repair",
     "unfreeze",
     "use_backend",
@@ -113,6 +115,7 @@ _ROOMS = {
     "param_groups": "surgery",
     "port_state": "surgery",
     "recalibrate": "surgery",
+    "register_norm": "anatomy",
     "repair": "surgery",
     "unfreeze": "surgery",
     "watch": "doctor",

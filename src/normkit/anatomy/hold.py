@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from .forms import NormForm
 from .layers import norm_layers
 from .select import Where
 
 __all__ = ["hold_statistics", "is_held"]
 
 _held: Counter[int] = Counter()  # modules that write to copies just now, by identity
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @contextmanager
@@ -41,7 +41,8 @@ def hold_statistics(model: nn.Module, where: Where = None) -> Iterator[None]:
     """
     kept: list[tuple[nn.Module, str, Tensor]] = []
     for layer in norm_layers(model, where):
-        for name in _STATISTICS:
+        form = layer.form or NormForm()
+        for name in (form.mean, form.var, form.counter):
             buffer = layer.module._buffers.get(name)
             if buffer is not None and not layer.lazy:
                 kept.append((layer.module, name, buffer))

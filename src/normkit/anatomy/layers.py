@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.catalog import METHODS
+from .evidence import Evidence, examined
+from .forms import NormForm, known_form
 from .frozen import Frozen
+from .programs import refuse_programs
 from .select import Where, select
 
 __all__ = ["NormLayer", "norm_layers"]
@@ -26,17 +26,6 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
-_TORCH_KINDS: dict[type[nn.Module], str] = {
-    nn.SyncBatchNorm: "sync",
-    _BatchNorm: "batch",
-    _InstanceNorm: "instance",
-    nn.GroupNorm: "group",
-    nn.LayerNorm: "layer",
-    nn.RMSNorm: "rms",
-    nn.LocalResponseNorm: "response",
-    nn.CrossMapLRN2d: "response",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class NormLayer:
@@ -48,10 +37,14 @@ class NormLayer:
         module: the layer.
         kind: ``"batch"``, ``"sync"``, ``"instance"``, ``"group"``, ``"layer"``, ``"rms"``, ``"response"``, a name of
             the catalog, ``"frozen"`` (its statistics or affine are held still), or ``"unknown"`` for a module that
-            keeps ``running_mean`` and ``running_var`` but is none of these.
+            keeps running statistics but is none of these.
+        form: how it is read: the names of its state, its settings, its tail. Of torch's and our classes it is known;
+            of a class of another house it is what the data confirm (:mod:`normkit.anatomy.evidence`), and None where
+            they confirm nothing: then nothing may be claimed of what it computes.
+        unread: why ``form`` is None, in words; empty where it is not.
         channels: the number of channels, where the layer says it.
         tracks: it has running statistics and is set to use them.
-        overridden: its forward is neither torch's nor ours, so nothing is known of what it computes.
+        overridden: its forward is neither torch's nor ours; what it computes is known as far as ``form`` says.
         hooked: it has hooks.
         parametrized: a parameter is computed from another (weight norm, spectral norm, ...).
         lazy: it has not seen its first input yet, so that its parameters have no shape.
@@ -61,6 +54,8 @@ class NormLayer:
     aliases: tuple[str, ...]
     module: nn.Module
     kind: str
+    form: NormForm | None
+    unread: str
     channels: int | None
     tracks: bool
     overridden: bool
@@ -72,6 +67,51 @@ class NormLayer:
     def names(self) -> tuple[str, ...]:
         """All names of the layer: its path and its aliases."""
         return (self.path, *self.aliases)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """What the normalized value is multiplied by, in the layer's own shape and under whatever name it has."""
+        return None if self.form is None else self.form.tensor(self.module, "weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added then, likewise."""
+        return None if self.form is None else self.form.tensor(self.module, "bias")
+
+    @property
+    def mean(self) -> Tensor | None:
+        """The stored mean, likewise: the tensor that the layer holds now, since some layers replace it."""
+        return None if self.form is None else self.form.tensor(self.module, "mean")
+
+    @property
+    def var(self) -> Tensor | None:
+        """The stored variance, likewise."""
+        return None if self.form is None else self.form.tensor(self.module, "var")
+
+    @property
+    def counter(self) -> Tensor | None:
+        """The number of batches seen, likewise."""
+        return None if self.form is None else self.form.tensor(self.module, "counter")
+
+    @property
+    def eps(self) -> float:
+        """The layer's eps; 0 where it has none."""
+        return 0.0 if self.form is None else self.form.eps_of(self.module)
+
+    @property
+    def momentum(self) -> float | None:
+        """The weight of the new batch, whichever way the layer has it; None for the plain average."""
+        return None if self.form is None else self.form.momentum_of(self.module)
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the stored variance is divided by m - 1."""
+        return self.form is None or self.form.unbiased_of(self.module)
+
+    @property
+    def tail(self) -> tuple[nn.Module, ...]:
+        """What the layer calls after it normalized: a dropout, an activation."""
+        return () if self.form is None else self.form.tail_of(self.module)
 
     def __str__(self) -> str:
         """Return the path and the class, as messages name a layer."""
@@ -89,7 +129,8 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
             entries takes.
 
     Raises:
-        ArgumentError: a pattern, class or module matches no layer, or ``where`` is none of the above.
+        ArgumentError: a pattern, class or module matches no layer, or ``where`` is none of the above; or the model is a
+            program (a ScriptModule, an exported program) or no module at all.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
     >>> [(layer.path, layer.kind, layer.tracks) for layer in norm_layers(model)]
@@ -97,33 +138,36 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     >>> [layer.path for layer in norm_layers(model, where=nn.GroupNorm)]
     ['2']
     """
+    refuse_programs(model)
     names: dict[int, list[str]] = {}
-    found: dict[int, tuple[nn.Module, str]] = {}
+    found: dict[int, tuple[nn.Module, str, Evidence]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        kind = _kind(module)
-        if kind is None:
-            continue
+        if id(module) not in names:
+            read = _read(module)
+            if read is None:
+                continue
+            found[id(module)] = (module, *read)
         names.setdefault(id(module), []).append(path)
-        found[id(module)] = (module, kind)
-    layers = [_describe(module, kind, names[key]) for key, (module, kind) in found.items()]
+    layers = [_describe(module, kind, evidence, names[key]) for key, (module, kind, evidence) in found.items()]
     return select(layers, where)
 
 
-def _kind(module: nn.Module) -> str | None:
-    """Name the kind of a layer by its nearest known class, or return None for what is no normalization."""
-    if isinstance(module, Frozen):
-        return "frozen"
-    known = _TORCH_KINDS | {cls: row.name for row in METHODS for cls in row.layers.values()}
-    for cls in type(module).__mro__:
-        if cls in known:
-            return known[cls]
-    if {"running_mean", "running_var"} <= module._buffers.keys():
-        fixed = {"weight", "bias"} <= module._buffers.keys()
-        return "frozen" if fixed else "unknown"
-    return None
+def _read(module: nn.Module) -> tuple[str, Evidence] | None:
+    """Name the kind of a layer and how it is read, or return None for what is no normalization."""
+    known = known_form(module)
+    of_torch = known is not None and not _is_overridden(module)
+    evidence = Evidence(known) if of_torch else examined(module)
+    if isinstance(module, Frozen) or (evidence.form is not None and evidence.form.frozen):
+        return "frozen", evidence
+    if evidence.form is not None:
+        return evidence.form.method, evidence
+    if known is not None:
+        return known.method, evidence
+    pairs = (("running_mean", "running_var"), ("moving_mean", "moving_var"), ("moving_mean", "moving_variance"))
+    return ("unknown", evidence) if any(module._buffers.keys() >= set(pair) for pair in pairs) else None
 
 
-def _describe(module: nn.Module, kind: str, names: list[str]) -> NormLayer:
+def _describe(module: nn.Module, kind: str, evidence: Evidence, names: list[str]) -> NormLayer:
     """Fill in what there is to know of one layer."""
     lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
     state = (*module._parameters.values(), *module._buffers.values())
@@ -132,8 +176,10 @@ def _describe(module: nn.Module, kind: str, names: list[str]) -> NormLayer:
         aliases=tuple(names[1:]),
         module=module,
         kind=kind,
-        channels=_channels(module, lazy),
-        tracks=_tracks(module),
+        form=evidence.form,
+        unread="" if evidence.form is not None else evidence.reason or "its forward is neither torch's nor ours",
+        channels=_channels(module, evidence.form, lazy),
+        tracks=_tracks(module, evidence.form),
         overridden=_is_overridden(module),
         hooked=any(getattr(module, name, None) for name in _HOOKS),
         parametrized=is_parametrized(module) or _has_old_weight_norm(module),
@@ -141,20 +187,20 @@ def _describe(module: nn.Module, kind: str, names: list[str]) -> NormLayer:
     )
 
 
-def _channels(module: nn.Module, lazy: bool) -> int | None:
+def _channels(module: nn.Module, form: NormForm | None, lazy: bool) -> int | None:
     """Read the number of channels off the layer's settings or statistics."""
     for name in ("num_features", "num_channels"):
         value = getattr(module, name, None)
         if isinstance(value, int) and not lazy:
             return value
-    statistics = module._buffers.get("running_mean")
+    statistics = (form or NormForm()).tensor(module, "mean")
     return statistics.numel() if statistics is not None and not lazy else None
 
 
-def _tracks(module: nn.Module) -> bool:
+def _tracks(module: nn.Module, form: NormForm | None) -> bool:
     """Say whether the layer has running statistics; a layer without the flag uses what it has."""
     flag = vars(module).get("track_running_stats", True)
-    return bool(flag) and module._buffers.get("running_mean") is not None
+    return bool(flag) and (form or NormForm()).tensor(module, "mean") is not None
 
 
 def _is_overridden(module: nn.Module) -> bool:
