@@ -18,7 +18,7 @@ from ..anatomy.batches import tensors
 from ..errors import SurgeryError
 from .transaction import copied
 
-__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "second_size", "training_change"]
+__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "plain", "second_size", "training_change"]
 
 Compare = Callable[[Any, Any], float]
 
@@ -174,7 +174,7 @@ class Judge:
     def _change(self, first: Any, second: Any) -> float:
         if self._compare is not None:
             return float(self._compare(first, second))
-        return _largest(list(tensors(_plain(first))), list(tensors(_plain(second))))
+        return _largest(list(tensors(plain(first))), list(tensors(plain(second))))
 
     def _largest(self, first: list[Any], second: list[Any]) -> float:
         return max(self._change(one, other) for one, other in zip(first, second, strict=True))
@@ -243,7 +243,7 @@ def change_between(
     Raises:
         SurgeryError: the outputs hold no tensors, or differ in number or shape.
     """
-    measure = compare or (lambda one, other: _largest(list(tensors(_plain(one))), list(tensors(_plain(other)))))
+    measure = compare or (lambda one, other: _largest(list(tensors(plain(one))), list(tensors(plain(other)))))
     try:
         first, second = (_outputs(copied(model).double(), _as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
@@ -279,7 +279,7 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
     """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
     with preserved(model), torch.no_grad():
         output = run(model, example, call)
-        if next(tensors(_plain(output)), None) is None:
+        if next(tensors(plain(output)), None) is None:
             raise SurgeryError(
                 f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
                 "that returns what matters of it"
@@ -287,22 +287,22 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
         return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()
 
 
-def _plain(output: Any) -> Any:
+def plain(output: Any) -> Any:
     """Look into objects that hold their outputs as attributes, however deep."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
+        return {key: plain(value) for key, value in output.items()}
     if isinstance(output, list | tuple):
-        return [_plain(value) for value in output]
+        return [plain(value) for value in output]
     if hasattr(output, "__dict__") and not isinstance(output, type | nn.Module) and not callable(output):
-        return {key: _plain(value) for key, value in vars(output).items()}
+        return {key: plain(value) for key, value in vars(output).items()}
     return output
 
 
 def _numbers(output: Any) -> bool:
     """Say whether an output holds something to compare: a finite number, or nothing but whole ones."""
-    found = list(tensors(_plain(output)))
+    found = list(tensors(plain(output)))
     floating = [tensor for tensor in found if tensor.is_floating_point() or tensor.is_complex()]
     return not any(tensor.numel() for tensor in floating) or any(
         bool(torch.isfinite(tensor).any()) for tensor in floating
@@ -355,6 +355,8 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def _halved(tensor: Tensor) -> Tensor:
+    if tensor.ndim <= 2:
+        return tensor
     return tensor[(slice(None), slice(None), *(slice((size + 1) // 2) for size in tensor.shape[2:]))]
 
 
@@ -407,7 +409,7 @@ def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) ->
     work = work.double() if double else work
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = list(tensors(_plain(run(work, _as_double(example) if double else example, call))))
+        outputs = list(tensors(plain(run(work, _as_double(example) if double else example, call))))
         learnt = [parameter for parameter in work.parameters() if parameter.requires_grad]
         generator = torch.Generator().manual_seed(1)
         scores = [
