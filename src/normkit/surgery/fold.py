@@ -61,7 +61,7 @@ def fold(
     is not zero.
 
     The weights are computed in float64 and rounded once. The folded model is compared with the given one on the
-    example and on two other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
+    example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
     type, where it may be off by ten times the given model's own rounding.
 
     Args:
@@ -98,8 +98,11 @@ def fold(
     chosen = norm_layers(model, where)
     copied(model)  # what cannot be copied is refused before anything is run
     with preserved(model):
-        judge = Judge(model, example, call, tolerance=tolerance, compare=compare, sizes=2)
-        finder = Finder(model, norm_layers(model), judge.examples, call)
+        finder = Finder(model, norm_layers(model), example, call)
+        # What no trace of the whole vouches for is looked at, and verified, on one size more.
+        sizes = 1 if finder.is_traced else 2
+        judge = Judge(model, example, call, tolerance=tolerance, compare=compare, sizes=sizes)
+        finder.see(judge.examples[1:])
         folded, verdict = Folder(model, chosen, finder, judge).fold()
     refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
     assert verdict is not None

@@ -47,20 +47,32 @@ class Pair:
 class Finder:
     """Asks the recorded runs and the traces of a model about its norms; the model stays as it is."""
 
-    def __init__(self, model: nn.Module, layers: list[NormLayer], examples: list[Any], call: Call | None) -> None:
+    def __init__(self, model: nn.Module, layers: list[NormLayer], example: Any, call: Call | None) -> None:
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.modules = {id(module): module for module in model.modules()}
         self.layers = layers
         self._norms = {id(layer.module) for layer in layers}
         self._holders = {id(module.norm): module for module in self.modules.values() if isinstance(module, _HOLDERS)}
-        self.runs = [record_run(model, example, call, self.is_layer) for example in examples]
+        self.model, self.call = model, call
+        self.runs = [record_run(model, example, call, self.is_layer)]
         self.traces: Traces = traced(model, self.runs[0], self._norms, self.is_layer)
         self.parameters = Counter(
             id(value) for module in self.modules.values() for value in module._parameters.values()
         )
-        for read in (*(run.read for run in self.runs), *(trace.read for trace in self.traces.found)):
+        for read in (self.runs[0].read, *(trace.read for trace in self.traces.found)):
             self.parameters.update(read)
         self._folded: set[int] = set()
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the whole model's code could be traced."""
+        return any(trace.path == "" for trace in self.traces.found)
+
+    def see(self, examples: list[Any]) -> None:
+        """Record the model on more examples: a pair must stand together in all of them."""
+        for example in examples:
+            self.runs.append(record_run(self.model, example, self.call, self.is_layer))
+            self.parameters.update(self.runs[-1].read)
 
     def is_layer(self, module: nn.Module) -> bool:
         """Say whether a module is one call in a graph: a norm, what may absorb one, or a plain part of torch's."""

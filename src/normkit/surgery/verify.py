@@ -92,12 +92,12 @@ class Judge:
     ) -> None:
         self.model, self.call, self._compare = model, call, compare
         self._own = [_outputs(model, example, call)]
-        others = other_sizes(model, example, call, most=sizes)
-        self.examples = [example, *(other for other, _ in others)]
-        self.sizes = tuple(words for _, words in others)
-        self._own += [_outputs(model, other, call) for other, _ in others]
-        self._exact_model = self._in_float64(model)
-        self._exact = None if self._exact_model is None else self._outputs64(self._exact_model)
+        others = _tried_sizes(model, example, call, most=sizes)
+        self.examples = [example, *(other for other, _, _ in others)]
+        self.sizes = tuple(words for _, words, _ in others)
+        self._own += [output for _, _, output in others]
+        self._exact_model = copied(model).double()
+        self._exact = self._in_float64()
         self._is_something()
         self._tolerance = tolerance
         self._rounding = [
@@ -151,15 +151,12 @@ class Judge:
             raise SurgeryError("the outputs differ in number or shape, so that nothing can be compared; give compare=")
         return Verdict(exact=exact, own=own, rounding=self._largest_rounding())
 
-    def _in_float64(self, model: nn.Module) -> nn.Module | None:
-        """Return a copy in float64, or None where it does not run."""
-        work = copied(model).double()
+    def _in_float64(self) -> list[Any] | None:
+        """Return the outputs in float64, or None where the model does not run in it."""
         try:
-            for example in self.examples:
-                _outputs(work, _as_double(example), self.call)
+            return self._outputs64(self._exact_model)
         except Exception:  # whatever the model's code raises in a type that it was not written for
             return None
-        return work
 
     def _outputs64(self, model: nn.Module) -> list[Any]:
         return [_outputs(model, _as_double(example), self.call) for example in self.examples]
@@ -198,7 +195,6 @@ class Judge:
 
     def _noise(self) -> float:
         """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
-        assert self._exact_model is not None
         assert self._exact is not None
         changes = _measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
         return float("inf") if changes is None else changes
@@ -254,18 +250,23 @@ def change_between(
 def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int = 1) -> list[tuple[Any, str]]:
     """Return the example in other sizes that the model takes, each with what was made of it.
 
-    Tried in order: all spatial sizes doubled and halved (the smaller first where the example is large), and two samples
-    more; the model decides.
+    Tried in order: all spatial sizes doubled, halved, and two samples more; of a large example the doubled one comes
+    last. The model decides.
     """
-    found: list[tuple[Any, str]] = []
+    return [(other, words) for other, words, _ in _tried_sizes(model, example, call, most=most)]
+
+
+def _tried_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int) -> list[tuple[Any, str, Any]]:
+    """Return the other sizes with the outputs that the model gave for them."""
+    found: list[tuple[Any, str, Any]] = []
     for other, words in _other_sizes(example):
         if len(found) == most:
             break
         try:
-            _outputs(model, other, call)
+            output = _outputs(model, other, call)
         except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
             continue
-        found.append((other, words))
+        found.append((other, words, output))
     return found
 
 
@@ -338,10 +339,13 @@ def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
     given = list(tensors(example))
     if any(tensor.ndim > 2 for tensor in given):
         sizes = [(_doubled, "twice the size"), (_halved, "half the size")]
-        if sum(tensor.numel() for tensor in given) > _SMALL:
-            sizes.reverse()
-        for change, words in sizes:
+        large = sum(tensor.numel() for tensor in given) > _SMALL
+        for change, words in sizes[::-1] if large else sizes:
+            if large and change is _doubled:
+                yield _mapped(example, _longer), "two samples more"
             yield _mapped(example, change), words
+        if large:
+            return
     yield _mapped(example, _longer), "two samples more"
 
 
