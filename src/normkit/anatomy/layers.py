@@ -7,6 +7,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .evidence import Evidence, examined
 from .forms import NormForm, known_form
 from .frozen import Frozen
@@ -14,6 +15,8 @@ from .programs import refuse_programs
 from .select import Where, select
 
 __all__ = ["NormLayer", "norm_layers"]
+
+_HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 _HOOKS = (
     "_forward_hooks",
@@ -142,6 +145,8 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[nn.Module, str, Evidence]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _HOLDERS):
+            continue  # what normalizes is the part they hold
         if id(module) not in names:
             read = _read(module)
             if read is None:
