@@ -8,6 +8,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .evidence import Evidence, examined
 from .forms import NormForm, known_form
 from .frozen import Frozen
@@ -16,6 +17,8 @@ from .select import Where, select
 from .tails import Tailed
 
 __all__ = ["NormLayer", "norm_layers"]
+
+_HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 _HOOKS = (
     "_forward_hooks",
@@ -151,6 +154,8 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):
             continue  # without a norm in it, or refused above
+        if isinstance(module, _HOLDERS):
+            continue  # what normalizes is the part they hold
         if id(module) not in names:
             read = _read(module)
             if read is None:

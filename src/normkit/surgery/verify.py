@@ -18,7 +18,7 @@ from ..anatomy.batches import tensors
 from ..errors import SurgeryError
 from .transaction import copied
 
-__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "second_size", "training_change"]
+__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "plain", "second_size", "training_change"]
 
 Compare = Callable[[Any, Any], float]
 
@@ -92,12 +92,12 @@ class Judge:
     ) -> None:
         self.model, self.call, self._compare = model, call, compare
         self._own = [_outputs(model, example, call)]
-        others = other_sizes(model, example, call, most=sizes)
-        self.examples = [example, *(other for other, _ in others)]
-        self.sizes = tuple(words for _, words in others)
-        self._own += [_outputs(model, other, call) for other, _ in others]
-        self._exact_model = self._in_float64(model)
-        self._exact = None if self._exact_model is None else self._outputs64(self._exact_model)
+        others = _tried_sizes(model, example, call, most=sizes)
+        self.examples = [example, *(other for other, _, _ in others)]
+        self.sizes = tuple(words for _, words, _ in others)
+        self._own += [output for _, _, output in others]
+        self._exact_model = copied(model).double()
+        self._exact = self._in_float64()
         self._is_something()
         self._tolerance = tolerance
         self._rounding = [
@@ -151,15 +151,12 @@ class Judge:
             raise SurgeryError("the outputs differ in number or shape, so that nothing can be compared; give compare=")
         return Verdict(exact=exact, own=own, rounding=self._largest_rounding())
 
-    def _in_float64(self, model: nn.Module) -> nn.Module | None:
-        """Return a copy in float64, or None where it does not run."""
-        work = copied(model).double()
+    def _in_float64(self) -> list[Any] | None:
+        """Return the outputs in float64, or None where the model does not run in it."""
         try:
-            for example in self.examples:
-                _outputs(work, _as_double(example), self.call)
+            return self._outputs64(self._exact_model)
         except Exception:  # whatever the model's code raises in a type that it was not written for
             return None
-        return work
 
     def _outputs64(self, model: nn.Module) -> list[Any]:
         return [_outputs(model, _as_double(example), self.call) for example in self.examples]
@@ -174,7 +171,7 @@ class Judge:
     def _change(self, first: Any, second: Any) -> float:
         if self._compare is not None:
             return float(self._compare(first, second))
-        return _largest(list(tensors(_plain(first))), list(tensors(_plain(second))))
+        return _largest(list(tensors(plain(first))), list(tensors(plain(second))))
 
     def _largest(self, first: list[Any], second: list[Any]) -> float:
         return max(self._change(one, other) for one, other in zip(first, second, strict=True))
@@ -198,7 +195,6 @@ class Judge:
 
     def _noise(self) -> float:
         """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
-        assert self._exact_model is not None
         assert self._exact is not None
         changes = _measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
         return float("inf") if changes is None else changes
@@ -243,7 +239,7 @@ def change_between(
     Raises:
         SurgeryError: the outputs hold no tensors, or differ in number or shape.
     """
-    measure = compare or (lambda one, other: _largest(list(tensors(_plain(one))), list(tensors(_plain(other)))))
+    measure = compare or (lambda one, other: _largest(list(tensors(plain(one))), list(tensors(plain(other)))))
     try:
         first, second = (_outputs(copied(model).double(), _as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
@@ -254,18 +250,23 @@ def change_between(
 def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int = 1) -> list[tuple[Any, str]]:
     """Return the example in other sizes that the model takes, each with what was made of it.
 
-    Tried in order: all spatial sizes doubled and halved (the smaller first where the example is large), and two samples
-    more; the model decides.
+    Tried in order: all spatial sizes doubled, halved, and two samples more; of a large example the doubled one comes
+    last. The model decides.
     """
-    found: list[tuple[Any, str]] = []
+    return [(other, words) for other, words, _ in _tried_sizes(model, example, call, most=most)]
+
+
+def _tried_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int) -> list[tuple[Any, str, Any]]:
+    """Return the other sizes with the outputs that the model gave for them."""
+    found: list[tuple[Any, str, Any]] = []
     for other, words in _other_sizes(example):
         if len(found) == most:
             break
         try:
-            _outputs(model, other, call)
+            output = _outputs(model, other, call)
         except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
             continue
-        found.append((other, words))
+        found.append((other, words, output))
     return found
 
 
@@ -279,7 +280,7 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
     """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
     with preserved(model), torch.no_grad():
         output = run(model, example, call)
-        if next(tensors(_plain(output)), None) is None:
+        if next(tensors(plain(output)), None) is None:
             raise SurgeryError(
                 f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
                 "that returns what matters of it"
@@ -287,22 +288,22 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
         return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()
 
 
-def _plain(output: Any) -> Any:
+def plain(output: Any) -> Any:
     """Look into objects that hold their outputs as attributes, however deep."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
+        return {key: plain(value) for key, value in output.items()}
     if isinstance(output, list | tuple):
-        return [_plain(value) for value in output]
+        return [plain(value) for value in output]
     if hasattr(output, "__dict__") and not isinstance(output, type | nn.Module) and not callable(output):
-        return {key: _plain(value) for key, value in vars(output).items()}
+        return {key: plain(value) for key, value in vars(output).items()}
     return output
 
 
 def _numbers(output: Any) -> bool:
     """Say whether an output holds something to compare: a finite number, or nothing but whole ones."""
-    found = list(tensors(_plain(output)))
+    found = list(tensors(plain(output)))
     floating = [tensor for tensor in found if tensor.is_floating_point() or tensor.is_complex()]
     return not any(tensor.numel() for tensor in floating) or any(
         bool(torch.isfinite(tensor).any()) for tensor in floating
@@ -338,10 +339,13 @@ def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
     given = list(tensors(example))
     if any(tensor.ndim > 2 for tensor in given):
         sizes = [(_doubled, "twice the size"), (_halved, "half the size")]
-        if sum(tensor.numel() for tensor in given) > _SMALL:
-            sizes.reverse()
-        for change, words in sizes:
+        large = sum(tensor.numel() for tensor in given) > _SMALL
+        for change, words in sizes[::-1] if large else sizes:
+            if large and change is _doubled:
+                yield _mapped(example, _longer), "two samples more"
             yield _mapped(example, change), words
+        if large:
+            return
     yield _mapped(example, _longer), "two samples more"
 
 
@@ -355,6 +359,8 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def _halved(tensor: Tensor) -> Tensor:
+    if tensor.ndim <= 2:
+        return tensor
     return tensor[(slice(None), slice(None), *(slice((size + 1) // 2) for size in tensor.shape[2:]))]
 
 
@@ -407,7 +413,7 @@ def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) ->
     work = work.double() if double else work
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = list(tensors(_plain(run(work, _as_double(example) if double else example, call))))
+        outputs = list(tensors(plain(run(work, _as_double(example) if double else example, call))))
         learnt = [parameter for parameter in work.parameters() if parameter.requires_grad]
         generator = torch.Generator().manual_seed(1)
         scores = [
