@@ -143,7 +143,8 @@ class KerasNorm(nn.Module):
         mean, var = self.moving_mean, self.moving_variance
         if self.training:
             axes = (0, *range(2, x.ndim))
-            mean, var = x.mean(axes), x.var(axes, correction=0)
+            mean = x.mean(axes)
+            var = (x - mean.view(1, -1, *(1 for _ in x.shape[2:]))).square().mean(axes)
             with torch.no_grad():
                 self.moving_mean.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
                 self.moving_variance.mul_(self.momentum).add_(var, alpha=1 - self.momentum)
@@ -166,7 +167,8 @@ class ArticleNorm(nn.Module):
         mean, var = self.moving_mean, self.moving_var
         if self.training:
             axes = (0, *range(2, x.ndim))
-            mean, var = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
+            mean = x.mean(axes, keepdim=True)
+            var = (x - mean).square().mean(axes, keepdim=True)
             self.moving_mean = 0.9 * self.moving_mean + 0.1 * mean.detach()
             self.moving_var = 0.9 * self.moving_var + 0.1 * var.detach()
         return self.gamma * (x - mean) / torch.sqrt(var + 1e-5) + self.beta

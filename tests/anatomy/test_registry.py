@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import pytest
 import torch
@@ -301,3 +302,15 @@ def test_a_map_that_is_not_finite_is_refused():
 def test_a_copy_of_a_layer_is_read_like_it():
     norm = foreign.BatchNormAct2d(5)
     assert only(copy.deepcopy(norm)).form == only(norm).form
+
+
+def test_a_layer_that_warns_or_draws_random_numbers_is_tried_quietly():
+    class Warns(foreign.KerasNorm):
+        def forward(self, x):
+            warnings.warn("old", DeprecationWarning, stacklevel=2)
+            torch.rand(3)
+            return super().forward(x)
+
+    state = torch.get_rng_state()
+    assert only(Warns(3)).kind == "batch"
+    assert torch.equal(torch.get_rng_state(), state)

@@ -15,6 +15,8 @@ from normkit.anatomy.tails import TAILED
 from normkit.errors import ArgumentError, SurgeryError
 from tolerances import assert_close
 
+from .networks import Failure, failing
+
 FROZEN = [foreign.FrozenBatchNorm2d, foreign.FrozenBatchNormAct2d]
 SYNC = [foreign.SyncBatchNormAct, foreign.MmcvSyncBatchNorm]
 BIASED = [foreign.KerasNorm, foreign.ArticleNorm]
@@ -373,3 +375,14 @@ def test_tolerance_and_compare_decide():
     with pytest.raises(SurgeryError, match="should keep the function"):
         convert(model, "normkit", X.float(), compare=apart)
     assert convert(model, "normkit", X.float(), tolerance=1e-2, compare=apart).largest_change == 1e-3
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("to", ["normkit", "frozen", "group"])
+def test_an_exception_in_any_layer_leaves_a_model_converted_in_place_bit_identical(place, to):
+    model = network(foreign.BatchNormAct2d)
+    with failing(model[place]):
+        before = fingerprint(model)
+        with pytest.raises(Failure):
+            convert(model, to, X, inplace=True)
+        assert fingerprint(model) == before
