@@ -55,7 +55,7 @@ class Folder:
         folded = self.build(set(everything))
         if not folded.pairs:
             return folded, None
-        verdict = self.judge(folded.model, folded.exact)
+        verdict = self._judged(folded)
         if verdict.wrong is None:
             return folded, verdict
         self._check_itself()
@@ -66,10 +66,15 @@ class Folder:
         folded.refused |= {name: reason for name, reason in wrong.items() if name not in kept}
         if not folded.pairs:
             return folded, None
-        verdict = self.judge(folded.model, folded.exact)
+        verdict = self._judged(folded)
         if verdict.wrong is not None:
             raise SurgeryError(f"fold: the folded model is not right: {verdict.wrong}")
         return folded, verdict
+
+    def _judged(self, folded: Folded) -> Verdict:
+        """Judge a folded copy by its output, and by what each pair gives at its own place."""
+        sites = [pair.norm if pair.norm_is_after else pair.neighbour for pair in folded.pairs]
+        return self.judge(folded.model, folded.exact, list(dict.fromkeys(sites)))
 
     def build(self, wanted: set[str]) -> Folded:
         """Fold these norms in a copy. A pair whose result does not fit is excluded, and all is begun anew."""
@@ -129,7 +134,7 @@ class Folder:
                 wrong.update(dict.fromkeys(part, reason))
                 continue
             folded = self.build({*known, *kept, *part})
-            found = self.judge(folded.model, folded.exact)
+            found = self._judged(folded)
             kept += part if found.wrong is None else self._right_among([*known, *kept], part, found, wrong)
         return kept
 

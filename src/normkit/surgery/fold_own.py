@@ -47,7 +47,7 @@ def may_absorb(module: nn.Module) -> bool:
     >>> may_absorb(nn.Conv2d(3, 4, 3)), may_absorb(nn.PReLU()), may_absorb(nn.Embedding(3, 4))
     (True, False, False)
     """
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.Bilinear):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.Bilinear | torch.jit.ScriptModule):
         return False
     inside = [child for name, child in module.named_children() if name != "parametrizations"]
     if any(next(chain(child.parameters(), child.buffers()), None) is not None for child in inside):
