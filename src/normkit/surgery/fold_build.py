@@ -73,8 +73,10 @@ class Folder:
 
     def _judged(self, folded: Folded) -> Verdict:
         """Judge a folded copy by its output, and by what each pair gives at its own place."""
-        sites = [pair.norm if pair.norm_is_after else pair.neighbour for pair in folded.pairs]
-        return self.judge(folded.model, folded.exact, list(dict.fromkeys(sites)))
+        # Of several norms in one layer, the last one behind it has the place where all of them are done.
+        sites = {pair.neighbour: pair.neighbour for pair in folded.pairs if not pair.norm_is_after}
+        sites |= {pair.neighbour: pair.norm for pair in folded.pairs if pair.norm_is_after}
+        return self.judge(folded.model, folded.exact, list(sites.values()))
 
     def build(self, wanted: set[str]) -> Folded:
         """Fold these norms in a copy. A pair whose result does not fit is excluded, and all is begun anew."""

@@ -62,6 +62,8 @@ class Verdict:
     def __str__(self) -> str:
         """Say how it was judged."""
         exact = "it does not run in float64" if self.exact is None else f"{self.exact:.2g} in float64"
+        if self.exact is not None and self.exact > _EXACT:
+            exact += " (as much as its own computation is worth there, or as tolerance= allows)"
         own = "not comparable in its own type" if self.own is None else f"{self.own:.2g} in its own type"
         return f"largest change: {exact}, {own}, where the given model's own rounding is {self.rounding:.2g}"
 
