@@ -58,8 +58,10 @@ def test_norm_that_brings_an_activation_leaves_it_behind(act):
     record = folded(ready(nn.Conv2d(3, 4, 3), NormAct(4, act, nn.Dropout(0.3)), nn.Conv2d(4, 5, 1), NormAct(5, act)))
     assert record.into == {"1": "0", "3": "2"}
     assert [type(part) for part in record.model[1]] == [nn.Dropout, type(act)]
-    assert type(record.model[3]) is type(act)
-    assert record.model[3] is not act
+    assert [type(part) for part in record.model[3]] == [type(act)]
+    assert record.model[3][0] is record.model[1][1] is not act
+    alone = folded(ready(nn.Conv2d(3, 4, 3), NormAct(4, act)))
+    assert type(alone.model[1]) is type(act)
 
 
 def test_norm_that_brings_an_activation_is_not_folded_into_what_comes_after_it():

@@ -108,7 +108,7 @@ class Folder:
             except SurgeryError as error:
                 raise _Misfit(pair, str(error)) from error
             norm = copy.get_submodule(pair.norm)
-            _put(copy, layer.names, _rest(layer, norm))
+            _put(copy, layer.names, _rest(layer, norm, copy))
         if exact is not None:
             _round(exact.get_submodule(pair.neighbour), work.get_submodule(pair.neighbour), pair)
 
@@ -162,12 +162,14 @@ class _Misfit(Exception):
         self.pair = pair
 
 
-def _rest(layer: NormLayer, norm: nn.Module) -> nn.Module:
+def _rest(layer: NormLayer, norm: nn.Module, model: nn.Module) -> nn.Module:
     """Return what stays in the place of a norm: its tail, or an Identity."""
     tail = () if layer.form is None else layer.form.tail_of(norm)
     if not tail:
         return nn.Identity().train(norm.training)
-    return tail[0] if len(tail) == 1 else nn.Sequential(*tail)
+    places = sum(module is tail[0] for _, module in model.named_modules(remove_duplicate=False))
+    # An activation that several norms share stays one, and each place is one by itself.
+    return tail[0] if len(tail) == 1 and places <= len(layer.names) else nn.Sequential(*tail)
 
 
 def _put(model: nn.Module, names: Any, module: nn.Module) -> None:
