@@ -179,7 +179,7 @@ def _read(module: nn.Module) -> tuple[str, Evidence] | None:
     if known is not None:
         return known.method, evidence
     pairs = (("running_mean", "running_var"), ("moving_mean", "moving_var"), ("moving_mean", "moving_variance"))
-    return ("unknown", evidence) if any(module._buffers.keys() >= set(pair) for pair in pairs) else None
+    return ("unknown", evidence) if any(set(module._buffers.keys()) >= set(pair) for pair in pairs) else None
 
 
 def _describe(module: nn.Module, kind: str, evidence: Evidence, names: list[str]) -> NormLayer:

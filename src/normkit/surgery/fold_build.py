@@ -55,7 +55,7 @@ class Folder:
         folded = self.build(set(everything))
         if not folded.pairs:
             return folded, None
-        verdict = self.judge(folded.model, folded.exact)
+        verdict = self._judged(folded)
         if verdict.wrong is None:
             return folded, verdict
         self._check_itself()
@@ -66,10 +66,17 @@ class Folder:
         folded.refused |= {name: reason for name, reason in wrong.items() if name not in kept}
         if not folded.pairs:
             return folded, None
-        verdict = self.judge(folded.model, folded.exact)
+        verdict = self._judged(folded)
         if verdict.wrong is not None:
             raise SurgeryError(f"fold: the folded model is not right: {verdict.wrong}")
         return folded, verdict
+
+    def _judged(self, folded: Folded) -> Verdict:
+        """Judge a folded copy by its output, and by what each pair gives at its own place."""
+        # Of several norms in one layer, the last one behind it has the place where all of them are done.
+        sites = {pair.neighbour: pair.neighbour for pair in folded.pairs if not pair.norm_is_after}
+        sites |= {pair.neighbour: pair.norm for pair in folded.pairs if pair.norm_is_after}
+        return self.judge(folded.model, folded.exact, list(sites.values()))
 
     def build(self, wanted: set[str]) -> Folded:
         """Fold these norms in a copy. A pair whose result does not fit is excluded, and all is begun anew."""
@@ -101,7 +108,7 @@ class Folder:
             except SurgeryError as error:
                 raise _Misfit(pair, str(error)) from error
             norm = copy.get_submodule(pair.norm)
-            _put(copy, layer.names, _rest(layer, norm))
+            _put(copy, layer.names, _rest(layer, norm, copy))
         if exact is not None:
             _round(exact.get_submodule(pair.neighbour), work.get_submodule(pair.neighbour), pair)
 
@@ -129,7 +136,7 @@ class Folder:
                 wrong.update(dict.fromkeys(part, reason))
                 continue
             folded = self.build({*known, *kept, *part})
-            found = self.judge(folded.model, folded.exact)
+            found = self._judged(folded)
             kept += part if found.wrong is None else self._right_among([*known, *kept], part, found, wrong)
         return kept
 
@@ -155,12 +162,14 @@ class _Misfit(Exception):
         self.pair = pair
 
 
-def _rest(layer: NormLayer, norm: nn.Module) -> nn.Module:
+def _rest(layer: NormLayer, norm: nn.Module, model: nn.Module) -> nn.Module:
     """Return what stays in the place of a norm: its tail, or an Identity."""
     tail = () if layer.form is None else layer.form.tail_of(norm)
     if not tail:
         return nn.Identity().train(norm.training)
-    return tail[0] if len(tail) == 1 else nn.Sequential(*tail)
+    places = sum(module is tail[0] for _, module in model.named_modules(remove_duplicate=False))
+    # An activation that several norms share stays one, and each place is one by itself.
+    return tail[0] if len(tail) == 1 and places <= len(layer.names) else nn.Sequential(*tail)
 
 
 def _put(model: nn.Module, names: Any, module: nn.Module) -> None:

@@ -57,7 +57,7 @@ class Finder:
         self.runs = [record_run(model, example, call, self.is_layer)]
         self.traces: Traces = traced(model, self.runs[0], self._norms, self.is_layer)
         self.parameters = Counter(
-            id(value) for module in self.modules.values() for value in module._parameters.values()
+            id(value) for module in self.modules.values() for value in module.parameters(recurse=False)
         )
         for read in (self.runs[0].read, *(trace.read for trace in self.traces.found)):
             self.parameters.update(read)

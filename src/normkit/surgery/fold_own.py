@@ -47,7 +47,7 @@ def may_absorb(module: nn.Module) -> bool:
     >>> may_absorb(nn.Conv2d(3, 4, 3)), may_absorb(nn.PReLU()), may_absorb(nn.Embedding(3, 4))
     (True, False, False)
     """
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.Bilinear):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.Bilinear | torch.jit.ScriptModule):
         return False
     inside = [child for name, child in module.named_children() if name != "parametrizations"]
     if any(next(chain(child.parameters(), child.buffers()), None) is not None for child in inside):
@@ -69,17 +69,17 @@ def way_into(layer: nn.Module, affine: Affine, given: Tensor | None, *, after: b
     """
     if given is None or not given.is_floating_point():
         return "nothing is known of its input"
-    smallest = "it was not tried"
+    reasons = []
     for way in _ways(layer, affine, after=after):
         try:
             change = _change(layer, affine, way, given, after=after)
         except (SurgeryError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
-            smallest = f"{type(error).__name__} where it was tried: {str(error).strip().partition(chr(10))[0][:120]}"
+            reasons.append(f"it fails where that is tried: {str(error).strip().partition(chr(10))[0][:120]}")
             continue
         if change <= _CLOSE:
             return way
-        smallest = f"its output would change by {change:.2g} in float64"
-    return smallest
+        reasons.append(f"its output would change by {change:.2g} in float64")
+    return reasons[0]
 
 
 def _ways(layer: nn.Module, affine: Affine, *, after: bool) -> list[Way]:

@@ -130,7 +130,7 @@ def _against(start: fx.Node, ends: list[fx.Node]) -> str | None:
     """Follow a layer's output to the other layer; return what else takes it on the way."""
     node, passed = start, Counter[fx.Node]()
     while node not in ends:
-        users = [user for user in node.users if not _asks_for_form(user)]
+        users = [user for user in node.users if not _asks_for_form(user, node)]
         passed[node] += 1
         if len(users) != 1 or passed[node] > 1:
             names = ", ".join(str(user.target) for user in users[:3])
@@ -139,8 +139,10 @@ def _against(start: fx.Node, ends: list[fx.Node]) -> str | None:
     return None
 
 
-def _asks_for_form(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _FORM
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and name == "getattr" and node.args[1] in _FORM_ATTRIBUTES
+def _asks_for_form(user: fx.Node, node: fx.Node) -> bool:
+    """Say whether a node only takes the shape or the type of another."""
+    if user.op == "call_method":
+        lends = str(user.target).endswith("_as") and user.args[0] is not node
+        return lends or user.target in _FORM
+    name = getattr(user.target, "__name__", "")
+    return user.op == "call_function" and name == "getattr" and user.args[1] in _FORM_ATTRIBUTES

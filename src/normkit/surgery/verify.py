@@ -6,9 +6,10 @@ deep network multiplies the last bit of its weights by thousands. So it is measu
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ _EXACT = 1e-9
 # How far a changed model may be from the original in float64, relative to the largest output, if the original's own
 # rounding is not larger still. In the narrow types a folded weight is rounded once more than the two it replaces.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# A model that makes more of a move of its weights by 1e-13 is not computed by float64 either.
+_MOST_NOISE = 1e-6
 # How many times the original's own rounding a changed model may be off: both are maxima of a few random numbers.
 ROUNDINGS = 10
 _SMALL = 2**17  # elements: up to here the second size is the larger one, above the smaller one
@@ -59,6 +62,8 @@ class Verdict:
     def __str__(self) -> str:
         """Say how it was judged."""
         exact = "it does not run in float64" if self.exact is None else f"{self.exact:.2g} in float64"
+        if self.exact is not None and self.exact > _EXACT:
+            exact += " (as much as its own computation is worth there, or as tolerance= allows)"
         own = "not comparable in its own type" if self.own is None else f"{self.own:.2g} in its own type"
         return f"largest change: {exact}, {own}, where the given model's own rounding is {self.rounding:.2g}"
 
@@ -98,6 +103,7 @@ class Judge:
         self._own += [output for _, _, output in others]
         self._exact_model = copied(model).double()
         self._exact = self._in_float64()
+        self._seen: dict[str, list[tuple[Tensor, float]]] = {}
         self._is_something()
         self._tolerance = tolerance
         self._rounding = [
@@ -121,18 +127,22 @@ class Judge:
             return "verified on the size of the example alone: the model takes no other size of it"
         return f"verified on the example and on {_listed(self.sizes)}"
 
-    def __call__(self, changed: nn.Module, exactly: nn.Module | None = None) -> Verdict:
+    def __call__(self, changed: nn.Module, exactly: nn.Module | None = None, sites: Sequence[str] = ()) -> Verdict:
         """Judge a changed copy.
 
         Args:
             changed: the copy, in the model's own type.
             exactly: the same in float64, where that is more than ``changed.double()``: what was folded in float64 has
                 not been rounded.
+            sites: layers whose outputs are to be the same too, in float64: the model's own output may be zero, or
+                saturated, whatever they give.
         """
         exact = None
         if self._exact is not None:
             in64 = copied(changed).double() if exactly is None else exactly
-            exact = self._largest(self._exact, self._outputs64(in64))
+            with _Taps(in64, sites) as taps:
+                exact = self._largest(self._exact, self._outputs64(in64))
+            exact = max(exact, self._change_at(taps))
             allowed = _EXACT if self._tolerance is None else max(self._tolerance, _EXACT)
             if not exact <= allowed and not exact <= max(allowed, self._noise()):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
@@ -176,6 +186,15 @@ class Judge:
     def _largest(self, first: list[Any], second: list[Any]) -> float:
         return max(self._change(one, other) for one, other in zip(first, second, strict=True))
 
+    def _change_at(self, taps: "_Taps") -> float:
+        """Return the largest change of what the tapped layers give."""
+        missing = [path for path in taps.seen if path not in self._seen]
+        if missing:
+            with _Taps(self._exact_model, missing) as own:
+                self._outputs64(self._exact_model)
+            self._seen |= own.seen
+        return max((_apart(self._seen[path], given) for path, given in taps.seen.items()), default=0.0)
+
     def _own_change(self, changed: nn.Module) -> float | None:
         """Return the change in the model's own type; None where rounding alone decides the form of the outputs."""
         outputs = [_outputs(changed, example, self.call) for example in self.examples]
@@ -197,7 +216,7 @@ class Judge:
         """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
         assert self._exact is not None
         changes = _measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
-        return float("inf") if changes is None else changes
+        return _MOST_NOISE if changes is None else min(changes, _MOST_NOISE)
 
     def _weights_rounding(self) -> float:
         """Return what rounding each weight once more does to the output: what a folded model cannot do without."""
@@ -208,6 +227,43 @@ class Judge:
             found = _measured(self._largest, self.reference, outputs)
             largest = max(largest, found if found is not None and found == found else 0.0)
         return largest
+
+
+class _Taps:
+    """Keeps a few numbers of everything that some layers give: 1,024 of each call, always from the same places."""
+
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self.seen: dict[str, list[tuple[Tensor, float]]] = {path: [] for path in paths}
+        self._layers = {path: model.get_submodule(path) for path in paths}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Self:
+        for path, layer in self._layers.items():
+            self._hooks.callback(layer.register_forward_hook(self._keeper(self.seen[path])).remove)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def _keeper(self, kept: list[tuple[Tensor, float]]) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.numel():
+                flat = output.detach().flatten()
+                places = torch.arange(0, len(flat), max(1, len(flat) // 1021), device=flat.device)
+                kept.append((flat[places].clone(), float(flat.abs().max())))
+
+        return keep
+
+
+def _apart(expected: list[tuple[Tensor, float]], actual: list[tuple[Tensor, float]]) -> float:
+    """Return the largest difference of kept numbers, relative to the largest of their tensor."""
+    if [len(numbers) for numbers, _ in expected] != [len(numbers) for numbers, _ in actual]:
+        return float("inf")
+    gaps = (
+        float((one - other).abs().max()) / max(largest, torch.finfo(torch.float32).tiny)
+        for (one, largest), (other, _) in zip(expected, actual, strict=True)
+    )
+    return max((gap for gap in gaps if gap == gap), default=0.0)
 
 
 def _measured(measure: Callable[[Any, Any], float], first: Any, second: Any) -> float | None:
