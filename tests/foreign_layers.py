@@ -256,6 +256,19 @@ class StoresTheDeviation(KerasNorm):
         return output
 
 
+class StoresSomethingBeside(KerasNorm):
+    """Its moving mean is the right average, and something at right angles to the step."""
+
+    def forward(self, x):
+        kept = self.moving_mean.clone()
+        output = super().forward(x)
+        if self.training:
+            step = self.moving_mean - kept
+            beside = step.roll(1) - (step.roll(1) @ step) / (step @ step) * step
+            self.moving_mean.add_(beside)
+        return output
+
+
 class Codebook(nn.Module):
     """Keeps a running mean and variance and normalizes nothing."""
 

@@ -70,6 +70,7 @@ IMPOSTORS = [
     (foreign.Clipped, "batch", "does not compute batch normalization"),
     (foreign.Scaled, "batch", "does not normalize with the batch's mean and biased variance in training"),
     (foreign.StoresTheDeviation, "unknown", "other than an average of the batches' variances"),
+    (foreign.StoresSomethingBeside, "unknown", "other than an average of the batches' means"),
     (foreign.Codebook, "unknown", "does not compute batch normalization"),
 ]
 
@@ -91,6 +92,7 @@ def test_a_name_is_no_normalization():
 @pytest.mark.parametrize("cls", [row[0] for row in (*KINDS, *IMPOSTORS)], ids=lambda cls: cls.__name__)
 def test_looking_changes_nothing_and_calls_no_hook(cls):
     layer, called = cls(6), []
+    layer.said = "a setting that no layer had before, so that nothing is known of this one yet"
     for module in layer.modules():
         module.register_forward_hook(lambda *_: called.append(1))
     before = fingerprint(layer)
