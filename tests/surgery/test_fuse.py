@@ -446,3 +446,43 @@ def test_fusion_that_is_measured_to_be_wrong_is_taken_apart(monkeypatch):
     assert type(record.model[1]) is BasicBlock
     assert type(record.model[0][2]) is nn.ReLU
     same_step(model, record.model)
+
+
+class WritesItsList(nn.Module):
+    """As HRNet's stages: gets a list and writes into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
+
+    def forward(self, x):
+        for place, part in enumerate(self.parts):
+            x[place] = part(x[place])
+        return x[0] + x[1]
+
+
+class GivesAList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn, self.inner = nn.BatchNorm2d(4), WritesItsList()
+
+    def forward(self, x):
+        y = torch.relu(self.bn(x))
+        return self.inner([y, y])
+
+
+def test_block_whose_parts_write_into_the_list_they_get_is_fused():
+    model = randomize(nn.Sequential(nn.Conv2d(4, 4, 1), GivesAList()))
+    record = convert(model, "normkit", EXAMPLE)
+    assert record.fused == {"1.bn": "relu"}
+    same_step(model, record.model)
+
+
+def test_graph_that_does_not_run_is_a_reason_and_no_crash(monkeypatch):
+    def fails(self, node):
+        raise RuntimeError("no way")
+
+    monkeypatch.setattr(torch.fx.Interpreter, "run_node", fails)
+    record = convert(randomize(nn.Sequential(nn.Conv2d(4, 4, 1), Plain())), "normkit", EXAMPLE)
+    assert record.touched == ("1.bn",)
+    assert "does not run on what it was given (RuntimeError: no way)" in record.unfused["1.bn"]

@@ -130,6 +130,8 @@ class _Job:
             return graph
         modules = dict(block.named_modules(remove_duplicate=False))
         shapes = shapes_of(block, graph, args)
+        if isinstance(shapes, str):
+            return shapes
         calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
         sites: list[Site] = []
         for node in [node for node in graph.nodes if node.op == "call_module"]:
