@@ -159,15 +159,6 @@ def _is_libraries(code: CodeType) -> bool:
     return standard or (file.startswith(_LIBRARIES) and file not in _DECORATORS)
 
 
-def _plain(value: Any) -> Any:
-    """Return a graph's immutable lists and dicts as plain ones."""
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return tuple(_plain(entry) for entry in value) if type(value) is tuple else value
-
-
 class _Shapes(fx.Interpreter):
     """Runs a graph and keeps the shape and type of every tensor in it."""
 
@@ -175,28 +166,38 @@ class _Shapes(fx.Interpreter):
         super().__init__(block, graph=graph)
         self.found: dict[fx.Node, Shape] = {}
 
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give modules lists and dicts of their own: a graph's cannot be written, and some modules write theirs."""
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(_plain(value) for value in args), {name: _plain(value) for name, value in kwargs.items()}
-
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.found[n] = (value.shape, value.dtype)
         return value
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Hand out lists and dicts that can be written, as the code that was traced does."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_plainly(value) for value in args), {name: _plainly(value) for name, value in kwargs.items()}
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plainly(entry) for entry in value]
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(_plainly(entry) for entry in value)
+    if isinstance(value, dict):
+        return {key: _plainly(entry) for key, entry in value.items()}
+    return value
+
 
 def shapes_of(block: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> dict[fx.Node, Shape] | str:
-    """Return what every node of a block's graph gives on these arguments; the block is afterwards as it was.
+    """Return what every node of a block's graph gives on these arguments, or why it does not run.
 
-    A graph that does not run, since tracing fixed what hangs on the input, is told of by the reason.
+    The block is afterwards as it was.
     """
     with preserved(block), torch.no_grad():
         runner = _Shapes(block, graph)
         try:
             runner.run(*args)
-        except Exception as error:  # whatever the code of any block raises
-            first = str(error).strip().partition("\n")[0]
-            return f"the graph of its forward does not run ({type(error).__name__}: {first})"
+        except _UNTRACEABLE as error:
+            reason = str(error).strip().partition(chr(10))[0]
+            return f"its traced graph does not run on what it was given ({type(error).__name__}: {reason})"
     return runner.found
