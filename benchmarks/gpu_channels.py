@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normkit.kernels import triton_channels
+from normkit.kernels.triton.channels import passes as triton_channels
 
 SHAPES = {
     "ResNet-50, 64 x 112^2": (32, 64, 112, 112),
@@ -39,7 +39,7 @@ EPS = 1e-5
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """The same values, contiguous or channels-last."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "rows" else x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x
 
 
 def ours(
@@ -110,7 +110,7 @@ def main() -> int:
     right = True
     for name, shape in list(SHAPES.items())[: 3 if chosen.quick else None]:
         for kind in chosen.types:
-            for layout in ("planes", "rows") if len(shape) > 2 else ("rows",):
+            for layout in ("contiguous", "channels_last") if len(shape) > 2 else ("channels_last",):
                 for activation in (None, "relu"):
                     right &= measure(name, shape, TYPES[kind], layout, activation)
     return 0 if right else 1

@@ -16,7 +16,7 @@ from gpu_channels import TYPES, error, laid_out, median
 from torch import Tensor
 from torch.nn import functional as F
 
-from normkit.kernels import triton_rows
+from normkit.kernels.triton.samples import passes as triton_samples
 
 EPS = 1e-5
 
@@ -47,10 +47,10 @@ ROWS = [
 
 def ours(row: Row, x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> list[Tensor]:
     """Output and gradients of the Triton kernels."""
-    form = triton_rows.form_of(x, row.groups) if row.groups > 0 else triton_rows.form_of_rows(x, 1)
+    form = triton_samples.form_of(x, row.groups) if row.groups > 0 else triton_samples.form_of_rows(x, 1)
     assert form is not None
-    y, saved = triton_rows.forward(x, form, weight, bias, EPS, row.centred, activation)
-    found = triton_rows.backward(dy, x, form, weight, bias, saved, row.centred, activation)
+    y, saved = triton_samples.forward(x, form, weight, bias, EPS, row.centred, activation)
+    found = triton_samples.backward(dy, x, form, weight, bias, saved, row.centred, activation)
     return [y, *(value for value in found[: 3 if row.centred else 2] if value is not None)]
 
 
@@ -108,7 +108,7 @@ def main() -> int:
     for row in ROWS[:: 4 if chosen.quick else 1]:
         assert math.prod(row.shape[2:]) > 1 or row.groups <= 0
         for kind in chosen.types:
-            for layout in ("planes", "rows") if len(row.shape) > 2 else ("planes",):
+            for layout in ("contiguous", "channels_last") if len(row.shape) > 2 else ("contiguous",):
                 for activation in (None, "silu") if row.groups > 0 else (None,):
                     right &= measure(row, TYPES[kind], layout, activation)
     return 0 if right else 1

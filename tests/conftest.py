@@ -72,7 +72,7 @@ class KernelCalls(list[tuple[str, torch.dtype, str | None, bool]]):
 @pytest.fixture
 def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> KernelCalls:
     """Note every CPU kernel per channel that is asked for, so that a test can say what it has compared."""
-    from normkit.kernels import channel_launch
+    from normkit.kernels.numba.channels import launch as channel_launch
 
     calls, kernel = KernelCalls(), channel_launch.kernel
 

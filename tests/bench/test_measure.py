@@ -20,7 +20,7 @@ from normkit.bench.shapes import CHAINS, DTYPES, LAYOUTS, WORKS, Row, Shape
 from normkit.bench.timing import interleave, summarize
 from normkit.bench.training import CASES, TrainingCase, measure_training
 from normkit.errors import ResultsError, RunError
-from normkit.kernels import cpu_channels
+from normkit.kernels.numba.channels import passes as channel_passes
 
 TINY = Shape((3, 5, 7, 2))
 
@@ -98,7 +98,7 @@ def test_cotangent_is_zero_next_to_the_kinks_and_elsewhere_not():
 
 @pytest.mark.parametrize("spoiled", ["output", "one value", "nan", "running", "gradient"])
 def test_a_planted_wrong_kernel_is_named_and_not_timed(monkeypatch, spoiled):
-    true_forward, true_backward = cpu_channels.forward, cpu_channels.backward
+    true_forward, true_backward = channel_passes.forward, channel_passes.backward
 
     def forward(x, layout, weight, bias, running_mean, *more):
         y, saved = true_forward(x, layout, weight, bias, running_mean, *more)
@@ -116,8 +116,8 @@ def test_a_planted_wrong_kernel_is_named_and_not_timed(monkeypatch, spoiled):
         dx, *rest = true_backward(*arguments)
         return (dx * 1.0001 if spoiled == "gradient" else dx, *rest)
 
-    monkeypatch.setattr(cpu_channels, "forward", forward)
-    monkeypatch.setattr(cpu_channels, "backward", backward)
+    monkeypatch.setattr(channel_passes, "forward", forward)
+    monkeypatch.setattr(channel_passes, "backward", backward)
     monkeypatch.setattr("normkit.bench.measure.interleave", lambda *_, **__: pytest.fail("a wrong kernel was timed"))
     named = {"running": "running_mean", "gradient": "dx"}.get(spoiled, "output")
     with pytest.raises(RunError, match=f"the numba kernel is wrong: {named} is off by"):
@@ -125,13 +125,13 @@ def test_a_planted_wrong_kernel_is_named_and_not_timed(monkeypatch, spoiled):
 
 
 def test_a_wrong_row_does_not_keep_the_others_from_being_timed(monkeypatch):
-    true_forward = cpu_channels.forward
+    true_forward = channel_passes.forward
 
     def forward(x, *more):
         y, saved = true_forward(x, *more)
         return (y + 1e-3 if x.dtype is torch.float32 else y), saved
 
-    monkeypatch.setattr(cpu_channels, "forward", forward)
+    monkeypatch.setattr(channel_passes, "forward", forward)
     bad, good = measure([row("forward", "bn"), row("forward", "bn", "bfloat16")], seconds=0.0, least=1)
     assert (bad.row, bad.wrong) == (row("forward", "bn").name, True)
     assert "output is off by 0.000" in bad.reason

@@ -10,7 +10,7 @@ from normkit import cli
 from normkit.bench import measure as measuring
 from normkit.bench import shapes, training
 from normkit.bench.shapes import Shape
-from normkit.kernels import cpu_channels
+from normkit.kernels.numba.channels import passes as channel_passes
 
 
 @pytest.fixture
@@ -98,13 +98,13 @@ def test_parts_that_are_measured(normkit, monkeypatch, arguments, expected):
 
 
 def test_wrong_kernel_exits_1_names_it_and_keeps_what_was_measured(normkit, tmp_path, monkeypatch):
-    true_forward, path = cpu_channels.forward, tmp_path / "rows.json"
+    true_forward, path = channel_passes.forward, tmp_path / "rows.json"
 
     def forward(*arguments):
         y, saved = true_forward(*arguments)
         return y + 1e-3, saved
 
-    monkeypatch.setattr(cpu_channels, "forward", forward)
+    monkeypatch.setattr(channel_passes, "forward", forward)
     code, out, _ = normkit(*QUICK, "--chain", "bn", "--dtype", "float32", "--layout", "contiguous", "--json", path)
     assert code == 1
     named = "edge 2x3x5x7 float32 contiguous forward bn: the numba kernel is wrong: output is off by 0.00"

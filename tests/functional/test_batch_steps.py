@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import normkit
 from normkit.errors import BackendError, DtypeError, ShapeError
 from normkit.functional import batch_norm, batch_steps
-from normkit.kernels import plain_channels
+from normkit.kernels.plain import channels as plain_channels
 from tolerances import FORWARD_ULP, assert_close
 
 SHAPES = ((4, 3, 5, 7), (2, 17, 9, 9), (64, 128), (33, 5), (2, 19, 1, 1), (3, 2, 47, 53), (2, 7, 3, 5, 4), (1, 1, 2))
@@ -24,7 +24,7 @@ def tensors(shape, dtype, *, channels_last=False):
     return x, dy, torch.randn(shape[1], dtype=wide), torch.randn(shape[1], dtype=wide)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_step_is_the_plain_one(dtype, shape, channels_last, kernels_ran):
@@ -55,7 +55,7 @@ def test_each_step_is_the_plain_one(dtype, shape, channels_last, kernels_ran):
             assert found.stride() == x.stride()
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_steps_of_two_halves_are_the_whole(channels_last):
     x, dy, weight, bias = tensors((8, 5, 7, 3), torch.float32, channels_last=channels_last)
     leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -72,7 +72,7 @@ def test_steps_of_two_halves_are_the_whole(channels_last):
     assert_close(dx, leaf.grad, dtype=x.dtype)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_statistics_stay_exact_where_the_mean_dwarfs_the_deviation(channels_last):
     x = torch.randn(5, 33, 31, 29, dtype=torch.float64) + 1e4
     x = (x.to(memory_format=torch.channels_last) if channels_last else x).float()

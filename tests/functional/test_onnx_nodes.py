@@ -13,7 +13,7 @@ import torch
 from onnx.backend.test.case import node as suite
 
 from normkit import functional
-from normkit.kernels import plain_rows
+from normkit.kernels.plain import samples as plain_samples
 
 # How many cases onnx 1.23 has, counted exactly: a case that a later version adds is looked at, not overlooked.
 MODULES = (
@@ -66,7 +66,7 @@ def instance(x, weight, bias, *, epsilon=1e-5):
 
 def layer(x, weight, bias=None, *, axis=-1, epsilon=1e-5):
     axes = tuple(range(axis % x.dim(), x.dim()))
-    mean, var = plain_rows.statistics(x, axes)
+    mean, var = plain_samples.statistics(x, axes)
     y = functional.layer_norm(x, x.shape[axes[0] :], weight, bias, epsilon)
     return y, mean.float(), (var + epsilon).rsqrt().float()
 

@@ -15,12 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.functional import batch_norm
-from normkit.kernels import cpu_channels, threads
+from normkit.kernels import threads
+from normkit.kernels.numba.channels import passes as channel_passes
 from tolerances import assert_close
 
 from .shapes import WAYS, tensor
 
 DEADLOCK = 60  # seconds after which a call that hangs has failed
+
+SOME_WAYS = ["contiguous", "contiguous, few channels", "channels_last, folded", "channels_last, few"]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +68,7 @@ def test_results_are_the_same_in_every_bit_for_any_number_of_threads(way):
         assert_identical(step(x), expected)
 
 
-@pytest.mark.parametrize("way", ["planes", "planes, few channels", "rows, folded", "rows, few"])
+@pytest.mark.parametrize("way", SOME_WAYS)
 def test_activation_and_residual_are_the_same_for_any_number_of_threads(way):
     x, residual = tensor(way), tensor(way)
     torch.set_num_threads(1)
@@ -77,14 +80,14 @@ def test_activation_and_residual_are_the_same_for_any_number_of_threads(way):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_are_the_same_for_any_number_of_threads(dtype):
-    x = tensor("planes", dtype)
+    x = tensor("contiguous", dtype)
     torch.set_num_threads(1)
     expected = step(x)
     torch.set_num_threads(8)
     assert_identical(step(x), expected)
 
 
-@pytest.mark.parametrize("way", ["planes, few channels", "rows, many"])
+@pytest.mark.parametrize("way", ["contiguous, few channels", "channels_last, many"])
 def test_python_threads_at_once_each_get_their_own_result(way):
     inputs = [tensor(way) for _ in range(4)]
     expected, found = [step(x) for x in inputs], [[] for _ in inputs]
@@ -107,7 +110,7 @@ def test_python_threads_at_once_each_get_their_own_result(way):
             assert_identical(result, wanted)
 
 
-@pytest.mark.parametrize("way", ["planes", "rows, many"])
+@pytest.mark.parametrize("way", ["contiguous", "channels_last, many"])
 def test_thread_count_changed_between_forward_and_backward(way):
     x = tensor(way)
     dy, gradients = torch.randn_like(x), []
@@ -124,9 +127,9 @@ def test_thread_count_changed_between_forward_and_backward(way):
 def kernels_alone(x: Tensor, dy: Tensor) -> list[Tensor]:
     """Forward and backward without autograd, which torch refuses in a child whose parent has used it."""
     mean, var = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
-    layout = cpu_channels.layout_of(x)
-    y, saved = cpu_channels.forward(x, layout, None, None, mean, var, 0.1, 1e-5, True)
-    dx, dweight, dbias, _ = cpu_channels.backward(dy, x, layout, None, None, saved)
+    layout = channel_passes.layout_of(x)
+    y, saved = channel_passes.forward(x, layout, None, None, mean, var, 0.1, 1e-5, True)
+    dx, dweight, dbias, _ = channel_passes.backward(dy, x, layout, None, None, saved)
     return [y, mean, var, dx, dweight, dbias, batch_norm(x, mean, var)]
 
 
@@ -138,7 +141,7 @@ def _in_the_child(x, dy, connection):
 
 # Python itself warns of a fork beside running threads, which is what this test is about.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
-@pytest.mark.parametrize("way", ["planes", "planes, few channels", "rows, folded", "rows, few"])
+@pytest.mark.parametrize("way", SOME_WAYS)
 def test_forked_child_gets_the_same_result_and_ends(way):
     torch.set_num_threads(3)
     x, dy = tensor(way), tensor(way)
@@ -242,7 +245,7 @@ def saved_by(function) -> tuple[Tensor, list[Tensor]]:
     return y, kept
 
 
-@pytest.mark.parametrize("way", ["planes", "rows, many"])
+@pytest.mark.parametrize("way", ["contiguous", "channels_last, many"])
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
 def test_training_forward_saves_only_its_input_and_seven_numbers_per_channel(way, activation):
     x = tensor(way).requires_grad_()
@@ -257,7 +260,7 @@ def test_training_forward_saves_only_its_input_and_seven_numbers_per_channel(way
 
 @pytest.mark.parametrize(("activation", "other"), [("relu", "output"), ("silu", "residual"), (None, None)])
 def test_residual_costs_at_most_one_tensor_that_exists_anyway(activation, other):
-    x, residual = tensor("planes").requires_grad_(), tensor("planes").requires_grad_()
+    x, residual = tensor("contiguous").requires_grad_(), tensor("contiguous").requires_grad_()
     y, kept = saved_by(lambda: batch_norm(x, None, None, training=True, activation=activation, residual=residual))
     expected = {x.data_ptr()} | ({{"output": y, "residual": residual}[other].data_ptr()} if other else set())
     large = [value.data_ptr() for value in kept if value.numel() >= x.numel()]

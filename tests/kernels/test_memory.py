@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, layer_norm
-from normkit.kernels import channel_plan, cpu_rows, memory, slots
+from normkit.kernels import memory
+from normkit.kernels.numba import slots
+from normkit.kernels.numba.channels import plan as channel_plan
+from normkit.kernels.numba.samples import passes as sample_passes
 from tolerances import assert_close
 
 
@@ -84,8 +87,8 @@ def test_training_steps_get_the_gradients_that_they_get_in_fresh_memory(monkeypa
 
     lent = steps()
     assert memory.kept() > 0
-    for name in ("cpu_channels", "cpu_rows"):
-        monkeypatch.setattr(f"normkit.kernels.{name}.empty_like", torch.empty_like)
+    for name in ("channels", "samples"):
+        monkeypatch.setattr(f"normkit.kernels.numba.{name}.passes.empty_like", torch.empty_like)
     for ours, fresh in zip(lent, steps(), strict=True):
         assert torch.equal(ours, fresh)
 
@@ -215,8 +218,8 @@ def test_unwritten_memory_is_filled_where_torch_is_asked_to():
 def test_columns_are_streamed_in_whole_lines_of_the_cache_only(dtype, streamed):
     x = torch.empty(64, 256, 64, 64, dtype=dtype, device="meta")
     itemsize, columns = x.element_size(), x.contiguous(memory_format=torch.channels_last)
-    assert channel_plan.plan(tuple(x.shape), "rows", itemsize).stream is streamed
-    assert channel_plan.plan(tuple(x.shape), "planes", itemsize).stream is (itemsize <= 4)
+    assert channel_plan.plan(tuple(x.shape), "channels_last", itemsize).stream is streamed
+    assert channel_plan.plan(tuple(x.shape), "contiguous", itemsize).stream is (itemsize <= 4)
     stream = slots.STREAM - slots.OUTER
-    assert cpu_rows.plan(cpu_rows.form_of(columns, 32), itemsize).sizes[stream] is streamed
-    assert cpu_rows.plan(cpu_rows.form_of(x, 32), itemsize).sizes[stream] is (itemsize <= 4)
+    assert sample_passes.plan(sample_passes.form_of(columns, 32), itemsize).sizes[stream] is streamed
+    assert sample_passes.plan(sample_passes.form_of(x, 32), itemsize).sizes[stream] is (itemsize <= 4)

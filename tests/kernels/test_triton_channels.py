@@ -1,6 +1,6 @@
 """The Triton kernels against the float64 reference: interpreted on a CPU, and on a GPU where there is one.
 
-Kernels run in another process (`triton_worker`), which also says what the real compiler makes of them.
+Kernels run in another process (`triton_channels_worker`), which also says what the real compiler makes of them.
 """
 
 import subprocess
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normkit import reference
-from normkit.kernels import triton_channels
+from normkit.kernels.triton.channels import passes as triton_channels
 from tolerances import FORWARD_ULP, RELATIVE, assert_close
 
+from .triton_channels_worker import CASES, Case
 from .triton_process import CONSTANT, HUGE, INSTALLED, NAN, NORMAL, needs_triton, run_worker
-from .triton_worker import CASES, Case
 
 ORDINARY = [k for k, case in enumerate(CASES) if not case.name.startswith("troubled")]
 TROUBLED = [k for k, case in enumerate(CASES) if case.name.startswith("troubled")]
@@ -31,7 +31,7 @@ def name_of(k: int) -> str:
     return f"{CASES[k].name}, {CASES[k].layout}".replace(" ", "-").replace(",", "")
 
 
-work = partial(run_worker, "triton_worker.py")
+work = partial(run_worker, "triton_channels_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_kernels_compile_for_a_gpu_without_one(tmp_path: Path) -> None:
     for name, kernel in made.items():
         assert kernel["bytes"] > 0, name
         assert "atom." not in kernel["ptx"], name
-    for layout in ("planes", "rows"):
+    for layout in ("contiguous", "channels_last"):
         for name in ("partial", "apply", "backward_partial", "apply_backward"):
             # Sixteen bytes at a time, or the memory is not used up.
             assert "ld.global.v4.b32" in made[f"{layout} {name}"]["ptx"], (layout, name)
@@ -212,12 +212,12 @@ def test_unavailable_says_why() -> None:
 
 
 def test_triton_is_not_imported_where_it_is_not_asked_for() -> None:
-    code = "import sys, normkit; from normkit.kernels import triton_channels; assert 'triton' not in sys.modules"
+    code = "import sys, normkit; from normkit.kernels.triton.channels import passes; assert 'triton' not in sys.modules"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("layout", ["planes", "rows"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     "shape", [(32, 64, 112, 112), (32, 2048, 7, 7), (2, 32, 128, 128, 128), (8, 1, 160001), (2, 3)]
 )

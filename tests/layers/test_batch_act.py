@@ -9,7 +9,7 @@ from torch import nn
 import normkit
 from normkit.errors import ArgumentError, BackendError
 from normkit.functional import batch_norm
-from normkit.kernels import channel_launch
+from normkit.kernels.numba.channels import launch as channel_launch
 from tolerances import assert_close
 
 

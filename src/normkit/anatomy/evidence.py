@@ -6,7 +6,10 @@ stored after one training step are compared with the formula. The layer itself i
 """
 
 import copy
+import math
+import warnings
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,10 +23,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from .forms import NormForm, candidates, registered_form
 from .frozen import Frozen, thaw
 
-__all__ = ["Evidence", "bare_copy", "examined"]
+__all__ = ["Evidence", "bare_copy", "examined", "sample_input"]
 
-# What a layer that computes in float64 may lose; and one that goes through float32 on the way, as many do.
-_CLOSE, _CLOSE_IN_FLOAT = 1e-9, 2e-5
+# Relative; room for a layer that goes through float32 on the way, as many do. What a formula differs from another by is
+# thousands of times as much: eps is a thirtieth of the variance here.
+_CLOSE = 2e-6
 
 _HOOKS = tuple(name for name in vars(nn.Identity()) if "hook" in name)
 
@@ -81,13 +85,26 @@ def _examine(module: nn.Module) -> Evidence:
     if "forward" in vars(module):
         return Evidence(None, "its forward was replaced on the object, so that nothing is known of what it computes")
     reason = ""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+    with _quietly():
         for form in (first, *forms):
             found = _tried(module, form)
             if isinstance(found, NormForm):
                 return Evidence(found)
             reason = reason or found
     return Evidence(None, reason)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Run code of any house without gradients, autocast, the random numbers of others, and warnings."""
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        torch.autocast("cpu", enabled=False),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -120,34 +137,41 @@ def _tried(module: nn.Module, form: NormForm) -> NormForm | str:
     channels = _channels(work, form)
     if channels is None:
         return f"{name} has state whose shape is not one value for each channel"
+    reason = f"{name} could not be run on an example"
+    for shape in _shapes(work, form, channels):
+        try:
+            found = _tried_on(bare_copy(module), form, channels, shape)
+        except Exception:  # noqa: S112  a forward of any house; the next shape may fit
+            continue
+        if isinstance(found, NormForm):
+            return found
+        reason = found
+    return reason
+
+
+def _tried_on(work: nn.Module, form: NormForm, channels: int, shape: tuple[int, ...]) -> NormForm | str:
+    """Compare a copy with the formula on one shape; an exception says that the layer does not take it."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     if form.of_batch or form.method == "instance":
         _fill(work, form, channels, generator)
-    reason = f"{name} could not be run on an example"
-    for shape in _shapes(work, form, channels):
-        x = _input(work, form, shape, generator)
-        try:
-            given = _call(work.eval(), x)
-        except Exception:  # noqa: S112  a forward of any house; the next shape may fit
-            continue
-        expected = _expected(work, form, x, training=not form.stores(work))
-        if not _close(given, expected):
-            reason = f"{name} does not compute {_words(form)} from what it stores"
-            continue
-        if not form.of_batch or not form.stores(work) or form.method == "sync" or _is_sync(work):
-            return form
-        try:
-            return _after_a_step(work, form, x)
-        except Exception as error:
-            return f"{name} could not be trained on an example ({type(error).__name__})"
-    return reason
+    x = _input(work, form, shape, generator)
+    # The formula first: it is to hold of what was stored before the call.
+    expected = _expected(work.eval(), form, x, training=not form.stores(work))
+    if not _close(_call(work, x), expected):
+        return f"{type(work).__name__} does not compute {_words(form)}"
+    if not form.of_batch or not form.stores(work) or form.method == "sync" or _is_sync(work):
+        return form
+    try:
+        return _after_a_step(work, form, x)
+    except Exception as error:
+        return f"{type(work).__name__} could not be trained on an example ({type(error).__name__})"
 
 
 def _channels(work: nn.Module, form: NormForm) -> int | None:
     """Return the number of channels, if what the form names has one value for each of them."""
     sizes = set()
     for what in ("weight", "bias", "mean", "var"):
-        tensor = form.tensor(work, what)  # type: ignore[arg-type]
+        tensor = form.tensor(work, what)
         if tensor is not None:
             if tensor.numel() != max((*tensor.shape, 1)):
                 return None
@@ -162,7 +186,7 @@ def _fill(work: nn.Module, form: NormForm, channels: int, generator: torch.Gener
     """Give what the form names values that no other name would explain; the variance so small that eps is seen."""
     unit = 30 * form.eps_of(work) or 1.0
     for what in ("weight", "bias", "mean", "var"):
-        tensor = form.tensor(work, what)  # type: ignore[arg-type]
+        tensor = form.tensor(work, what)
         if tensor is None:
             continue
         values = torch.rand(channels, generator=generator, dtype=torch.float64, device="cpu")
@@ -190,22 +214,36 @@ def _shapes(work: nn.Module, form: NormForm, channels: int) -> Iterator[tuple[in
 
 def _input(work: nn.Module, form: NormForm, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    if form.of_batch or form.method == "instance":
-        return x * (30 * form.eps_of(work) or 1.0) ** 0.5 + 0.3
-    return x * (30 * form.eps_of(work) or 1.0) ** 0.5
+    centre = 0.3 if form.of_batch or form.method == "instance" else 0.0
+    return x * math.sqrt(30 * form.eps_of(work) or 1.0) + centre
+
+
+def sample_input(work: nn.Module, form: NormForm) -> Tensor | None:
+    """Return an input in float64 that a copy (:func:`bare_copy`) of a layer takes, or None."""
+    channels = _channels(work, form)
+    for shape in () if channels is None else _shapes(work, form, channels):
+        x = _input(work, form, shape, torch.Generator(device="cpu").manual_seed(1))
+        try:
+            with torch.no_grad():
+                _call(work.eval(), x)
+        except Exception:  # noqa: S112  a forward of any house; the next shape may fit
+            continue
+        return x
+    return None
 
 
 def _call(work: nn.Module, x: Tensor) -> Tensor:
     given = work(x.clone())
     if not isinstance(given, Tensor) or given.shape != x.shape:
         raise TypeError
-    return given.double()
+    output: Tensor = given.double()
+    return output
 
 
 def _expected(work: nn.Module, form: NormForm, x: Tensor, *, training: bool = False) -> Tensor:
     """Compute the formula in float64."""
     eps = form.eps_of(work)
-    mean, var = (form.tensor(work, what) for what in ("mean", "var"))  # type: ignore[arg-type]
+    mean, var = (form.tensor(work, what) for what in ("mean", "var"))
     space, sample = tuple(range(2, x.ndim)), tuple(range(1, x.ndim))
     if form.of_batch and not training:
         assert mean is not None
@@ -222,11 +260,10 @@ def _expected(work: nn.Module, form: NormForm, x: Tensor, *, training: bool = Fa
         axes = {"last": (-1,), "channels": (1,), "sample": sample}[form.over]
         rms = form.method == "rms"
         normalized = x / (x.square().mean(axes, keepdim=True) + eps).sqrt() if rms else _standardized(x, axes, eps)
-    weight, bias = form.tensor(work, "weight"), form.tensor(work, "bias")
+    weight, bias = form.multiplier(work), form.tensor(work, "bias")
     along = -1 if form.method in ("layer", "rms") and form.over == "last" else 1
     if weight is not None:
-        w = {"weight": weight, "1 + weight": 1 + weight, "|weight| + eps": weight.abs() + eps}[form.weight_is]
-        normalized = normalized * _wide(w, x, along)
+        normalized = normalized * _wide(weight, x, along)
     if bias is not None:
         normalized = normalized + _wide(bias, x, along)
     for module in form.tail_of(work):
@@ -246,11 +283,7 @@ def _wide(values: Tensor, x: Tensor, along: int = 1) -> Tensor:
 
 
 def _close(given: Tensor, expected: Tensor) -> bool:
-    gap = (given - expected).abs().max() / expected.abs().max().clamp_min(1e-300)
-    if gap <= _CLOSE:
-        return True
-    # A layer that computes in float32 whatever it is given: eps, a thirtieth of the variance, is still seen.
-    return bool(gap <= _CLOSE_IN_FLOAT and torch.equal(given.float().double(), given))
+    return bool((given - expected).abs().max() <= _CLOSE * expected.abs().max().clamp_min(1e-300))
 
 
 def _words(form: NormForm) -> str:

@@ -10,7 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import ArgumentError
 from ..layers.catalog import METHODS
-from .tails import tail_modules
+from .tails import Tailed, tail_modules
 
 __all__ = ["NormForm", "WeightIs", "candidates", "known_form", "register_norm", "registered_form"]
 
@@ -63,6 +63,13 @@ class NormForm:
         """Return one of the layer's own tensors, in its own shape, or None where it has none."""
         value = getattr(module, getattr(self, what), None)
         return value if isinstance(value, Tensor) else None
+
+    def multiplier(self, module: nn.Module) -> Tensor | None:
+        """Return what the normalized value is multiplied by, or None."""
+        weight = self.tensor(module, "weight")
+        if weight is None or self.weight_is == "weight":
+            return weight
+        return 1 + weight if self.weight_is == "1 + weight" else weight.abs() + self.eps_of(module)
 
     def eps_of(self, module: nn.Module) -> float:
         """Return eps; 0 where the layer has none."""
@@ -133,7 +140,11 @@ _KNOWN: Mapping[str, NormForm] = {
 def known_form(module: nn.Module) -> NormForm | None:
     """Return how torch's and our own classes are read, or None for a class of another house."""
     method = _method(type(module))
-    return None if method is None else NormForm(method=method)
+    return (
+        None
+        if method is None
+        else NormForm(method=method, tail=module.tail_names if isinstance(module, Tailed) else ())
+    )
 
 
 def registered_form(module: nn.Module) -> NormForm | None:

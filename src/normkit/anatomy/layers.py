@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
@@ -13,6 +14,7 @@ from .forms import NormForm, known_form
 from .frozen import Frozen
 from .programs import refuse_programs
 from .select import Where, select
+from .tails import Tailed
 
 __all__ = ["NormLayer", "norm_layers"]
 
@@ -73,8 +75,13 @@ class NormLayer:
 
     @property
     def weight(self) -> Tensor | None:
-        """What the normalized value is multiplied by, in the layer's own shape and under whatever name it has."""
+        """The layer's weight, in its own shape and under whatever name it has."""
         return None if self.form is None else self.form.tensor(self.module, "weight")
+
+    @property
+    def effective_weight(self) -> Tensor | None:
+        """What the normalized value is multiplied by, computed where the layer computes it: ``1 + weight``, ..."""
+        return None if self.form is None else self.form.multiplier(self.module)
 
     @property
     def bias(self) -> Tensor | None:
@@ -145,6 +152,8 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[nn.Module, str, Evidence]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # without a norm in it, or refused above
         if isinstance(module, _HOLDERS):
             continue  # what normalizes is the part they hold
         if id(module) not in names:
@@ -161,7 +170,8 @@ def _read(module: nn.Module) -> tuple[str, Evidence] | None:
     """Name the kind of a layer and how it is read, or return None for what is no normalization."""
     known = known_form(module)
     of_torch = known is not None and not _is_overridden(module)
-    evidence = Evidence(known) if of_torch else examined(module)
+    tailed = isinstance(module, Tailed) and "forward" not in vars(module)
+    evidence = Evidence(known) if of_torch or tailed else examined(module)
     if isinstance(module, Frozen) or (evidence.form is not None and evidence.form.frozen):
         return "frozen", evidence
     if evidence.form is not None:
@@ -209,10 +219,11 @@ def _tracks(module: nn.Module, form: NormForm | None) -> bool:
 
 
 def _is_overridden(module: nn.Module) -> bool:
-    """Say whether a class of another house defines what a call of this layer does."""
-    if "forward" in vars(module):
+    """Say whether a class of another house defines what a call of this layer does, or a tail comes after it."""
+    if "forward" in vars(module) or isinstance(module, Tailed):
         return True
-    return not all(_is_known(_definer(type(module), name)) for name in ("forward", "__call__"))
+    cls = type(module).__mro__[2] if isinstance(module, Frozen) else type(module)
+    return not all(_is_known(_definer(cls, name)) for name in ("forward", "__call__"))
 
 
 def _definer(cls: type, name: str) -> type:

@@ -1,12 +1,15 @@
-"""What a normalization layer brings along behind it: a dropout, an activation."""
+"""What a normalization layer brings along behind it: a dropout, an activation; and our layers with such a tail."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Called", "tail_modules"]
+from ..layers.batch import _BatchNorm
+from ..layers.catalog import METHODS
+
+__all__ = ["TAILED", "Called", "Tailed", "fused_activation", "tail_modules"]
 
 
 class Called(nn.Module):
@@ -54,8 +57,78 @@ def _by_name(name: str, parameter: Any) -> nn.Module | Callable[[Tensor], Tensor
         return nn.LeakyReLU(0.01 if slope is None else slope)
     if name == "elu":
         return nn.ELU(1.0 if slope is None else slope)
-    made = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU}.get(name)
+    made: type[nn.Module] | None = {
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "silu": nn.SiLU,
+        "swish": nn.SiLU,
+        "gelu": nn.GELU,
+    }.get(name)
     if made is not None:
         return made()
-    function: Callable[[Tensor], Tensor] | None = getattr(functional, name, None)
-    return function
+    found: Callable[[Tensor], Tensor] | None = getattr(functional, name, None)
+    return found
+
+
+_FUSED: Mapping[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+_SLOPE = 0.01  # of the leaky ReLU that the kernels know
+
+
+def fused_activation(module: nn.Module) -> str | None:
+    """Name the activation that a module is, if the fused kernels know it and no hook sees it.
+
+    >>> fused_activation(nn.ReLU(inplace=True)), fused_activation(nn.LeakyReLU(0.2)), fused_activation(nn.GELU())
+    ('relu', None, None)
+    """
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return None
+    if type(module) is nn.LeakyReLU and module.negative_slope == _SLOPE:
+        return "leaky_relu"
+    return _FUSED.get(type(module))
+
+
+class Tailed(nn.Module):
+    """Mixed into a norm's class: what stands in the attributes ``tail_names`` is called after it, in this order.
+
+    ``normkit.convert`` makes these of the layers that other libraries have: the children keep their names, so that the
+    state keeps its own, and ``isinstance`` says of the layer what it said before. Batch norms of ours compute an
+    activation that the kernels know in the same pass.
+
+    Attributes:
+        tail_names: the attributes, modules or functions.
+        source_class: the class that the object had before the conversion, where only its class was changed.
+    """
+
+    tail_names: tuple[str, ...] = ()
+    source_class: type[nn.Module] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, then call the tail; shapes are the norm's own."""
+        tail = [getattr(self, name) for name in self.tail_names]
+        tail = [step for step in tail if type(step) is not nn.Identity]
+        if len(tail) == 1 and isinstance(self, _BatchNorm) and isinstance(tail[0], nn.Module):
+            activation = fused_activation(tail[0])
+            if activation is not None:
+                return self.normalize(input, activation, None, False)
+        output: Tensor = super().forward(input)
+        for step in tail:
+            output = step(output)
+        return output
+
+
+def _tailed() -> dict[type[nn.Module], type[Tailed]]:
+    """Build the class with a tail of every class that a conversion can end in, under names that pickle finds."""
+    torchs: list[type[nn.Module]] = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm]
+    torchs += [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]
+    ours = [cls for row in METHODS if row.name in ("batch", "renorm", "ghost") for cls in row.layers.values()]
+    made: dict[type[nn.Module], type[Tailed]] = {}
+    for prefix, classes in (("TorchTailed", torchs), ("Tailed", ours)):
+        for cls in dict.fromkeys(classes):
+            name = f"{prefix}{cls.__name__}"
+            about = f"``{cls.__module__.split('.')[0]}``'s ``{cls.__name__}``, and what is called after it."
+            made[cls] = type(name, (Tailed, cls), {"__module__": __name__, "__doc__": about})
+            globals()[name] = made[cls]
+    return made
+
+
+TAILED: Mapping[type[nn.Module], type[Tailed]] = _tailed()

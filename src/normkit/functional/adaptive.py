@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ..axes import position_axes
 from ..errors import ShapeError
-from ..kernels import plain_rows
+from ..kernels.plain import samples as plain_samples
 from . import checks, shapes
 from .overrides import overridable
 from .rows import normalize
@@ -65,7 +65,7 @@ def adaptive_instance_norm(
         checks.refuse(ShapeError, f"{got} must agree in samples and channels; repeat the style with expand", caller)
     checks.check_match("style", style, input, caller)
     checks.check_eps(eps, caller=caller)
-    mean, var = plain_rows.statistics(style, position_axes(style.dim()))
+    mean, var = plain_samples.statistics(style, position_axes(style.dim()))
     each = (*input.shape[:2], *(1 for _ in position_axes(input.dim())))
     std = (var + eps).sqrt()
     return normalize(input, std.reshape(each), mean.reshape(each), position_axes(input.dim()), eps)

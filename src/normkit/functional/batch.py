@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from ..axes import values_per_channel
 from ..errors import ArgumentError, BackendError, ShapeError, StatisticsError
 from ..kernels import dispatch
-from ..kernels import plain_channels as plain
+from ..kernels.plain import channels as plain
 from . import checks
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
@@ -169,9 +169,9 @@ def _call(
     # Imported at the first call: Numba and Triton cost more to import than torch's own layers to run.
     kernels: Any
     if backend == "numba":
-        from ..kernels import cpu_channels as kernels
+        from ..kernels.numba.channels import passes as kernels
     else:
-        from ..kernels import triton_channels as kernels
+        from ..kernels.triton.channels import passes as kernels
     return Call(kernels, training, momentum, eps, unbiased, activation, inplace)
 
 

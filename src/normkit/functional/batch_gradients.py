@@ -14,8 +14,8 @@ from torch.autograd.graph import increment_version
 
 from ..axes import values_per_channel
 from ..errors import ArgumentError
-from ..kernels import plain_channels as plain
 from ..kernels.layouts import contiguous_layout, lay_out
+from ..kernels.plain import channels as plain
 from .inplace import is_recorded
 
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
@@ -113,7 +113,7 @@ class Call:
     """What a call is besides its tensors.
 
     Attributes:
-        kernels: the module that serves it, `kernels.cpu_channels` or its twin for GPUs.
+        kernels: the module that serves it, `kernels.numba.channels.passes` or its twin for GPUs.
         training: the statistics are the batch's.
         momentum: the weight of the new batch, already a number.
         eps: added to the variance.

@@ -36,8 +36,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..kernels import dispatch, plain_channels
+from ..kernels import dispatch
 from ..kernels.layouts import contiguous_layout, lay_out
+from ..kernels.plain import channels as plain_channels
 from . import checks
 
 __all__ = ["apply", "apply_backward", "reduce", "statistics"]
@@ -123,8 +124,8 @@ def _serve(x: Tensor, dy: Tensor | None = None, **per_channel: Tensor | None) ->
         large.append(dy.detach())
     if dispatch.choose(x) != "numba":
         return plain_channels, large
-    from ..kernels import cpu_steps
-    from ..kernels.channel_plan import layout_of
+    from ..kernels.numba.channels import step_calls
+    from ..kernels.numba.channels.plan import layout_of
 
     layout = layout_of(x) or contiguous_layout(x)
-    return cpu_steps, [lay_out(tensor, layout) for tensor in large]
+    return step_calls, [lay_out(tensor, layout) for tensor in large]

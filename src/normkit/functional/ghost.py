@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from ..axes import values_per_channel
 from ..errors import ArgumentError, ShapeError
-from ..kernels import plain_channels
-from ..kernels.plain_rows import wide
+from ..kernels.plain import channels as plain_channels
+from ..kernels.plain.samples import wide
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
 from .overrides import overridable

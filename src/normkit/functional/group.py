@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.plain_channels import activate
+from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .overrides import is_exporting, overridable
 from .rows import fits, fits_groups, is_everyday, normalize_groups, run

@@ -62,7 +62,7 @@ def _reason(x: Tensor, residual: Tensor | None, activation: str | None) -> str |
 def _reason_by_value(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
     if x._is_view():
         return "the input is a view, so that its base would be overwritten; pass input.clone()"
-    if not (is_laid_out(x, "planes") or is_laid_out(x, "rows")):
+    if not (is_laid_out(x, "contiguous") or is_laid_out(x, "channels_last")):
         return "the input is strided; pass input.contiguous()"
     largest = torch.zeros(()) if bias is None else bias.detach().abs()
     if weight is None:

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from ..axes import position_axes
 from ..errors import ArgumentError, ShapeError
-from ..kernels import plain_rows
-from ..kernels.plain_channels import activate
+from ..kernels.plain import samples as plain_samples
+from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .batch import batch_norm
 from .overrides import is_exporting, overridable
@@ -93,7 +93,7 @@ def instance_norm(
     kept: Kept = []
     y = normalize_groups(input, weight, bias, input.shape[1], eps, activation, kept)
     if running_mean is not None and running_var is not None and input.numel() > 0:
-        mean, var = kept[0] if kept else plain_rows.statistics(input, position_axes(input.dim()))
+        mean, var = kept[0] if kept else plain_samples.statistics(input, position_axes(input.dim()))
         _update(input.shape, mean, var, running_mean, running_var, momentum)
     return y
 

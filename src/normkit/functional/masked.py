@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..axes import batch_axes, channel_shape
 from ..errors import DtypeError, ShapeError
-from ..kernels.plain_rows import wide
+from ..kernels.plain.samples import wide
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
 from .overrides import overridable

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from ..axes import batch_axes, channel_shape, values_per_channel
 from ..errors import ArgumentError
-from ..kernels import plain_channels
-from ..kernels.plain_rows import wide
+from ..kernels.plain import channels as plain_channels
+from ..kernels.plain.samples import wide
 from . import checks
 from .batch import batch_norm, check_arguments, update_statistics
 from .overrides import overridable

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ArgumentError, ShapeError
-from ..kernels.plain_rows import wide
+from ..kernels.plain.samples import wide
 from . import checks
 from .overrides import is_exporting, overridable
 

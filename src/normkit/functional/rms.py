@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.plain_channels import activate
+from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .overrides import is_exporting, overridable
 from .rows import fits, fits_trailing, is_everyday, normalize_trailing, run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..axes import group_axes
-from ..kernels import plain_rows as plain
+from ..kernels.plain import samples as plain
 
 # torch calls these methods by name and documents them: forward, setup_context, backward, jvp.
 # ruff: noqa: D102
@@ -58,7 +58,7 @@ class Call:
     """What a call is besides its tensors.
 
     Attributes:
-        kernels: the module that serves it, `kernels.cpu_rows` or its twin for GPUs.
+        kernels: the module that serves it, `kernels.numba.samples.passes` or its twin for GPUs.
         groups: of ``(N, C, *)``; None where the last dimensions are normalized.
         trailing: how many dimensions that is, or 0.
         eps: added to the variance, or to the mean square.

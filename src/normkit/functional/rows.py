@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..axes import group_axes, trailing_axes
 from ..errors import BackendError
 from ..kernels import dispatch, forms
-from ..kernels import plain_rows as plain
-from ..kernels.plain_channels import activate
+from ..kernels.plain import samples as plain
+from ..kernels.plain.channels import activate
 from .row_gradients import Call, Kernel, Plain
 
 __all__ = [
@@ -106,9 +106,9 @@ def _call(backend: str, groups: int | None, trailing: int, eps: float, centre: b
     # Imported at the first call: Numba and Triton cost more to import than torch's own layers to run.
     kernels: Any
     if backend == "numba":
-        from ..kernels import cpu_rows as kernels
+        from ..kernels.numba.samples import passes as kernels
     else:
-        from ..kernels import triton_rows as kernels
+        from ..kernels.triton.samples import passes as kernels
     return Call(kernels, groups, trailing, eps, centre, activation)
 
 
@@ -199,9 +199,9 @@ def _backend(x: Tensor, groups: int | None, trailing: int) -> str | None:
     if backend == "plain":
         return None
     if backend == "triton":
-        from ..kernels import triton_rows
+        from ..kernels.triton.samples import passes as triton_samples
 
-        reason = triton_rows.unavailable(x, forms.form_of_shape(x.shape, groups, trailing))
+        reason = triton_samples.unavailable(x, forms.form_of_shape(x.shape, groups, trailing))
         if reason is not None:
             if dispatch.requested() is None:
                 return None

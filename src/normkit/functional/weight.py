@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..kernels.plain_rows import wide
+from ..kernels.plain.samples import wide
 from . import checks
 from .overrides import overridable
 from .rows import normalize

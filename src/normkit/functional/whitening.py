@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..axes import channel_shape, values_per_channel
 from ..errors import ArgumentError, DtypeError, ShapeError, StatisticsError
-from ..kernels.plain_rows import wide
+from ..kernels.plain.samples import wide
 from . import checks, shapes
 from .batch import update_statistics
 from .matrix_root import matrix_root

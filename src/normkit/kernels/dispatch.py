@@ -41,7 +41,7 @@ ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _REQUESTED: contextvars.ContextVar[str | None] = contextvars.ContextVar("normkit_backend", default=None)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
-_HAS_TRITON = all(map(importlib.util.find_spec, ("triton", "normkit.kernels.triton_channels")))
+_HAS_TRITON = all(map(importlib.util.find_spec, ("triton", "normkit.kernels.triton.channels.passes")))
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def _triton_refuses(x: Tensor) -> str | None:
         return reason
     if x.numel() == 0:
         return "the input holds no values"
-    from . import triton_channels
+    from .triton.channels import passes as triton_channels
 
     missing: str | None = triton_channels.unavailable(x)
     return missing
@@ -216,9 +216,10 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
     chosen, reasons = choose(input), refusals(input)
     kernel, per_sample = "torch operations in float64", _is_per_sample(layer)
     if chosen == "triton" and per_sample:
-        from . import forms, triton_rows
+        from . import forms
+        from .triton.samples import passes as triton_samples
 
-        reasons["triton"] = triton_rows.unavailable(input, forms.form_of_layer(layer, input.shape))
+        reasons["triton"] = triton_samples.unavailable(input, forms.form_of_layer(layer, input.shape))
         if reasons["triton"] and requested() is not None:
             raise BackendError(cannot("triton", reasons["triton"]))
         chosen = "plain" if reasons["triton"] else chosen
@@ -245,13 +246,13 @@ def _is_per_sample(layer: nn.Module) -> bool:
 def _describe(layer: nn.Module, x: Tensor) -> str:
     """Say which CPU kernel would run, and how its work is cut."""
     if _is_per_sample(layer):
-        from . import cpu_rows
+        from .numba.samples import passes as sample_passes
 
-        return cpu_rows.describe(layer, x)
-    from . import cpu_channels
+        return sample_passes.describe(layer, x)
+    from .numba.channels import passes as channel_passes
 
-    layout = cpu_channels.layout_of(x)
+    layout = channel_passes.layout_of(x)
     copied = "" if layout else ", after a copy into contiguous memory"
-    cut = cpu_channels.plan(tuple(x.shape), layout or "planes", x.element_size())
+    cut = channel_passes.plan(tuple(x.shape), layout or "contiguous", x.element_size())
     way = "statistics and output in one task" if cut.fused and layer.training else "step by step over blocks"
     return f"{cut.layout}, {way}, {cut.tasks} tasks, {torch.get_num_threads()} threads{copied}"

@@ -15,8 +15,8 @@ class Form(NamedTuple):
 
     A tuple, because every call looks its plan up by it.
 
-    ``layout`` is "rows" where a sample is C elements with a weight each, "planes" for contiguous ``(N, C, *)``, or
-    "columns" for channels-last.
+    ``layout`` is "elementwise" where a sample is C elements with a weight each, "contiguous" or "channels_last" as it
+    lies in memory.
     """
 
     layout: str
@@ -34,7 +34,7 @@ def form_of_rows(x: Tensor, trailing: int) -> Form | None:
 @functools.lru_cache(maxsize=4096)
 def _rows(shape: torch.Size, trailing: int) -> Form:
     width = math.prod(shape[-trailing:])
-    return Form("rows", shape.numel() // width, width, 1, 1)
+    return Form("elementwise", shape.numel() // width, width, 1, 1)
 
 
 def form_of(x: Tensor, groups: int) -> Form | None:
@@ -43,12 +43,12 @@ def form_of(x: Tensor, groups: int) -> Form | None:
     In which order the positions of a channel lie makes no difference.
     """
     if x.is_contiguous():
-        return _groups(x.shape, "planes", groups)
+        return _groups(x.shape, "contiguous", groups)
     order = sorted(range(2, x.dim()), key=x.stride, reverse=True)
     if x.permute(0, *order, 1).is_contiguous():
-        return _groups(x.shape, "columns", groups)
+        return _groups(x.shape, "channels_last", groups)
     if x.permute(0, 1, *order).is_contiguous():
-        return _groups(x.shape, "planes", groups)
+        return _groups(x.shape, "contiguous", groups)
     return None
 
 
@@ -56,12 +56,12 @@ def form_of(x: Tensor, groups: int) -> Form | None:
 def _groups(shape: torch.Size, layout: str, groups: int) -> Form:
     samples, channels = shape[:2]
     positions = shape.numel() // (samples * channels)
-    return Form(layout if positions > 1 else "rows", samples, channels, positions, groups)
+    return Form(layout if positions > 1 else "elementwise", samples, channels, positions, groups)
 
 
 def form_of_shape(shape: torch.Size, groups: int | None, trailing: int) -> Form:
     """Return the form that a shape has in contiguous memory, with statistics of groups or of trailing dimensions."""
-    return _rows(shape, trailing) if groups is None else _groups(shape, "planes", groups)
+    return _rows(shape, trailing) if groups is None else _groups(shape, "contiguous", groups)
 
 
 def form_of_layer(layer: nn.Module, shape: torch.Size) -> Form:

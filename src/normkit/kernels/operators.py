@@ -15,8 +15,8 @@ from torch import Tensor
 from ..axes import values_per_channel
 from ..errors import BackendError
 from . import dispatch
-from . import plain_channels as plain
 from .layouts import contiguous_layout, lay_out
+from .plain import channels as plain
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
 
@@ -35,18 +35,18 @@ def _served_by_numba(x: Tensor) -> bool:
 
 def _saved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
     """Take mean, rstd, centre, scale and offset, (5, C) float64, out of what the kernels keep for their backward."""
-    from . import cpu_channels
+    from .numba.channels import passes as channel_passes
 
-    channels, width = x.shape[1], cpu_channels.plan(tuple(x.shape), layout, x.element_size()).width
+    channels, width = x.shape[1], channel_passes.plan(tuple(x.shape), layout, x.element_size()).width
     coefficients = saved[2 * channels :].view(_computed(x))[: 3 * width].view(3, width)
     return torch.cat([saved[: 2 * channels].view(2, channels), coefficients[:, :channels].double()])
 
 
 def _unsaved(saved: Tensor, x: Tensor, layout: str) -> Tensor:
     """Lay mean, rstd and the coefficients out as the kernels keep them, for they write there too."""
-    from . import cpu_channels
+    from .numba.channels import passes as channel_passes
 
-    channels, cut = x.shape[1], cpu_channels.plan(tuple(x.shape), layout, x.element_size())
+    channels, cut = x.shape[1], channel_passes.plan(tuple(x.shape), layout, x.element_size())
     kept = torch.zeros(2 * channels + 5 * cut.width, dtype=torch.float64)
     kept[: 2 * channels] = saved[:2].reshape(-1)
     coefficients = kept[2 * channels :].view(_computed(x))[: 3 * cut.width].view(3, cut.width)
@@ -58,7 +58,7 @@ def _layout(x: Tensor) -> str:
     """The layout that the kernels read x in, which is also that of the output."""
     if x.is_contiguous():
         return contiguous_layout(x)
-    return "rows" if x.movedim(1, -1).is_contiguous() else contiguous_layout(x)
+    return "channels_last" if x.movedim(1, -1).is_contiguous() else contiguous_layout(x)
 
 
 def _computed(x: Tensor) -> torch.dtype:
@@ -100,10 +100,10 @@ def batch_norm_forward(
     residual = None if residual is None else lay_out(residual, layout)
     mean, var = _copied(running_mean, x), _copied(running_var, x)
     if _served_by_numba(x):
-        from . import cpu_channels
+        from .numba.channels import passes as channel_passes
 
         settings = (rate, eps, unbiased, activation, residual)
-        y, saved = cpu_channels.forward(x, layout, weight, bias, mean, var, *settings)
+        y, saved = channel_passes.forward(x, layout, weight, bias, mean, var, *settings)
         saved = _saved(saved, x, layout)
     else:
         y, saved, mean, var = _plain_forward(x, weight, bias, residual, mean, var, rate, eps, unbiased, activation)
@@ -184,10 +184,10 @@ def batch_norm_inference(
     x = lay_out(x, layout)
     residual = None if residual is None else lay_out(residual, layout)
     if _served_by_numba(x):
-        from . import cpu_channels
+        from .numba.channels import passes as channel_passes
 
         settings = (eps, activation, residual)
-        y, saved = cpu_channels.inference(x, layout, weight, bias, running_mean, running_var, *settings)
+        y, saved = channel_passes.inference(x, layout, weight, bias, running_mean, running_var, *settings)
         return y, _saved(saved, x, layout)
     rstd = (running_var.double() + eps).rsqrt()
     y = plain.apply(x, running_mean, rstd, weight, bias)
@@ -226,10 +226,10 @@ def batch_norm_backward(
     dy, x = lay_out(dy, layout), lay_out(x, layout)
     other = None if other is None else lay_out(other, layout)
     if _served_by_numba(x):
-        from . import cpu_channels
+        from .numba.channels import passes as channel_passes
 
         kept = _unsaved(saved, x, layout)
-        gradients = cpu_channels.backward(dy, x, layout, weight, bias, kept, activation, other, residual, frozen)
+        gradients = channel_passes.backward(dy, x, layout, weight, bias, kept, activation, other, residual, frozen)
     else:
         gradients = _plain_backward(dy, x, weight, bias, saved, other, activation, frozen)
     dx, dweight, dbias, dresidual = gradients

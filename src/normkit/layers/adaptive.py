@@ -7,7 +7,7 @@ from .. import functional
 from ..axes import position_axes
 from ..errors import ShapeError
 from ..functional import checks
-from ..kernels import plain_rows
+from ..kernels.plain import samples as plain_samples
 from .batch import resolve_num_features
 
 __all__ = ["AdaptiveInstanceNorm"]
@@ -77,7 +77,7 @@ class AdaptiveInstanceNorm(nn.Module):
         self._check(style)
         if style.shape[0] != 1:
             checks.refuse(ShapeError, f"one style is kept, got {style.shape[0]}; pass style[:1]", self)
-        mean, var = plain_rows.statistics(style, position_axes(style.dim()))
+        mean, var = plain_samples.statistics(style, position_axes(style.dim()))
         self.style_mean.copy_(mean.flatten())
         self.style_std.copy_((var + self.eps).sqrt().flatten())
 

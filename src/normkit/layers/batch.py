@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
-from ..kernels import plain_channels
+from ..kernels.plain import channels as plain_channels
 
 __all__ = [
     "BatchNorm1d",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
-from ..kernels import plain_channels
+from ..kernels.plain import channels as plain_channels
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 
 __all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..anatomy import Call, NormLayer, iterate, preserved, run, sample_count
+from ..anatomy import Call, NormLayer, iterate, preserved, run, sample_count, unwrapped
 from ..anatomy.frozen import Frozen, thaw
 from ..errors import SurgeryError
 from .moments import InstanceMoments, Moments
@@ -95,17 +95,18 @@ def collect(model: nn.Module, layers: list[NormLayer], settings: Pass, *, traini
 
 def _own_share(model: nn.Module, layers: list[NormLayer], settings: Pass, training: bool) -> Seen:
     """Run this process's batches."""
-    seen = Seen()
+    seen, (inner, _) = Seen(), unwrapped(model)
     for layer in layers:
-        counter = layer.module._buffers.get("num_batches_tracked")
-        seen.counters[layer.path] = 0 if counter is None else int(counter)
+        seen.counters[layer.path] = 0 if layer.counter is None else int(layer.counter)
     with preserved(model), torch.no_grad(), ExitStack() as hooks:
         _set_modes(model, layers, training, settings.dropout)
         for layer in layers:
             watch = _watch(layer, seen, training)
             hooks.enter_context(_hooked(layer.module, watch))
+            if training and layer.form is not None and layer.form.frozen:
+                hooks.callback(layer.module.register_forward_hook(_as_in_training(layer), with_kwargs=True).remove)
         for batch in _counted(settings, seen):
-            run(_unwrapped(model), batch, settings.call)
+            run(inner, batch, settings.call)
     return seen
 
 
@@ -126,9 +127,10 @@ def _watch(layer: NormLayer, seen: Seen, training: bool) -> Callable[..., None]:
     """Make the hook that pools what one layer is given, before the layer sees it."""
 
     def pool(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values: Tensor = args[0] if args else kwargs["input"]
-        channels, per_sample = layer.channels, isinstance(layer.module, _InstanceNorm)
-        if isinstance(layer.module, _InstanceNorm) and values.ndim == layer.module._get_no_batch_dim():
+        values: Tensor = args[0] if args else next(iter(kwargs.values()))
+        channels, per_sample = layer.channels, layer.form is not None and layer.form.method == "instance"
+        unbatched = getattr(module, "_get_no_batch_dim", None) if per_sample else None
+        if unbatched is not None and values.ndim == unbatched():
             values = values[None]
         if channels is None or values.ndim < 2 or values.shape[1] != channels:
             return  # the layer itself says it better
@@ -147,6 +149,20 @@ def _watch(layer: NormLayer, seen: Seen, training: bool) -> Callable[..., None]:
             )
 
     return pool
+
+
+def _as_in_training(layer: NormLayer) -> Callable[..., Tensor]:
+    """Make the hook that lets a layer without a training mode normalize with the batch: those after it see that."""
+
+    def normalize(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+        values: Tensor = args[0] if args else next(iter(kwargs.values()))
+        weight, bias = (None if tensor is None else tensor.flatten() for tensor in (layer.effective_weight, layer.bias))
+        normalized = functional.batch_norm(values, None, None, weight, bias, training=True, eps=layer.eps)
+        for step in layer.tail:
+            normalized = step(normalized)
+        return normalized
+
+    return normalize
 
 
 @contextmanager
@@ -183,9 +199,3 @@ def _check(seen: Seen, layers: list[NormLayer], settings: Pass) -> None:
         moments = seen.moments.get(layer.path)
         if moments is not None and moments.count < 2:
             raise SurgeryError(f"recalibrate: {layer} was given {moments.count} values in a channel; two are needed")
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return what torch.compile wraps: a compiled graph may not call hooks."""
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model

@@ -1,29 +1,35 @@
 """Give a model's normalization layers another form, with everything carried over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..anatomy import Call, NormLayer, norm_layers, preserved
+from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, unwrapped
 from ..anatomy.frozen import is_frozen
 from ..anatomy.select import Where
+from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
-from .convert_classes import KINDS, OURS, TORCHS, dimensions_of, same_family
-from .convert_layers import Rebuild, rebuilt
+from .convert_classes import KINDS, OURS, TORCHS, dimensions_of
+from .convert_layers import Rebuild, carried, rebuilt
 from .freeze import freeze
 from .fuse import Fusions
 from .fuse import fuse as fuse_activations
 from .fused import unfuse
-from .observe import Observed, observe
+from .observe import observe
 from .record import Exactness, Record, refuse_if_nothing_is_left
-from .transaction import copied
-from .verify import Judge, second_size
+from .transaction import copied, restored_on_error
+from .verify import Compare, Judge, second_size
 
 __all__ = ["Conversion", "convert"]
+
+# Kinds of layers that are told of where they are left alone: whoever converts a model means these.
+_BATCH_KINDS = ("batch", "sync", "frozen", "unknown")
+_UNKNOWN = "its class does not say how many dimensions its input has; give example="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,9 @@ def convert(
     process_group: Any = None,
     fuse: bool = True,
     call: Call | None = None,
+    inplace: bool = False,
+    tolerance: float | None = None,
+    compare: Compare | None = None,
 ) -> Conversion:
     """Return a copy of a model with other normalization layers in it.
 
@@ -68,8 +77,14 @@ def convert(
     Between batch norms only the class of the layer object changes, so that parameters, buffers, hooks, settings, mode,
     device, type and a module that stands in several places stay as they are: torch's own conversion to
     ``SyncBatchNorm`` drops hooks, doubles shared modules and forgets what a subclass computes. The other forms get the
-    parameters, hooks, mode and eps of the layer they replace. A subclass, a lazy layer and a parametrized one are
-    refused.
+    parameters, hooks, mode and eps of the layer they replace.
+
+    Batch norms of other houses are converted where the data confirm what they compute (:func:`normkit.register_norm`):
+    the activation and dropout that timm's or inplace_abn's bring along stay, as children of the same names; a layer
+    with its own names for its state gets torch's, momentum turned round where it weighs the old value, and
+    ``unbiased=False`` where it stores the biased variance; a frozen layer of a detection library becomes a batch norm
+    that :func:`normkit.freeze` holds still. A layer that computes something else, a lazy one and a parametrized one
+    are refused.
 
     With ``to="normkit"`` and an example, a batch norm and the activation after it, or the sum with a shortcut and the
     activation, become one :class:`normkit.BatchNormAct2d` where nobody else sees what is between them. The state keeps
@@ -88,12 +103,21 @@ def convert(
         process_group: for ``sync``; torch's default group if left out.
         fuse: for ``normkit``: False only swaps classes.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
+        inplace: change the given model instead of a copy. Parameters stay the objects that they are, so that an
+            optimizer goes on; if anything is refused, the model is bit for bit as before.
+        tolerance: the largest change of an exact conversion, relative to the largest output: by default 1e-9 where
+            both compute in float64, and ten times the model's own rounding in its own type.
+        compare: ``lambda first, second: ...``, which returns how far two outputs are from each other, for outputs that
+            are sorted or of varying number, as a detector's.
 
     Returns:
-        The record, with the new ``model``. Its parameters are new objects, so that it needs a new optimizer.
+        The record, with the new ``model``. Unless ``inplace``, its parameters are new objects, so that it needs a new
+        optimizer. Of a model in torch.compile's, DataParallel's or DistributedDataParallel's wrapping the model inside
+        is converted, and ``notes`` says so.
 
     Raises:
-        ArgumentError: ``to``, ``groups`` or ``where`` is not as above.
+        ArgumentError: ``to``, ``groups`` or ``where`` is not as above, or the model is a program (a ScriptModule, an
+            exported program).
         SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
@@ -109,27 +133,42 @@ def convert(
         raise ArgumentError(f"to={to!r}; allowed are {', '.join(KINDS)}")
     if groups is not None and to != "group":
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
-    with preserved(model):
-        work = copied(model)
-        job = _Job(model, work, to, where, example, call)
+    given, wrapping = unwrapped(model)
+    norm_layers(given)  # refuses what is no model to be read
+    before = copied(given) if inplace else given
+    work = given if inplace else copied(given)
+    guard: AbstractContextManager[Any] = restored_on_error(given) if inplace else preserved(given)
+    with guard:
+        job = _Job(before, work, to, where, example, call)
         touched, refused = job.convert(Rebuild(to, groups, process_group))
         fusions = job.fuse() if to == "normkit" and fuse and example is not None else Fusions()
         touched += [path for path in fusions.fused if path not in touched]
         refused = {path: reason for path, reason in refused.items() if path not in fusions.fused}
         refuse_if_nothing_is_left("convert", len(touched), refused)
-        change = None if example is None else _measured(model, work, to, example, call)
+        change, judged = (None, ()) if example is None else _measured(before, work, job, tolerance, compare)
     return Conversion(
         operation="convert",
-        model=work,
+        model=model if inplace else work,
         touched=tuple(touched),
         refused=refused,
         largest_change=change,
         measure="" if change is None else "of the output in evaluation, relative to its largest value",
         exactness=_exactness(to),
-        notes=_notes(to, fusions, asked=fuse, measured=example is not None),
+        notes=(
+            *_notes(to, fusions, asked=fuse, measured=example is not None),
+            *job.renamed,
+            *judged,
+            *_of_wrapping(wrapping, inplace),
+        ),
         fused=fusions.fused,
         unfused=fusions.left,
     )
+
+
+def _of_wrapping(words: str, inplace: bool) -> tuple[str, ...]:
+    """Say of a model in a wrapping what the record's paths and model are."""
+    taken = words.partition(";")[0]
+    return () if not words else (f"{taken}, in place; paths are those inside",) if inplace else (words,)
 
 
 def _notes(to: str, fusions: Fusions, *, asked: bool, measured: bool) -> tuple[str, ...]:
@@ -153,19 +192,66 @@ class _Job:
     ) -> None:
         self.model, self.work, self.to, self.where = model, work, to, where
         self.example, self.call = example, call
+        self.renamed: list[str] = []
         self.chosen = {id(layer.module) for layer in norm_layers(work, where)}
         if to == "torch":
             unfuse(work, self.chosen)
 
     def convert(self, rebuild: Rebuild) -> tuple[list[str], dict[str, str]]:
         """Convert the layers; return the paths of those that were, and the reasons for the others."""
-        observed = None if self.example is None else observe(self.work, self.example, self.call)
-        if self.to == "frozen":
-            frozen = freeze(self.work, self.where)
-            return list(frozen.touched), dict(frozen.refused)
+        shapes = {} if self.example is None else observe(self.work, self.example, self.call).inputs
         # By the modules: taking a fusion apart has given them other paths.
-        where = None if self.where is None else lambda layer: id(layer.module) in self.chosen
-        return _convert_all(self.work, self.to, where, observed, rebuild)
+        layers = [layer for layer in norm_layers(self.work) if id(layer.module) in self.chosen]
+        if self.to == "frozen":
+            return self._freeze(layers, shapes, rebuild)
+        touched, refused = [], {}
+        for layer in layers:
+            shape = shapes.get(id(layer.module))
+            reason = _reason_against(layer, self.to, shape) or self._convert(layer, shape, rebuild)
+            if reason is None:
+                touched.append(layer.path)
+            elif self.where is not None or layer.kind in _BATCH_KINDS:
+                refused[layer.path] = reason
+        return touched, refused
+
+    def _freeze(
+        self, layers: list[NormLayer], shapes: Mapping[int, tuple[int, ...]], rebuild: Rebuild
+    ) -> tuple[list[str], dict[str, str]]:
+        """Give frozen layers of other libraries the form of ours, and freeze the rest."""
+        foreign = [layer for layer in layers if layer.form is not None and layer.form.frozen]
+        touched, refused = [], {}
+        for layer in foreign:
+            reason = self._convert(layer, shapes.get(id(layer.module)), replace(rebuild, to="torch"))
+            if reason is None:
+                touched.append(layer.path)
+            else:
+                refused[layer.path] = reason
+        others = {id(layer.module) for layer in layers} - {id(layer.module) for layer in foreign}
+        if others or not foreign:
+            everything = self.where is None and not foreign
+            frozen = freeze(self.work, None if everything else lambda layer: id(layer.module) in others)
+            touched, refused = [*touched, *frozen.touched], refused | dict(frozen.refused)
+        return touched, refused
+
+    def _convert(self, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
+        """Convert one layer; return why not, if so."""
+        if rebuild.to not in ("normkit", "torch", "batch", "sync"):
+            return _put(self.work, layer, rebuilt(layer, shape, rebuild))
+        if _only_the_class_differs(layer):
+            return _swap_class(layer, shape, rebuild)
+        target = _target(rebuild.to, layer, shape)
+        if target is None:
+            return _UNKNOWN
+        reason = _against_sync(layer.module) if target is nn.SyncBatchNorm else None
+        if reason is not None:
+            return reason
+        made = carried(layer, target)
+        if isinstance(made, nn.SyncBatchNorm):
+            made.process_group = rebuild.process_group
+        reason = _put(self.work, layer, made)
+        if reason is None:
+            self.renamed += _renamed(layer)
+        return reason
 
     def fuse(self) -> Fusions:
         """Fuse the chosen norms with what comes after them."""
@@ -175,22 +261,13 @@ class _Job:
         return fuse_activations(self.model, self.work, layers, [self.example, other], self.call)
 
 
-def _convert_all(
-    work: nn.Module, to: str, where: Where, observed: Observed | None, rebuild: Rebuild
-) -> tuple[list[str], dict[str, str]]:
-    """Convert every layer that can be, and say of the others why not."""
-    touched, refused = [], {}
-    for layer in norm_layers(work, where):
-        shape = None if observed is None else observed.inputs.get(id(layer.module))
-        reason = _reason_against(layer, to, shape)
-        if reason is None:
-            swaps = to in ("normkit", "torch", "batch", "sync")
-            reason = _swap_class(layer, shape, rebuild) if swaps else _replace(work, layer, shape, rebuild)
-        if reason is None:
-            touched.append(layer.path)
-        elif where is not None or isinstance(layer.module, _BatchNorm):
-            refused[layer.path] = reason
-    return touched, refused
+def _only_the_class_differs(layer: NormLayer) -> bool:
+    """Say whether a layer keeps its state as torch's batch norms do, so that another class can read it."""
+    form, module = layer.form, layer.module
+    if form is None or not isinstance(module, _BatchNorm) or form.frozen:
+        return False
+    called = all(callable(getattr(module, name, None)) for name in form.tail)
+    return called and replace(form, method="batch", tail=()) == NormForm()
 
 
 def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) -> str | None:
@@ -202,22 +279,33 @@ def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) ->
         return "it is lazy and has no channels yet; run the model once first"
     if layer.parametrized:
         return "its parameters are computed by a parametrization, which the new layer would not have"
-    if not same_family(module):
+    if layer.form is None:
         if isinstance(module, _BatchNorm):
-            return f"{name} is a subclass, and what it adds would be lost"
+            return f"{name} is a subclass, and what it adds would be lost: {layer.unread}"
+        return layer.unread
+    if not layer.form.of_batch:
         return f"a {name} is not one of the batch norms that can become another form"
-    if type(module) is _target(to, layer, shape):
+    if isinstance(module, _BatchNorm) and _is_there_already(module, to, _target(to, layer, shape)):
         return f"it is a {name} already"
     return None
+
+
+def _is_there_already(module: nn.Module, to: str, target: type[nn.Module] | None) -> bool:
+    """Say whether a layer has the wanted form, a subclass of torch's class included."""
+    if target is None or to not in ("normkit", "torch", "batch", "sync"):
+        return False
+    if type(module) in (target, TAILED.get(target)):
+        return getattr(module, "source_class", None) is None or target in OURS.values() or to != "torch"
+    return isinstance(module, target) and not (target in TORCHS.values() and isinstance(module, tuple(OURS.values())))
 
 
 def _target(to: str, layer: NormLayer, shape: tuple[int, ...] | None) -> type[nn.Module] | None:
     """Return the class that a batch norm gets, or None where that cannot be known."""
     if to == "sync":
         return nn.SyncBatchNorm
-    if to == "batch" and type(layer.module) is not nn.SyncBatchNorm:
-        return type(layer.module)
-    dimensions = dimensions_of(layer.module, shape)
+    if to == "batch" and isinstance(layer.module, _BatchNorm) and not isinstance(layer.module, nn.SyncBatchNorm):
+        return next((cls for cls in (*OURS.values(), *TORCHS.values()) if isinstance(layer.module, cls)), None)
+    dimensions = dimensions_of(layer, shape)
     classes = OURS if to == "normkit" else TORCHS if to in ("torch", "batch") else {}
     return None if dimensions is None else classes.get(dimensions)
 
@@ -226,19 +314,53 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     """Give the layer object another class of the family; return why not, if so."""
     module, target = layer.module, _target(rebuild.to, layer, shape)
     if target is None:
-        return "its class does not say how many dimensions its input has; give example="
+        return _UNKNOWN
     if not getattr(module, "unbiased", True) and target not in OURS.values():
         return "it stores the biased variance (unbiased=False), which torch's layers cannot"
     if target is nn.SyncBatchNorm:
         reason = _against_sync(module)
         if reason is not None:
             return reason
+    lost = _lost_methods(type(module), target)
+    if lost:
+        return f"{type(module).__name__} is a subclass, and its methods would be lost: {', '.join(lost)}"
+    source = vars(module).pop("source_class", None)
+    source = source if source is not None or _is_plain(type(module)) else type(module)
+    restored = rebuild.to in ("torch", "batch") and source is not None and issubclass(source, target)
+    tail = layer.form.tail if layer.form is not None and layer.tail else ()
     vars(module).pop("unbiased", None)
     vars(module).pop("process_group", None)
-    module.__class__ = target
+    vars(module).pop("tail_names", None)
+    module.__class__ = source if restored else TAILED[target] if tail else target
+    if tail and not restored:
+        module.tail_names = tail  # type: ignore[assignment]
+    if source is not None and not restored:
+        module.source_class = source  # type: ignore[assignment]
     if isinstance(module, nn.SyncBatchNorm):
         module.process_group = rebuild.process_group
     return None
+
+
+def _lost_methods(cls: type[nn.Module], target: type[nn.Module]) -> list[str]:
+    """Name the public methods of a subclass that somebody may call on the layer."""
+    if _is_plain(cls):
+        return []
+    known = {*dir(target), *dir(nn.SyncBatchNorm)}
+    return [name for name in dir(cls) if name[0] != "_" and name not in known and callable(getattr(cls, name))]
+
+
+def _is_plain(cls: type[nn.Module]) -> bool:
+    """Say whether a class is exactly torch's or ours, so that nothing has to be remembered of it."""
+    known = {*TORCHS.values(), *OURS.values(), nn.SyncBatchNorm}
+    return cls in known or issubclass(cls, Tailed)
+
+
+def _renamed(layer: NormLayer) -> list[str]:
+    """Say which names of the state are others now."""
+    assert layer.form is not None
+    words = (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
+    changed = [f"{old} is {new}" for what, new in words if (old := getattr(layer.form, what)) != new]
+    return [f"names in the state of {layer.path}: {', '.join(changed)} now"] if changed else []
 
 
 def _against_sync(module: nn.Module) -> str | None:
@@ -250,29 +372,33 @@ def _against_sync(module: nn.Module) -> str | None:
     return None
 
 
-def _replace(work: nn.Module, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
-    """Put a newly built layer in the place of another, under all its names; return why not, if so."""
-    new = rebuilt(layer, shape, rebuild)
+def _put(work: nn.Module, layer: NormLayer, new: nn.Module | str) -> str | None:
+    """Put a new layer in the place of another, under all its names; return why not, if so."""
     if isinstance(new, str):
         return new
+    if "" in layer.names:
+        return "it is the model itself, which cannot be replaced in itself; put it into a Sequential"
     for name in layer.names:
-        if name == "":
-            return "it is the model itself, which cannot be replaced in itself; put it into a Sequential"
-        work.set_submodule(name, new)
+        holder, _, own = name.rpartition(".")
+        work.get_submodule(holder)._modules[own] = new
     return None
 
 
-def _measured(model: nn.Module, work: nn.Module, to: str, example: Any, call: Call | None) -> float:
-    """Measure the change of the output in evaluation, on two sizes; refuse an exact conversion that is not.
+def _measured(
+    model: nn.Module, work: nn.Module, job: _Job, tolerance: float | None, compare: Compare | None
+) -> tuple[float, tuple[str, ...]]:
+    """Measure the change of the output in evaluation, and say on what; refuse an exact conversion that is not.
 
     Raises:
         SurgeryError: the function was to be kept and has changed.
     """
-    judge = Judge(copied(model).eval(), example, call)
+    judge = Judge(copied(model).eval(), job.example, job.call, tolerance=tolerance, compare=compare)
     verdict = judge(copied(work).eval())
-    if KINDS[to] == "exact" and verdict.wrong is not None:
-        raise SurgeryError(f"convert: to={to!r} should keep the function, and {verdict.wrong.removeprefix('it ')}")
-    return verdict.change
+    if KINDS[job.to] != "exact":
+        return verdict.change, ()
+    if verdict.wrong is not None:
+        raise SurgeryError(f"convert: to={job.to!r} should keep the function, and {verdict.wrong.removeprefix('it ')}")
+    return verdict.change, (judge.words, str(verdict))
 
 
 def _exactness(to: str) -> Exactness:

@@ -1,11 +1,14 @@
 """Which class stands for which: torch's batch norms, ours, the synchronized one, and the classes that learn anew."""
 
+import re
+
 from torch import nn
 
+from ..anatomy import NormLayer
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..layers.catalog import METHODS
 
-__all__ = ["INSTANCES", "KINDS", "OURS", "TORCHS", "dimensions_of", "family_class", "group_count", "same_family"]
+__all__ = ["INSTANCES", "KINDS", "OURS", "TORCHS", "dimensions_of", "family_class", "group_count"]
 
 # torch's and our class by the number of spatial dimensions; 1 stands for (N, C) and (N, C, L).
 TORCHS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -31,17 +34,22 @@ KINDS = {
 _SMALLEST_GROUP, _MOST_GROUPS = 8, 32
 
 
-def same_family(module: nn.Module) -> bool:
-    """Say whether a module is exactly one of the batch norm classes between which only the class differs."""
-    return type(module) in {*TORCHS.values(), *OURS.values(), nn.SyncBatchNorm}
+def dimensions_of(layer: NormLayer, shape: tuple[int, ...] | None) -> int | None:
+    """Return the number of spatial dimensions; 1 for ``(N, C)`` too.
 
-
-def dimensions_of(module: nn.Module, shape: tuple[int, ...] | None) -> int | None:
-    """Return the number of spatial dimensions, by the class or by a shape seen; 1 for ``(N, C)`` too."""
+    Asked in order: torch's and our classes, a shape that was seen, the shape of the layer's own state, as in
+    ``(1, C, 1, 1)``, and the end of the class's name.
+    """
     for dimensions in TORCHS:
-        if isinstance(module, TORCHS[dimensions] | INSTANCES[dimensions]):
+        if isinstance(layer.module, TORCHS[dimensions] | INSTANCES[dimensions]):
             return dimensions
-    return None if shape is None else max(len(shape) - 2, 1)
+    if shape is not None:
+        return max(len(shape) - 2, 1)
+    state = layer.mean if layer.mean is not None else layer.weight
+    if state is not None and state.ndim > 1 and state.shape[1] == layer.channels:
+        return max(state.ndim - 2, 1)
+    named = re.search(r"([123])d$", type(layer.module).__name__, re.IGNORECASE)
+    return None if named is None else int(named[1])
 
 
 def group_count(channels: int) -> int:

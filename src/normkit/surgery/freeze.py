@@ -8,13 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.evidence import bare_copy, sample_input
 from ..anatomy.frozen import Frozen, frozen_class, thaw
 from ..anatomy.select import Where
 from ..errors import ArgumentError
 from .record import Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
-__all__ = ["freeze", "unfreeze"]
+__all__ = ["freeze", "hold_still", "unfreeze"]
 
 
 def freeze(
@@ -62,10 +63,10 @@ def freeze(
         raise ArgumentError(f"statistics={statistics!r}; allowed are 'running' and 'batch'")
     chosen, refused = [], {}
     for layer in norm_layers(model, where):
-        reason = _reason_against(layer, statistics)
+        reason = _reason_against(layer, statistics, track)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or layer.kind in ("batch", "sync", "unknown"):
+        elif where is not None or layer.kind in ("batch", "sync", "frozen", "unknown"):
             refused[layer.path] = reason
     refuse_if_nothing_is_left("freeze", len(chosen), refused)
     with restored_on_error(model):
@@ -103,6 +104,11 @@ def unfreeze(model: nn.Module, where: Where = None, *, affine: bool = True) -> R
     return Record(operation="unfreeze", model=model, touched=_paths(chosen), refused=refused)
 
 
+def hold_still(module: nn.Module) -> None:
+    """Freeze one layer whole: its stored statistics, its weight and its bias."""
+    _freeze(module, "running", False, False)
+
+
 def _freeze(module: nn.Module, statistics: str, track: bool, affine: bool) -> None:
     if isinstance(module, Frozen):
         _unfreeze(module, affine=True)
@@ -125,27 +131,57 @@ def _unfreeze(module: nn.Module, affine: bool) -> None:
     thaw(module)
 
 
-def _reason_against(layer: NormLayer, statistics: str) -> str | None:
+def _reason_against(layer: NormLayer, statistics: str, track: bool) -> str | None:
     """Say why a layer cannot be frozen, or return None."""
-    module = layer.module
-    if not isinstance(module, _BatchNorm | _InstanceNorm):
-        if layer.kind == "frozen":
-            return "it is a frozen layer of another library already"
+    module, form = layer.module, layer.form
+    if form is not None and form.frozen:
+        return "it is a frozen layer of another library already"
+    if layer.kind == "unknown" or (form is None and not isinstance(module, _BatchNorm | _InstanceNorm)):
+        return layer.unread
+    keeps = isinstance(module, _BatchNorm | _InstanceNorm) or (form is not None and form.of_batch)
+    if not keeps:
         return (
             f"a {type(module).__name__} keeps no running statistics; stop its weight and bias by requires_grad_(False)"
         )
     if layer.lazy:
         return "it is lazy and has no statistics yet; run the model once first"
-    if layer.overridden:
-        return f"{type(module).__name__} has a forward of its own, which need not heed a frozen mode"
+    if form is None:
+        return f"{type(module).__name__} has a forward of its own, which need not heed a frozen mode: {layer.unread}"
     if not layer.tracks:
         return "it keeps no running statistics (track_running_stats is off)"
-    return _reason_against_statistics(module) if statistics == "running" else None
+    reason = _reason_against_statistics(layer) if statistics == "running" else None
+    return reason or (_reason_against_modes(layer, statistics, track) if layer.overridden else None)
 
 
-def _reason_against_statistics(module: nn.Module) -> str | None:
+def _reason_against_modes(layer: NormLayer, statistics: str, track: bool) -> str | None:
+    """Freeze a copy of a layer of another house, train it for a step, and say what it did not heed."""
+    name = type(layer.module).__name__
+    if track:
+        return f"a {name} is of another house: only torch's and our own go on tracking once frozen"
+    assert layer.form is not None
+    work = bare_copy(layer.module)
+    x = sample_input(work, layer.form)
+    if x is None or isinstance(work, nn.SyncBatchNorm):
+        return None if isinstance(work, nn.SyncBatchNorm) and statistics == "running" else f"a {name} cannot be tried"
+    _freeze(work, statistics, track, affine=False)
+    before = [
+        tensor.clone()
+        for tensor in (layer.form.tensor(work, "mean"), layer.form.tensor(work, "var"))
+        if tensor is not None
+    ]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        work.train()(x)
+    after = [
+        tensor for tensor in (layer.form.tensor(work, "mean"), layer.form.tensor(work, "var")) if tensor is not None
+    ]
+    if all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):
+        return None
+    return f"{name} has a forward of its own, which does not heed a frozen mode"
+
+
+def _reason_against_statistics(layer: NormLayer) -> str | None:
     """Say what is wrong with the stored statistics, or return None."""
-    mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
+    mean, variance = layer.mean, layer.var
     assert mean is not None
     assert variance is not None
     if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()) or (variance < 0).any():

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..anatomy import Call, NormLayer, norm_layers
 from ..anatomy.frozen import is_frozen
@@ -73,7 +71,9 @@ def recalibrate(
     variance between batches included; ``torch.optim.swa_utils.update_bn`` averages batches of any size alike and
     leaves that term out. A layer with ``unbiased=False`` gets the divisor n. ``num_batches_tracked`` becomes the number
     of batches where it was smaller. An instance norm that keeps running statistics gets the average of its samples'
-    means and of their unbiased variances.
+    means and of their unbiased variances. Layers of other houses are taken where the data confirm how they are read
+    (:func:`normkit.register_norm`), the frozen ones of detection libraries among them: those have no other way to new
+    statistics.
 
     Args:
         model: changed in place: only the statistics of the chosen layers.
@@ -188,48 +188,48 @@ def _choose(
         reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or layer.tracks or isinstance(layer.module, _BatchNorm):
+        elif where is not None or layer.tracks or layer.kind in ("batch", "sync", "unknown"):
             refused[layer.path] = reason
     return chosen, refused
 
 
 def _reason_against(layer: NormLayer, include_frozen: bool, layerwise: bool) -> str | None:
-    module = layer.module
-    if not isinstance(module, (_BatchNorm, _InstanceNorm, *_RELATIVES)):
-        ways = "averages in a way of its own" if layer.tracks else "keeps no statistics of the population"
-        return f"a {type(module).__name__} {ways}"
-    if isinstance(module, _RENORMS) and not layerwise:
-        return f"a {type(module).__name__} trains with its running statistics; say layerwise=True"
+    module, name, form = layer.module, type(layer.module).__name__, layer.form
     if layer.lazy:
         return "it is lazy and has no channels yet; run the model once first"
+    if form is None:
+        return layer.unread
+    if not (form.of_batch or form.method == "instance" or isinstance(module, _RELATIVES)):
+        ways = "averages in a way of its own" if layer.tracks else "keeps no statistics of the population"
+        return f"a {name} {ways}"
+    if isinstance(module, _RENORMS) and not layerwise:
+        return f"a {name} trains with its running statistics; say layerwise=True"
     if not layer.tracks:
         return "it keeps no running statistics (track_running_stats is off)"
-    if is_frozen(layer.module) and not include_frozen:
+    if is_frozen(module) and not include_frozen:
         return "it is frozen; unfreeze it, or say include_frozen=True"
     return None
 
 
 def _write(layer: NormLayer, seen: Seen) -> float:
     """Write the statistics; return the largest shift of a mean in standard deviations."""
-    norm, moments = layer.module, seen.moments[layer.path]
-    mean, variance, counter = (norm._buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked"))
+    moments, mean, variance = seen.moments[layer.path], layer.mean, layer.var
     assert mean is not None
     assert variance is not None
-    measured = moments.variance(unbiased=bool(getattr(norm, "unbiased", True)))
-    eps: Any = norm.eps
-    shift = (mean.detach().double().cpu() - moments.mean) / (measured + float(eps)).sqrt()
+    measured = moments.variance(unbiased=layer.unbiased)
+    shift = (mean.detach().double().cpu().flatten() - moments.mean) / (measured + layer.eps).sqrt()
     with torch.no_grad():
         _fill(layer, mean, moments.mean)
         _fill(layer, variance, measured)
-        if counter is not None:
-            counter.fill_(max(seen.batches, seen.counters[layer.path]))
+        if layer.counter is not None:
+            layer.counter.fill_(max(seen.batches, seen.counters[layer.path]))
     change = shift.abs().max().item()
     return math.inf if math.isnan(change) else change
 
 
 def _fill(layer: NormLayer, buffer: Tensor, values: Tensor) -> None:
     """Write float64 values into a buffer of any type, or say that its type has no room for them."""
-    rounded = values.to(buffer.dtype)
+    rounded = values.to(buffer.dtype).view(buffer.shape)
     if not torch.isfinite(rounded).all():
         raise SurgeryError(
             f"recalibrate: the statistics of {layer} reach {values.abs().max():.3g}, which {buffer.dtype} cannot hold"

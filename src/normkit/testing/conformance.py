@@ -103,6 +103,8 @@ def _choose(subject: Subject) -> tuple[dict[str, Check], dict[str, str]]:
         checks["single value"] = state.check_single_value
     if subject.method == "masked":
         checks["padding"] = forward.check_padding
+    if subject.tail:
+        skipped["what comes after"] = f"the {subject.tail} of the layer was taken off: the contract is of the rest"
     skipped |= {name: reason for name, reason in contract.skipped.items() if name in checks}
     return {name: check for name, check in checks.items() if name not in skipped}, skipped
 

@@ -81,6 +81,11 @@ def _variants(subject: Subject, module: nn.Module, x: Array) -> Iterator[tuple[s
         if other and other != axes:
             mean, var = x.mean(axis=other, keepdims=True), x.var(axis=other, keepdims=True)
             yield words, _affine(module, (x - mean) / np.sqrt(var + eps))
+    if subject.method == "batch" and subject.keeps_statistics:
+        yield (
+            "normalizes with what it stores in training too, as a frozen layer does",
+            subject.predict(module, torch.from_numpy(x)),
+        )
     if subject.method == "group":
         yield "takes every G-th channel into a group instead of neighbours", _interleaved(subject, module, x, eps)
 

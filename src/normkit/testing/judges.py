@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..reference.arrays import Array
+from .reading import held
 
 if TYPE_CHECKING:
     from .subject import Subject
@@ -80,8 +81,8 @@ class Case:
 
 def parameter(module: nn.Module, name: str) -> Array | None:
     """Return a parameter's or buffer's values, or None where the layer has none."""
-    value = getattr(module, name, None)
-    return value.detach().double().numpy() if isinstance(value, Tensor) else None
+    value = held(module, name)
+    return None if value is None else value.detach().double().numpy()
 
 
 def _affine(output: Array, found: Any) -> Judgement:

@@ -12,6 +12,7 @@ from torch.autograd.gradcheck import GradcheckError
 from .. import reference
 from ..reference.arrays import Array
 from .forward import distance, recognise
+from .reading import form_of, held
 from .report import Finding
 from .subject import Subject
 
@@ -27,7 +28,9 @@ def check_gradients(subject: Subject) -> Iterator[Finding]:
     judge = subject.judge(module, x, dy)
     extra = [value.requires_grad_(value.is_floating_point()) for value in subject.company(x.detach())]
     y = module(x, *extra)
-    wanted = {"input": x, **{name: value for name, value in module.named_parameters() if name in ("weight", "bias")}}
+    form = form_of(module)
+    own = {name: module._parameters.get(getattr(form, name)) for name in ("weight", "bias")}
+    wanted = {"input": x, **{name: value for name, value in own.items() if value is not None}}
     wanted |= dict(zip(["style"], (value for value in extra if value.requires_grad), strict=False))
     found: tuple[Tensor | None, ...] = torch.autograd.grad(y, list(wanted.values()), dy, allow_unused=True)
     expected = {"input": judge.dx, "weight": judge.dweight, "bias": judge.dbias, "style": judge.dstyle}
@@ -38,6 +41,8 @@ def check_gradients(subject: Subject) -> Iterator[Finding]:
         if gradient is None:
             yield Finding(check="gradients", problem="there is none.", convention=f"gives the {name} no gradient")
             continue
+        if name in own and gradient.numel() == target.size:
+            gradient = gradient.reshape(target.shape)
         gap = distance(gradient.double().numpy(), target)
         if gap > _CLOSE:
             words = recognise(gradient.double().numpy(), _variants(subject, module, x, dy)) if name == "input" else ""
@@ -53,7 +58,7 @@ def _variants(subject: Subject, module: nn.Module, x: Tensor, dy: Tensor) -> Ite
     given, axes = x.detach().double().numpy(), (0, *range(2, x.dim()))
     step = reference.batch_norm(given, eps=subject.eps(module))
     broadcast = (1, -1, *(1 for _ in range(2, x.dim())))
-    weight = getattr(module, "weight", None)
+    weight = held(module, "weight")
     scale = step.rstd if weight is None else step.rstd * weight.detach().double().numpy()
     g, s = dy.double().numpy(), scale.reshape(broadcast)
     mean, along = g.mean(axis=axes, keepdims=True), step.xhat * (g * step.xhat).mean(axis=axes, keepdims=True)
@@ -92,7 +97,8 @@ def check_running_update(subject: Subject) -> Iterator[Finding]:
     module, x = subject.build(), subject.input()
     start = {name: value.double().numpy().copy() for name, value in subject.stores(module).items()}
     subject.call(module, x)
-    value = getattr(module, "momentum", 0.1)
+    named = form_of(module).momentum
+    value = getattr(module, named, 0.1) if isinstance(named, str) else named
     rate = 1.0 if value is None else float(value)
     target = _updates(subject, module, x)
     wanted = "unbiased" if getattr(module, "unbiased", True) else "biased"
@@ -156,12 +162,13 @@ def _update_variants(start: Array, target: dict[str, Array], name: str, rate: fl
 def check_counter(subject: Subject) -> Iterator[Finding]:
     """The counter of batches advances by one with each training step."""
     module = subject.build()
-    counter = getattr(module, "num_batches_tracked", None)
-    if not isinstance(counter, Tensor):
+    counter = held(module, "num_batches_tracked")
+    if counter is None:
         return
     before = int(counter)
     subject.call(module, subject.input())
-    advanced = int(module.get_buffer("num_batches_tracked")) - before
+    now = held(module, "num_batches_tracked")
+    advanced = (before if now is None else int(now)) - before
     if advanced != 1:
         words = "does not count its batches" if advanced == 0 else "counts a batch more than once"
         yield Finding(check="counter", problem=f"one step advanced it by {advanced}.", convention=words)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..reference.arrays import Array
 from .contracts import CONTRACTS, Contract
 from .judges import Case, Judgement
+from .reading import form_of, held, tail_of, without_tail
 
 __all__ = ["Subject"]
 
@@ -33,15 +34,22 @@ class Subject:
 
     def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """Return a fresh layer in training mode whose weight and bias differ between channels."""
-        made = copy.deepcopy(self.source) if isinstance(self.source, nn.Module) else self.source(self.channels)
-        made = made.to(dtype).train()
+        made = without_tail(self._make().to(dtype).train())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name in ("weight", "bias"):
-                value = getattr(made, name, None)
-                if isinstance(value, Tensor):
+                value = held(made, name)
+                if value is not None:
                     value.copy_(torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5)
         return made
+
+    def _make(self) -> nn.Module:
+        return copy.deepcopy(self.source) if isinstance(self.source, nn.Module) else self.source(self.channels)
+
+    @property
+    def tail(self) -> str:
+        """Name what the layer calls after it normalized; it is taken off, since the contract is of the rest."""
+        return " and ".join(type(module).__name__ for module in tail_of(self._make()))
 
     def shape(self, samples: int = 5) -> tuple[int, ...]:
         """Return the shape of an input: few samples, odd numbers of positions."""
@@ -66,11 +74,12 @@ class Subject:
     def keeps_statistics(self) -> bool:
         """Tell whether the layer has running statistics to examine."""
         module = self.build()
-        return all(isinstance(getattr(module, name, None), Tensor) for name in self.contract.stored)
+        return all(held(module, name) is not None for name in self.contract.stored)
 
     def eps(self, module: nn.Module) -> float:
         """Return the layer's eps; where it names none, torch's."""
-        value = getattr(module, "eps", None)
+        name = form_of(module).eps
+        value = getattr(module, name, None) if isinstance(name, str) else name
         if isinstance(value, int | float):
             return float(value)
         return float(np.finfo(np.float64).eps) if self.method == "rms" else 1e-5
@@ -105,4 +114,5 @@ class Subject:
 
     def stores(self, module: nn.Module) -> dict[str, Tensor]:
         """Return the running statistics of a layer by name."""
-        return {name: module.get_buffer(name) for name in self.contract.stored}
+        found = {name: held(module, name) for name in self.contract.stored}
+        return {name: value for name, value in found.items() if value is not None}

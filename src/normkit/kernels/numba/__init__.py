@@ -1,0 +1,1 @@
+"""CPU kernels: explicit vectors, compiled by Numba, on torch's own threads."""

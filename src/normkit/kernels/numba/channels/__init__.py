@@ -1,0 +1,1 @@
+"""Statistics per channel on a CPU: batch norm in both memory layouts."""

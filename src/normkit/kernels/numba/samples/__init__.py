@@ -1,0 +1,1 @@
+"""Statistics per sample on a CPU: layer, RMS, group and instance norm."""

@@ -1,0 +1,1 @@
+"""Normalization in torch operations, in float64: what serves every call that no kernel does."""

@@ -1,0 +1,1 @@
+"""Statistics per sample on a GPU: layer, RMS, group and instance norm."""
