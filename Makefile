@@ -10,13 +10,17 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test check clean
+.PHONY: demo test fuzz check clean
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
 
 test: .venv/test.done
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+
+# Every norm against float64 and exact rationals on other inputs each time, for some minutes.
+fuzz: .venv/test.done
+	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=fuzz tests/differential $(PYTEST)
 
 check: .venv/check.done
 	$(BIN)/ruff check .

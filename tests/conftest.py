@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # The same examples every run, and no time limit: a busy machine fails no property.
-settings.register_profile("normkit", deadline=None, derandomize=True)
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("normkit", unhurried, derandomize=True)
+# What `make fuzz` runs: other examples each time, and many.
+settings.register_profile("fuzz", unhurried, max_examples=2000, print_blob=True)
 settings.load_profile("normkit")
 
 

@@ -4,6 +4,8 @@ import torch
 
 # Units in the last place of max(1, |y|): what one result may lose. Promised for mean/std up to 1e4.
 FORWARD_ULP = 4
+# Of float64 itself, against exact numbers: sums, root and products each round, and no wider type takes them.
+FORWARD_ULP_FLOAT64 = 8
 
 # Relative to the largest magnitude of the compared tensor. Gradients sum over a channel, and the sums of a random
 # cotangent cancel, so they get a few more roundings than the forward.
