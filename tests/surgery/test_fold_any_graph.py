@@ -377,3 +377,21 @@ def test_pair_behind_a_dead_output_is_judged_at_its_own_place(monkeypatch):
     assert folded(nn.Sequential(model[0])).touched == ("0.bn",)
     monkeypatch.setattr(module, "absorb_after", wrong)
     assert "both are computed in float64" in against(model)
+
+
+class LikeLevit(nn.Module):
+    """A norm over positions and samples together, as LeViT has it; what lends its shape is no consumer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.bn = nn.Linear(5, 7), nn.BatchNorm1d(7)
+
+    def forward(self, x):
+        y = self.linear(x.flatten(1, 2))
+        return self.bn(y.flatten(0, 1)).reshape_as(y)
+
+
+def test_tensor_that_only_lends_its_shape_has_no_consumer_there():
+    record = folded(ready(LikeLevit()))
+    assert record.into == {"bn": "linear"}
+    assert record.known_from == {"bn": ""}

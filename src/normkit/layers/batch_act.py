@@ -58,9 +58,10 @@ class _BatchNormAct(nn.Module):
 
     def _own_the_parts(self) -> None:
         """Have the part's tensors under the layer's own names: the same objects, listed once."""
-        for own, parts in ((self._parameters, self.norm._parameters), (self._buffers, self.norm._buffers)):
-            own.clear()
-            own.update(parts)
+        self._parameters.clear()
+        self._parameters.update(self.norm._parameters)
+        self._buffers.clear()
+        self._buffers.update(self.norm._buffers)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert once and share: torch makes a new buffer of each one it meets."""

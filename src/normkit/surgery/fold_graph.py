@@ -85,7 +85,8 @@ class Finder:
 
         A norm behind a folded norm has the neighbour that the folded one had.
         """
-        self._folded, pairs, refused = set(), [], {}
+        pairs: list[Pair] = []
+        self._folded = set()
         waiting = [layer for layer in self.layers if layer.path in wanted]
         while True:
             found = {layer.path: self._pair(layer, excluded) for layer in waiting}
@@ -169,11 +170,12 @@ class Finder:
         spread = (spread_after if after else spread_before)(affine, channels)
         if isinstance(spread, str):
             return f"{path}: {spread}"
-        way: Way | str = Way()
+        way = Way()
         if not is_torchs(module):
-            way = way_into(module, spread, self.runs[0].given.get(id(module)), after=after)
-            if isinstance(way, str):
-                return f"{path} ({type(module).__name__}) has a forward of its own: {way}"
+            found_way = way_into(module, spread, self.runs[0].given.get(id(module)), after=after)
+            if isinstance(found_way, str):
+                return f"{path} ({type(module).__name__}) has a forward of its own: {found_way}"
+            way = found_way
         elif not after and spread.shift.any() and not _sees_all_taps(module):
             return (
                 f"{path} pads with zeros, which the norm's shift does not reach, "

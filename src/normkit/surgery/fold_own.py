@@ -131,7 +131,7 @@ def plain_convolution(layer: nn.Module, given: Tensor) -> nn.Module:
     cls = _CONVOLUTIONS.get(given.ndim)
     if transposed or cls is None:
         raise SurgeryError("it is not one convolution of its input")
-    made = cls(
+    made: nn.Module = cls(
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),
@@ -145,9 +145,9 @@ def plain_convolution(layer: nn.Module, given: Tensor) -> nn.Module:
     )
     own = layer._parameters.get("weight")
     with torch.no_grad():
-        made.weight.copy_(weight)
+        made.get_parameter("weight").copy_(weight)
         if bias is not None:
-            made.bias.copy_(bias)
+            made.get_parameter("bias").copy_(bias)
     return made.requires_grad_(own is not None and own.requires_grad).train(layer.training)
 
 
