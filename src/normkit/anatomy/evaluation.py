@@ -63,14 +63,13 @@ def affine_in_evaluation(layer: NormLayer) -> Affine | str:
 
 
 def _per_channel(layer: NormLayer) -> Affine | None:
-    mean, variance, form = layer.mean, layer.var, layer.form
-    if mean is None or variance is None or form is None:
+    mean, variance = layer.mean, layer.var
+    if mean is None or variance is None:
         return None
     scale = (_flat(variance) + layer.eps).rsqrt()
-    if layer.weight is not None:
-        weight = _flat(layer.weight)
-        scale = scale * (weight if form.weight_is == "weight" else 1 + weight if form.weight_is == "1 + weight"
-                         else weight.abs() + layer.eps)  # fmt: skip
+    weight = layer.effective_weight
+    if weight is not None:
+        scale = scale * _flat(weight)
     shift = -_flat(mean) * scale
     return Affine(scale, shift if layer.bias is None else shift + _flat(layer.bias))
 

@@ -7,7 +7,9 @@ stored after one training step are compared with the formula. The layer itself i
 
 import copy
 import math
+import warnings
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -83,13 +85,26 @@ def _examine(module: nn.Module) -> Evidence:
     if "forward" in vars(module):
         return Evidence(None, "its forward was replaced on the object, so that nothing is known of what it computes")
     reason = ""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+    with _quietly():
         for form in (first, *forms):
             found = _tried(module, form)
             if isinstance(found, NormForm):
                 return Evidence(found)
             reason = reason or found
     return Evidence(None, reason)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Run code of any house without gradients, autocast, the random numbers of others, and warnings."""
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        torch.autocast("cpu", enabled=False),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -245,11 +260,10 @@ def _expected(work: nn.Module, form: NormForm, x: Tensor, *, training: bool = Fa
         axes = {"last": (-1,), "channels": (1,), "sample": sample}[form.over]
         rms = form.method == "rms"
         normalized = x / (x.square().mean(axes, keepdim=True) + eps).sqrt() if rms else _standardized(x, axes, eps)
-    weight, bias = form.tensor(work, "weight"), form.tensor(work, "bias")
+    weight, bias = form.multiplier(work), form.tensor(work, "bias")
     along = -1 if form.method in ("layer", "rms") and form.over == "last" else 1
     if weight is not None:
-        w = {"weight": weight, "1 + weight": 1 + weight, "|weight| + eps": weight.abs() + eps}[form.weight_is]
-        normalized = normalized * _wide(w, x, along)
+        normalized = normalized * _wide(weight, x, along)
     if bias is not None:
         normalized = normalized + _wide(bias, x, along)
     for module in form.tail_of(work):

@@ -64,6 +64,13 @@ class NormForm:
         value = getattr(module, getattr(self, what), None)
         return value if isinstance(value, Tensor) else None
 
+    def multiplier(self, module: nn.Module) -> Tensor | None:
+        """Return what the normalized value is multiplied by, or None."""
+        weight = self.tensor(module, "weight")
+        if weight is None or self.weight_is == "weight":
+            return weight
+        return 1 + weight if self.weight_is == "1 + weight" else weight.abs() + self.eps_of(module)
+
     def eps_of(self, module: nn.Module) -> float:
         """Return eps; 0 where the layer has none."""
         value = getattr(module, self.eps, None) if isinstance(self.eps, str) else self.eps

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .evidence import Evidence, examined
 from .forms import NormForm, known_form
 from .frozen import Frozen
@@ -15,6 +17,8 @@ from .select import Where, select
 from .tails import Tailed
 
 __all__ = ["NormLayer", "norm_layers"]
+
+_HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 _HOOKS = (
     "_forward_hooks",
@@ -71,8 +75,13 @@ class NormLayer:
 
     @property
     def weight(self) -> Tensor | None:
-        """What the normalized value is multiplied by, in the layer's own shape and under whatever name it has."""
+        """The layer's weight, in its own shape and under whatever name it has."""
         return None if self.form is None else self.form.tensor(self.module, "weight")
+
+    @property
+    def effective_weight(self) -> Tensor | None:
+        """What the normalized value is multiplied by, computed where the layer computes it: ``1 + weight``, ..."""
+        return None if self.form is None else self.form.multiplier(self.module)
 
     @property
     def bias(self) -> Tensor | None:
@@ -143,6 +152,10 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[nn.Module, str, Evidence]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # without a norm in it, or refused above
+        if isinstance(module, _HOLDERS):
+            continue  # what normalizes is the part they hold
         if id(module) not in names:
             read = _read(module)
             if read is None:
@@ -166,7 +179,7 @@ def _read(module: nn.Module) -> tuple[str, Evidence] | None:
     if known is not None:
         return known.method, evidence
     pairs = (("running_mean", "running_var"), ("moving_mean", "moving_var"), ("moving_mean", "moving_variance"))
-    return ("unknown", evidence) if any(module._buffers.keys() >= set(pair) for pair in pairs) else None
+    return ("unknown", evidence) if any(set(module._buffers.keys()) >= set(pair) for pair in pairs) else None
 
 
 def _describe(module: nn.Module, kind: str, evidence: Evidence, names: list[str]) -> NormLayer:

@@ -24,7 +24,7 @@ def refuse_programs(model: Any) -> None:
     if not isinstance(model, nn.Module):
         if isinstance(model, torch.export.ExportedProgram):
             raise ArgumentError(f"the model is an exported program, whose layers have become operators; {_INSTEAD}")
-        raise ArgumentError(f"the model is a {type(model).__name__}; a torch.nn.Module is needed")
+        raise ArgumentError(f"the model is of type {type(model).__name__}; a torch.nn.Module is needed")
     for path, module in model.named_modules():
         where = f"{path} in the model" if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):

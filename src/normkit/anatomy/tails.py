@@ -118,10 +118,10 @@ class Tailed(nn.Module):
 
 def _tailed() -> dict[type[nn.Module], type[Tailed]]:
     """Build the class with a tail of every class that a conversion can end in, under names that pickle finds."""
-    torchs = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm)
-    torchs += (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # type: ignore[assignment]
+    torchs: list[type[nn.Module]] = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm]
+    torchs += [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]
     ours = [cls for row in METHODS if row.name in ("batch", "renorm", "ghost") for cls in row.layers.values()]
-    made = {}
+    made: dict[type[nn.Module], type[Tailed]] = {}
     for prefix, classes in (("TorchTailed", torchs), ("Tailed", ours)):
         for cls in dict.fromkeys(classes):
             name = f"{prefix}{cls.__name__}"

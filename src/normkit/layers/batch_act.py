@@ -2,10 +2,15 @@
 
 The layer *holds* a batch norm and is not one: a tool that swaps every batch norm it finds, such as torch's conversion
 to SyncBatchNorm, swaps the part and cannot lose the activation.
+
+The part's parameters and buffers are the layer's own too, the same objects under a bare batch norm's names. So there is
+one set of names: whoever lists parameters, saves a state, calls the model with a state or exports it sees ``weight``.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ..functional import checks
@@ -16,6 +21,7 @@ from .tracing import Unscriptable
 __all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
 
 _HELD = "norm."
+_COUNTER = "num_batches_tracked"
 
 
 class _BatchNormAct(Unscriptable):
@@ -39,8 +45,30 @@ class _BatchNormAct(Unscriptable):
         self.activation = activation
         self.inplace = inplace
         self.norm = self._part(num_features, *settings, **named)
-        self.register_state_dict_post_hook(_drop_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
+        self.register_state_dict_post_hook(_leave_out_the_part)
+        self.register_load_state_dict_pre_hook(_give_to_the_part)
+        self.register_load_state_dict_post_hook(_own_what_was_loaded)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take over a new part's tensors; hand a new tensor on to the part."""
+        super().__setattr__(name, value)
+        if name == "norm":
+            self._own_the_parts()
+        elif name in self._parameters or name in self._buffers:
+            setattr(self.norm, name, value)
+
+    def _own_the_parts(self) -> None:
+        """Have the part's tensors under the layer's own names: the same objects, listed once."""
+        self._parameters.clear()
+        self._parameters.update(self.norm._parameters)
+        self._buffers.clear()
+        self._buffers.update(self.norm._buffers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert once and share: torch makes a new buffer of each one it meets."""
+        super()._apply(fn, recurse)
+        self._own_the_parts()
+        return self
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return ``activation(norm(input) + residual)``."""
@@ -63,17 +91,27 @@ def _is_hooked(module: nn.Module) -> bool:
     )
 
 
-def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
-    """Name the state as a bare batch norm's."""
+def _leave_out_the_part(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
+    """Name the state as a bare batch norm's, with the values of the part, which is what runs."""
     for key in [key for key in state if key.startswith(prefix + _HELD)]:
         state[prefix + key[len(prefix + _HELD) :]] = state.pop(key)
 
 
-def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take the state of a bare batch norm for the part."""
-    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+def _give_to_the_part(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+    """Take the state of a bare batch norm for the part too."""
+    counter = module._buffers.get(_COUNTER)
+    if metadata.get("version", 1) < 2 and counter is not None and prefix + _COUNTER not in state:
+        # As torch's batch norm does with a state of before torch 0.4.1, or a plain dict.
+        state[prefix + _COUNTER] = torch.tensor(0) if counter.is_meta else counter
+    for name in (*module._parameters, *module._buffers):
         if prefix + name in state:
-            state[prefix + _HELD + name] = state.pop(prefix + name)
+            state[prefix + _HELD + name] = state[prefix + name]
+
+
+def _own_what_was_loaded(module: nn.Module, _incompatible: Any) -> None:
+    """Loading with ``assign=True`` gives the part objects of its own."""
+    assert isinstance(module, _BatchNormAct)
+    module._own_the_parts()
 
 
 class BatchNormAct1d(_BatchNormAct):

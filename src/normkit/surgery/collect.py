@@ -163,7 +163,7 @@ def _as_in_training(layer: NormLayer) -> Callable[..., Tensor]:
 
     def normalize(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
         values: Tensor = args[0] if args else next(iter(kwargs.values()))
-        weight, bias = (None if tensor is None else tensor.flatten() for tensor in (layer.weight, layer.bias))
+        weight, bias = (None if tensor is None else tensor.flatten() for tensor in (layer.effective_weight, layer.bias))
         normalized = functional.batch_norm(values, None, None, weight, bias, training=True, eps=layer.eps)
         for step in layer.tail:
             normalized = step(normalized)

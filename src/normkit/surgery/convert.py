@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, unwrapped
-from ..anatomy.frozen import is_frozen
+from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
@@ -158,11 +158,17 @@ def convert(
             *_notes(to, fusions, asked=fuse, measured=example is not None),
             *job.renamed,
             *judged,
-            *([wrapping] if wrapping and not inplace else []),
+            *_of_wrapping(wrapping, inplace),
         ),
         fused=fusions.fused,
         unfused=fusions.left,
     )
+
+
+def _of_wrapping(words: str, inplace: bool) -> tuple[str, ...]:
+    """Say of a model in a wrapping what the record's paths and model are."""
+    taken = words.partition(";")[0]
+    return () if not words else (f"{taken}, in place; paths are those inside",) if inplace else (words,)
 
 
 def _notes(to: str, fusions: Fusions, *, asked: bool, measured: bool) -> tuple[str, ...]:
@@ -231,6 +237,8 @@ class _Job:
         """Convert one layer; return why not, if so."""
         if rebuild.to not in ("normkit", "torch", "batch", "sync"):
             return _put(self.work, layer, rebuilt(layer, shape, rebuild))
+        if isinstance(layer.module, Frozen):
+            return _swap_below(layer.module, layer, shape, rebuild)
         if _only_the_class_differs(layer):
             return _swap_class(layer, shape, rebuild)
         target = _target(rebuild.to, layer, shape)
@@ -267,7 +275,7 @@ def _only_the_class_differs(layer: NormLayer) -> bool:
 def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) -> str | None:
     """Say what in the layer itself stands against any conversion, or return None."""
     module, name = layer.module, type(layer.module).__name__
-    if is_frozen(module):
+    if is_frozen(module) and not (to in ("normkit", "torch", "batch", "sync") and _only_the_class_differs(layer)):
         return "it is frozen; normkit.unfreeze it first"
     if layer.lazy:
         return "it is lazy and has no channels yet; run the model once first"
@@ -320,7 +328,7 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
         return f"{type(module).__name__} is a subclass, and its methods would be lost: {', '.join(lost)}"
     source = vars(module).pop("source_class", None)
     source = source if source is not None or _is_plain(type(module)) else type(module)
-    restored = rebuild.to == "torch" and source is not None and issubclass(source, target)
+    restored = rebuild.to in ("torch", "batch") and source is not None and issubclass(source, target)
     tail = layer.form.tail if layer.form is not None and layer.tail else ()
     vars(module).pop("unbiased", None)
     vars(module).pop("process_group", None)
@@ -335,12 +343,23 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     return None
 
 
+def _swap_below(module: Frozen, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
+    """Give a frozen layer another class below its frozen one; it stays frozen as it is."""
+    own: nn.Module = module
+    kept = (module.frozen_statistics, module.frozen_track, module.frozen_parameters)
+    thaw(module)
+    reason = _swap_class(layer, shape, rebuild)
+    own.__class__ = frozen_class(type(own))
+    module.frozen_statistics, module.frozen_track, module.frozen_parameters = kept
+    return reason
+
+
 def _lost_methods(cls: type[nn.Module], target: type[nn.Module]) -> list[str]:
     """Name the public methods of a subclass that somebody may call on the layer."""
     if _is_plain(cls):
         return []
-    public = (name for name in dir(cls) if not name.startswith("_") and not hasattr(target, name))
-    return [name for name in public if callable(getattr(cls, name))]
+    known = {*dir(target), *dir(nn.SyncBatchNorm)}
+    return [name for name in dir(cls) if name[0] != "_" and name not in known and callable(getattr(cls, name))]
 
 
 def _is_plain(cls: type[nn.Module]) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..anatomy import NormLayer
 from ..anatomy.tails import TAILED, Tailed, tail_modules
@@ -102,15 +102,12 @@ def rebuilt(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -
 
 def _parameter(layer: NormLayer, name: str) -> nn.Parameter | None:
     """Return a weight or bias of shape ``(C,)``: the layer's own object, or a new one with what it computes with."""
-    assert layer.form is not None
-    value: Tensor | None = getattr(layer, name)
-    plain = name == "bias" or layer.form.weight_is == "weight"
-    if value is None or (isinstance(value, nn.Parameter) and value.ndim == 1 and plain):
+    value = layer.effective_weight if name == "weight" else layer.bias
+    if value is None or (isinstance(value, nn.Parameter) and value.ndim == 1):
         return value
-    flat = value.detach().flatten()
-    if not plain:
-        flat = 1 + flat if layer.form.weight_is == "1 + weight" else flat.abs() + layer.eps
-    return nn.Parameter(flat, requires_grad=value.requires_grad or not isinstance(value, nn.Parameter))
+    held = layer.weight if name == "weight" else layer.bias
+    learns = value.requires_grad or not isinstance(held, nn.Parameter)
+    return nn.Parameter(value.detach().flatten(), requires_grad=learns)
 
 
 def _with_tail(new: nn.Module, layer: NormLayer) -> nn.Module:

@@ -4,24 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..anatomy import Call, NormLayer, norm_layers, preserved
+from ..anatomy import Call, norm_layers, preserved, refuse_programs, unwrapped
 from ..anatomy.select import Where
-from ..errors import SurgeryError
-from .fold_arithmetic import Linear, absorb_after, absorb_before, affine_of
-from .fold_graph import Pair, find_pairs, trace
-from .observe import observe
+from .fold_build import Folder
+from .fold_graph import Finder, Pair
 from .record import Record, refuse_if_nothing_is_left
 from .transaction import copied
-from .verify import Judge
+from .verify import Compare, Judge, Verdict
 
 __all__ = ["Folding", "fold"]
-
-# How far a folded model may be from its original in float64, relative to the largest output. In the narrow types the
-# folded weight is rounded once more than the two it replaces.
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +23,14 @@ class Folding(Record):
 
     Attributes:
         into: by the path of each folded norm, the path of the layer that now does its work.
+        known_from: by the path of each folded norm, the block whose traced code shows that the two stand together:
+            ``""`` is the whole model, None says that only the recorded runs show it.
+        verdict: how far the folded model is from the given one, in float64 and in its own type.
     """
 
     into: Mapping[str, str] = field(default_factory=dict)
+    known_from: Mapping[str, str | None] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 def fold(
@@ -42,6 +40,7 @@ def fold(
     where: Where = None,
     call: Call | None = None,
     tolerance: float | None = None,
+    compare: Compare | None = None,
 ) -> Folding:
     """Absorb batch norms into the convolution, transposed convolution or linear layer before or after them.
 
@@ -50,26 +49,38 @@ def fold(
         before:  norm(W x + b)  = (scale W) x + (scale b + shift)
         after:   W norm(x) + b  = (W scale) x + (W shift + b)
 
-    The pairs are found on the traced graph, never by the order of the modules. What cannot be folded exactly is left as
-    it is, with the reason: a layer called twice or whose output goes elsewhere too, a norm in training mode, a subclass
-    with its own forward, hooks, shared or parametrized weights, something between the two, and zero padding after a
-    norm whose shift is not zero. The weights are computed in float64 and rounded once. The folded model is compared
-    with the given one computed in float64, on the example and on a second size.
+    Every layer that is affine in evaluation is taken, of any house (:func:`normkit.register_norm`): frozen ones, ours
+    that renormalize, mask or whiten, and those that bring an activation, which stays in the norm's place. Layers of
+    other houses absorb it too where float64 shows that they can.
+
+    The pairs are found on recorded runs of the model, never by the order of the modules, and are held against its
+    traced code: of the whole where that can be traced, else block by block. A norm reaches its neighbour through
+    dropout in evaluation, flattening, average pooling, resizing and permuting. What cannot be folded exactly is left as
+    it is, with the reason: a layer whose output goes elsewhere too or that is called elsewhere, a norm in training
+    mode, hooks, shared or computed weights, something else between the two, and zero padding after a norm whose shift
+    is not zero.
+
+    The weights are computed in float64 and rounded once. The folded model is compared with the given one on the
+    example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
+    type, where it may be off by ten times the given model's own rounding.
 
     Args:
         model: in evaluation mode; it is not changed.
         example: one batch, of any form.
         where: which norms, as for ``norm_layers``; None takes all.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
-        tolerance: the largest relative change allowed, unless the model's own rounding is larger; by default 1e-5, and
-            2e-3 and 2e-2 in float16 and bfloat16.
+        tolerance: the largest relative change allowed; by default 1e-9 in float64, and in the model's own type 1e-5,
+            2e-3 and 2e-2 for float32, float16 and bfloat16, unless ten times the model's own rounding is larger.
+        compare: ``lambda first, second: ...``, which returns how far two outputs of the model are from each other,
+            where they are sorted, nested or of varying number, as a detector's.
 
     Returns:
         The record. Its ``model`` is a copy of the same class, in which an ``Identity`` stands where a norm was folded.
 
     Raises:
-        ArgumentError: ``where`` takes nothing, or the example has an unknown form.
-        SurgeryError: the model cannot be traced, or no norm can be folded; the reasons are in the message.
+        ArgumentError: ``where`` takes nothing, the example has an unknown form, or the model is a program and no
+            module.
+        SurgeryError: no norm can be folded; the reasons are in the message.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).eval()
     >>> record = fold(model, torch.randn(2, 3, 8, 8))
@@ -82,95 +93,46 @@ def fold(
     >>> record.into, record.largest_change <= 1e-5
     ({'1': '0'}, True)
     """
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        raise SurgeryError(
-            "fold: this is a compiled model; give the module inside, model._orig_mod, and compile the result"
-        )
-    chosen = {layer.path for layer in norm_layers(model, where)}
-    allowed = _tolerance(model) if tolerance is None else tolerance
+    refuse_programs(model)
+    model, wrapping = unwrapped(model)
+    chosen = norm_layers(model, where)
+    copied(model)  # what cannot be copied is refused before anything is run
     with preserved(model):
-        judge = Judge(model, example, call, tolerance=allowed)
-        job = _Job(model, chosen, judge.examples, call, allowed, judge)
-        folded, pairs, refused, change = job.fold()
-    refuse_if_nothing_is_left("fold", len(pairs), refused)
+        finder = Finder(model, norm_layers(model), example, call)
+        # What no trace of the whole vouches for is looked at, and verified, on one size more.
+        sizes = 1 if finder.is_traced else 2
+        judge = Judge(model, example, call, tolerance=tolerance, compare=compare, sizes=sizes)
+        finder.see(judge.examples[1:])
+        folded, verdict = Folder(model, chosen, finder, judge).fold()
+    refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
+    assert verdict is not None
     return Folding(
         operation="fold",
-        model=folded,
-        touched=tuple(pair.norm for pair in pairs),
-        refused=refused,
-        largest_change=change,
+        model=folded.model,
+        touched=tuple(pair.norm for pair in folded.pairs),
+        refused=folded.refused,
+        largest_change=verdict.change,
         measure="of the output, relative to its largest value, against float64",
-        notes=(judge.words,),
-        into={pair.norm: pair.neighbour for pair in pairs},
+        notes=(judge.words, str(verdict), *_notes(folded.pairs, finder), *((wrapping,) if wrapping else ())),
+        example=example,
+        into={pair.norm: pair.neighbour for pair in folded.pairs},
+        known_from={pair.norm: pair.known_from for pair in folded.pairs},
+        verdict=verdict,
     )
 
 
-@dataclass
-class _Job:
-    """One model with what it is folded and judged by."""
-
-    model: nn.Module
-    chosen: set[str]
-    examples: list[Any]
-    call: Call | None
-    tolerance: float
-    judge: Judge
-
-    def fold(self) -> tuple[nn.Module, list[Pair], dict[str, str], float]:
-        """Fold all at once; where that changes too much, one by one, leaving out what does."""
-        work = copied(self.model)
-        pairs, refused = self._fold_all(work, excluded=set())
-        change, wrong = self._judge(work)
-        if not wrong:
-            return work, pairs, refused, change
-        offenders: dict[str, str] = {}
-        for pair in pairs:
-            single = copied(self.model)
-            self._fold_all(single, excluded={other.norm for other in pairs} - {pair.norm})
-            change, wrong = self._judge(single)
-            if wrong:
-                offenders[pair.norm] = f"folding it into {pair.neighbour} changes the output by {change:.3g}"
-        work = copied(self.model)
-        pairs, refused = self._fold_all(work, excluded=set(offenders))
-        change, wrong = self._judge(work)
-        if wrong or not offenders:
-            raise SurgeryError(f"fold: the folded model differs by {change:.3g}, {self.tolerance:.3g} is allowed")
-        return work, pairs, refused | offenders, change
-
-    def _fold_all(self, work: nn.Module, excluded: set[str]) -> tuple[list[Pair], dict[str, str]]:
-        """Fold until there is no pair left: a norm after a folded norm has a new neighbour."""
-        done: list[Pair] = []
-        while True:
-            layers = [layer for layer in norm_layers(work) if layer.path in self.chosen - excluded]
-            if not layers:
-                return done, {}
-            observed = observe(work, self.examples[0], self.call)
-            graph = trace(work, norm_layers(work), observed.fixed)
-            pairs, refused = find_pairs(work, graph, layers, observed)
-            if not pairs:
-                return done, refused
-            for pair in pairs:
-                _apply(work, pair, next(layer for layer in layers if layer.path == pair.norm))
-            done += pairs
-
-    def _judge(self, work: nn.Module) -> tuple[float, bool]:
-        """Return the change, and whether it is too large."""
-        verdict = self.judge(work)
-        return verdict.change, verdict.wrong is not None
-
-
-def _apply(work: nn.Module, pair: Pair, layer: NormLayer) -> None:
-    """Fold one pair and put an Identity in the place of the norm, under all its names."""
-    neighbour = work.get_submodule(pair.neighbour)
-    assert isinstance(neighbour, Linear)
-    absorb = absorb_after if pair.norm_is_after else absorb_before
-    absorb(neighbour, affine_of(layer.module))
-    placeholder = nn.Identity().train(layer.module.training)
-    for name in layer.names:
-        work.set_submodule(name, placeholder)
-
-
-def _tolerance(model: nn.Module) -> float:
-    """Return the tolerance of the narrowest type among the weights."""
-    types = {parameter.dtype for parameter in model.parameters()} & _TOLERANCE.keys()
-    return max((_TOLERANCE[dtype] for dtype in types), default=1e-5)
+def _notes(pairs: list[Pair], finder: Finder) -> tuple[str, ...]:
+    """Say what the numbers of a record do not: how the pairs were found, and what that leaves open."""
+    blocks = [pair for pair in pairs if pair.known_from]
+    runs = [pair for pair in pairs if pair.known_from is None]
+    notes = []
+    if blocks:
+        notes.append(f"{len(blocks)} of {len(pairs)} pairs stand in blocks that were traced one by one")
+    if runs:
+        why = next(iter(finder.traces.failed.values()), "they stand in different blocks")
+        named = ", ".join(pair.norm for pair in runs[:3]) + (", ..." if len(runs) > 3 else "")
+        notes.append(
+            f"{len(runs)} of {len(pairs)} pairs were seen in {len(finder.runs)} recorded runs alone ({named}): code "
+            f"that cannot be traced ({why}) may have ways that these examples do not take"
+        )
+    return tuple(notes)

@@ -1,36 +1,23 @@
-"""Find, on the traced graph, which batch norm can be absorbed by which neighbour, and why the others cannot."""
+"""Find which norm can be absorbed by which neighbour, and why the others cannot."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..anatomy import NormLayer
-from ..errors import SurgeryError
+from ..anatomy import Affine, Call, NormLayer, affine_in_evaluation
 from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
-from .fold_arithmetic import FOLDABLE, Affine, Linear, affine_of, channels_in, channels_out
-from .observe import Observed
+from .fold_arithmetic import FOLDABLE, spread_after, spread_before
+from .fold_channels import channels_through, passes
+from .fold_own import Way, is_torchs, may_absorb, way_into
+from .fold_run import Recording, record_run
+from .fold_trace import Traces, traced
 
-__all__ = ["Pair", "find_pairs", "trace"]
-
-# What torch.fx was seen to raise on code that cannot be traced.
-_UNTRACEABLE = (
-    fx.proxy.TraceError,
-    TypeError,
-    RuntimeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    AssertionError,
-)
-
+__all__ = ["Finder", "Pair"]
 
 # They hold a batch norm and add a residual and an activation: the call that counts is theirs.
 _HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
@@ -38,231 +25,317 @@ _HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 @dataclass(frozen=True)
 class Pair:
-    """A batch norm and the layer that absorbs it.
+    """A norm and the layer that absorbs it.
 
     Attributes:
-        norm: the path of the batch norm.
+        norm: the path of the norm.
         neighbour: the path of the layer.
         norm_is_after: the norm stands after the layer, else before it.
+        affine: what the layer absorbs, over its own channels.
+        way: how, where the layer's class is not torch's.
+        known_from: the block whose traced code shows the pair, ``""`` for the whole model; None where only runs do.
     """
 
     norm: str
     neighbour: str
     norm_is_after: bool
+    affine: Affine
+    way: Way
+    known_from: str | None
 
 
-class _Tracer(fx.Tracer):
-    """Traces down to the layers that matter here, so that control flow in anything else does no harm."""
+class Finder:
+    """Asks the recorded runs and the traces of a model about its norms; the model stays as it is."""
 
-    def __init__(self, norms: set[int]) -> None:
-        super().__init__()
-        self._norms = norms
+    def __init__(self, model: nn.Module, layers: list[NormLayer], example: Any, call: Call | None) -> None:
+        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.modules = {id(module): module for module in model.modules()}
+        self.layers = layers
+        self._norms = {id(layer.module) for layer in layers}
+        self._holders = {id(module.norm): module for module in self.modules.values() if isinstance(module, _HOLDERS)}
+        self.model, self.call = model, call
+        self.runs = [record_run(model, example, call, self.is_layer)]
+        self.traces: Traces = traced(model, self.runs[0], self._norms, self.is_layer)
+        self.parameters = Counter(
+            id(value) for module in self.modules.values() for value in module.parameters(recurse=False)
+        )
+        for read in (self.runs[0].read, *(trace.read for trace in self.traces.found)):
+            self.parameters.update(read)
+        self._folded: set[int] = set()
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = id(m) in self._norms or isinstance(m, (Linear, *_HOLDERS))
-        if known or super().is_leaf_module(m, module_qualified_name):
+    @property
+    def is_traced(self) -> bool:
+        """Whether the whole model's code could be traced."""
+        return any(trace.path == "" for trace in self.traces.found)
+
+    def see(self, examples: list[Any]) -> None:
+        """Record the model on more examples: a pair must stand together in all of them."""
+        for example in examples:
+            self.runs.append(record_run(self.model, example, self.call, self.is_layer))
+            self.parameters.update(self.runs[-1].read)
+
+    def is_layer(self, module: nn.Module) -> bool:
+        """Say whether a module is one call in a graph: a norm, what may absorb one, or a plain part of torch's."""
+        if id(module) in self._norms or isinstance(module, _HOLDERS) or may_absorb(module):
             return True
-        return not any(id(part) in self._norms or isinstance(part, FOLDABLE) for part in m.modules())
+        return type(module).__module__.startswith("torch.nn.") and not list(module.children())
 
+    def find(self, wanted: set[str], excluded: dict[tuple[str, str], str]) -> tuple[list[Pair], dict[str, str]]:
+        """Return the pairs for these norms, in the order of folding, and the reasons for those that have none.
 
-def trace(model: nn.Module, layers: list[NormLayer], fixed: dict[str, Any]) -> fx.Graph:
-    """Trace a model, with the arguments that are no tensors fixed at their values.
+        A norm behind a folded norm has the neighbour that the folded one had.
+        """
+        pairs: list[Pair] = []
+        self._folded = set()
+        waiting = [layer for layer in self.layers if layer.path in wanted]
+        while True:
+            found = {layer.path: self._pair(layer, excluded) for layer in waiting}
+            new = [pair for pair in found.values() if isinstance(pair, Pair)]
+            refused = {path: reason for path, reason in found.items() if isinstance(reason, str)}
+            if not new:
+                return pairs, refused
+            pairs += new
+            done = {pair.norm for pair in new}
+            self._folded |= {id(layer.module) for layer in waiting if layer.path in done and not layer.tail}
+            waiting = [layer for layer in waiting if layer.path not in done]
 
-    Raises:
-        SurgeryError: its code depends on data or cannot be traced for another reason.
-    """
-    try:
-        return _Tracer({id(layer.module) for layer in layers}).trace(model, concrete_args=fixed)
-    except _UNTRACEABLE as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SurgeryError(
-            f"fold: the graph of {type(model).__name__} cannot be traced ({type(error).__name__}: {reason}), so that "
-            "nothing is known of what stands beside a norm; fold the parts of the model one by one"
-        ) from error
-
-
-class _Finder:
-    """The questions asked about one graph."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph, observed: Observed) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.observed = observed
-        self.calls = Counter(id(self.modules[node.target]) for node in graph.nodes if node.op == "call_module")
-        self.nodes = {id(self.modules[node.target]): node for node in graph.nodes if node.op == "call_module"}
-        owners = {id(module): module for module in self.modules.values()}.values()
-        for holder in owners:
-            if isinstance(holder, _HOLDERS) and id(holder) in self.nodes:
-                self.nodes[id(holder.norm)] = self.nodes[id(holder)]
-                self.calls[id(holder.norm)] = self.calls[id(holder)]
-        self.parameters = Counter(id(value) for owner in owners for value in owner._parameters.values())
-        self.parameters.update(_read_directly(model, graph))
-
-    def pair(self, layer: NormLayer) -> Pair | str:
-        """Return the pair of a norm, or the reason why there is none."""
+    def _pair(self, layer: NormLayer, excluded: dict[tuple[str, str], str]) -> Pair | str:
         reason = self._against_norm(layer)
         if reason is not None:
             return reason
-        node, affine = self.nodes[id(layer.module)], affine_of(layer.module)
-        before = self._before(node)
-        reason_before = self._against_before(before, layer)
-        if reason_before is None:
-            assert before is not None
-            return Pair(layer.path, str(before.target), norm_is_after=True)
-        if isinstance(self.modules[str(node.target)], _HOLDERS):
-            return f"not into what stands before it: {reason_before}; after it comes its own activation"
-        after = self._after(node)
-        reason_after = self._against_after(after, layer, affine)
-        if reason_after is None:
-            assert after is not None
-            return Pair(layer.path, str(after.target), norm_is_after=False)
-        return f"not into what stands before it: {reason_before}; not into what stands after it: {reason_after}"
+        affine = affine_in_evaluation(layer)
+        if isinstance(affine, str):
+            return affine
+        before = self._beside(layer, affine, excluded, after=True)
+        if isinstance(before, Pair):
+            return before
+        if layer.tail or id(layer.module) in self._holders:
+            return f"not into what stands before it: {before}; after it comes its own activation"
+        after = self._beside(layer, affine, excluded, after=False)
+        if isinstance(after, Pair):
+            return after
+        return f"not into what stands before it: {before}; not into what stands after it: {after}"
 
     def _against_norm(self, layer: NormLayer) -> str | None:
         module = layer.module
-        if not isinstance(module, _BatchNorm):
-            return f"a {type(module).__name__} computes its statistics from the input, in evaluation too"
         if layer.lazy:
             return "it is lazy and has no channels yet"
-        if layer.overridden:
-            return f"{type(module).__name__} has a forward of its own"
-        if module.training:
+        if layer.form is not None and module.training and not layer.form.frozen:
             return "it is in training mode, where it is no fixed function; call model.eval() first"
-        if module.running_mean is None:
-            return "it has no running statistics"
-        if layer.hooked:
-            return "it has hooks, which would be lost"
         if layer.parametrized:
             return "its parameters are computed by a parametrization"
-        if any(self.parameters[id(value)] > 1 for value in module._parameters.values() if value is not None):
+        if layer.hooked:
+            return "it has hooks, which would be lost"
+        if any(
+            self.parameters[id(value)] > self._owners(module)
+            for value in module._parameters.values()
+            if value is not None
+        ):
             return "its parameters are used elsewhere too"
-        called, seen = self.calls[id(module)], self.observed.calls[id(module)]
-        if called != 1 or seen != 1:
-            return f"it is called {seen} times" if seen != 1 else f"the graph calls it {called} times"
-        return None
+        called, seen = self.runs[0].calls[id(module)], len(self._nodes(self.runs[0], module))
+        if not called:
+            return "the example does not reach it, or its forward is called past its __call__"
+        return None if seen else "it is called inside of another layer"
 
-    def _against_before(self, node: fx.Node | None, layer: NormLayer) -> str | None:
-        """Say why the layer before cannot take the norm, or return None."""
-        if node is None:
-            return self._neighbour_in_words(self._input(self.nodes[id(layer.module)]), "its input comes from")
-        module = self.modules[str(node.target)]
-        reason = self._against_layer(module, str(node.target))
-        if reason is not None:
-            return reason
-        assert isinstance(module, Linear)
-        if channels_out(module) != layer.channels:
-            return f"{node.target} gives {channels_out(module)} channels, the norm has {layer.channels}"
-        return self._against_layout(module, str(node.target), self.observed.outputs.get(id(module)))
+    def _owners(self, module: nn.Module) -> int:
+        """Return how many modules may own a norm's parameters: a fused layer has its part's under its own names."""
+        holder = self._holders.get(id(module))
+        shared = holder is not None and any(value is not None for value in holder._parameters.values())
+        return 2 if shared else 1
 
-    def _against_after(self, node: fx.Node | None, layer: NormLayer, affine: Affine) -> str | None:
-        """Say why the layer after cannot take the norm, or return None."""
-        if node is None:
-            users = list(self.nodes[id(layer.module)].users)
-            if len(users) != 1:
-                return f"its output goes to {len(users)} places"
-            return self._neighbour_in_words(users[0], "its output goes to")
-        module = self.modules[str(node.target)]
-        reason = self._against_layer(module, str(node.target))
-        if reason is not None:
-            return reason
-        assert isinstance(module, Linear)
-        if channels_in(module) != layer.channels:
-            return f"{node.target} takes {channels_in(module)} channels, the norm has {layer.channels}"
-        if affine.shift.any() and not _sees_all_taps(module):
+    def _nodes(self, run: Recording, module: nn.Module) -> list[fx.Node]:
+        return run.nodes.get(id(self._holders.get(id(module), module)), [])
+
+    def _beside(
+        self, layer: NormLayer, affine: Affine, excluded: dict[tuple[str, str], str], *, after: bool
+    ) -> Pair | str:
+        """Return the pair of a norm with the layer before it (``after``: the norm stands after) or after it."""
+        found: list[tuple[nn.Module, Tensor | None]] = []
+        for run in self.runs:
+            met = self._met(run, layer, after=after)
+            if isinstance(met, str):
+                return met if run is self.runs[0] else f"on another size, {met}"
+            if met is not None:
+                found.append(met)
+        module, channels = found[0]
+        path = self.paths[id(module)]
+        if any(other is not module or not _equal(channels, moved) for other, moved in found[1:]):
+            return f"on another size it is not {path}, or not with the same channels"
+        if (layer.path, path) in excluded:
+            return excluded[layer.path, path]
+        holder = self._holders.get(id(layer.module), layer.module)
+        trace, against = self.traces.witness(*((module, holder) if after else (holder, module)))
+        if against is not None:
+            return against
+        spread = (spread_after if after else spread_before)(affine, channels)
+        if isinstance(spread, str):
+            return f"{path}: {spread}"
+        way = Way()
+        if not is_torchs(module):
+            found_way = way_into(module, spread, self.runs[0].given.get(id(module)), after=after)
+            if isinstance(found_way, str):
+                return f"{path} ({type(module).__name__}) has a forward of its own: {found_way}"
+            way = found_way
+        elif not after and spread.shift.any() and not _sees_all_taps(module):
             return (
-                f"{node.target} pads with zeros, which the norm's shift does not reach, "
+                f"{path} pads with zeros, which the norm's shift does not reach, "
                 "so that border and interior would need different biases"
             )
-        return self._against_layout(module, str(node.target), self.observed.inputs.get(id(module)))
+        return Pair(layer.path, path, after, spread, way, None if trace is None else trace.path)
+
+    def _met(self, run: Recording, layer: NormLayer, *, after: bool) -> tuple[nn.Module, Tensor | None] | str | None:
+        """Return the layer that every call of a norm stands beside, and which of its channels are which."""
+        nodes = self._nodes(run, layer.module)
+        if not nodes:
+            return None
+        found: list[tuple[nn.Module, Tensor | None]] = []
+        for node in nodes:
+            met = self._walk(run, node, after=after)
+            if isinstance(met, str):
+                return met
+            found.append(met)
+        module, channels = found[0]
+        path = self.paths[id(module)]
+        calls = run.calls[id(module)]
+        if any(other is not module for other, _ in found[1:]):
+            return f"it is called {len(nodes)} times, beside different layers"
+        if calls != len(nodes):
+            return f"{path} is called {calls} times" + ("" if len(nodes) == 1 else f", and the norm {len(nodes)} times")
+        if any(not _equal(channels, moved) for _, moved in found[1:]):
+            return f"it is called {len(nodes)} times, on channels in different places"
+        return self._against_layer(module, path) or (module, channels)
+
+    def _walk(self, run: Recording, norm: fx.Node, *, after: bool) -> tuple[nn.Module, Tensor | None] | str:
+        """Go from a norm's call to the layer before or after it, through what passes channels on."""
+        between: list[fx.Node] = []
+        node = norm
+        while True:
+            node_or_reason = self._source(norm, node) if after else _only_user(node)
+            if isinstance(node_or_reason, str):
+                return node_or_reason
+            node = node_or_reason
+            module = self._module(node)
+            if after and len(node.users) != 1:
+                if node.op == "placeholder":
+                    return self._in_words(node, "its input comes from")
+                return f"the output of {self._name(node)} has {len(node.users)} consumers"
+            if module is not None and may_absorb(module) and id(module) not in self._norms:
+                break
+            if not self._passes(node, module):
+                return self._in_words(node, "its input comes from" if after else "its output goes to")
+            between.append(node)
+        between = [step for step in between if self._moves(step)]
+        start, end = (node, norm) if after else (norm, node)
+        if after:
+            between.reverse()
+        return self._placed(start, end, between, module, after=after)
+
+    def _placed(
+        self, start: fx.Node, end: fx.Node, between: list[fx.Node], layer: nn.Module, *, after: bool
+    ) -> tuple[nn.Module, Tensor | None] | str:
+        """Find out which channels of the layer are which of the norm's."""
+        shape = start.meta.get("shape")
+        if shape is None:
+            return f"the output of {self._name(start)} is not one tensor"
+        path = self._name(start if after else end)
+        reached = between[-1].meta.get("shape") if between else shape
+        if reached is None:
+            return "what stands between gives more than one tensor"
+        axis, axis_after = 1, 1
+        if after:
+            axis = self._axis(layer, shape)
+        else:
+            axis_after = self._axis(layer, reached)
+        if axis >= len(shape) or axis_after >= len(reached):
+            return f"{path} works on {len(shape)} dimensions, so that its channels are not dimension 1"
+        if not between and axis == axis_after:
+            return layer, None
+        channels = channels_through(between, shape, axis, axis_after)
+        if isinstance(channels, str):
+            names = ", ".join(self._name(step) for step in between)
+            if not between:
+                return f"{path} works on {len(shape)} dimensions, so that its channels are not dimension 1"
+            return f"between it and {path} the channels do not stay together ({names})"
+        return layer, channels
+
+    def _axis(self, layer: nn.Module, shape: tuple[int, ...]) -> int:
+        """Return where a layer has its channels in a tensor of this shape."""
+        if isinstance(layer, nn.Linear) or not isinstance(layer, FOLDABLE):
+            own = 1 if not isinstance(layer, nn.Linear) and len(shape) > 3 else len(shape) - 1
+            return max(own, 0)
+        assert isinstance(layer.kernel_size, tuple)
+        return len(shape) - len(layer.kernel_size) - 1
 
     def _against_layer(self, module: nn.Module, path: str) -> str | None:
         """Say what in a layer itself stands against changing its weights."""
-        if type(module).forward not in {cls.forward for cls in FOLDABLE} or "forward" in vars(module):
-            return f"{path} ({type(module).__name__}) has a forward of its own"
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
             return f"{path} is lazy and has no weight yet"
-        if self.calls[id(module)] != 1 or self.observed.calls[id(module)] != 1:
-            times = max(self.calls[id(module)], self.observed.calls[id(module)])
-            return f"{path} is called {times} times"
-        if is_parametrized(module) or module._forward_pre_hooks or module._forward_hooks or module._backward_hooks:
-            return f"{path} has hooks or a parametrization"
+        if any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values()):
+            return (
+                f"the weight of {path} is computed by a hook (torch.nn.utils.weight_norm or spectral_norm); "
+                "torch.nn.utils.remove_weight_norm or remove_spectral_norm makes it a weight again"
+            )
+        if is_parametrized(module):
+            return (
+                f"the weight of {path} is computed by a parametrization; "
+                "torch.nn.utils.parametrize.remove_parametrizations makes it a weight again"
+            )
+        if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks:
+            return f"{path} has hooks"
         if any(self.parameters[id(value)] > 1 for value in module._parameters.values() if value is not None):
             return f"the parameters of {path} are used elsewhere too"
         return None
 
-    def _against_layout(self, module: nn.Module, path: str, shape: tuple[int, ...] | None) -> str | None:
-        """Make sure that the layer's channels lie where a norm has them, in dimension 1."""
-        wanted = 2 if isinstance(module, nn.Linear) else int(type(module).__name__[-2]) + 2
-        if shape is None or len(shape) == wanted:
-            return None
-        return f"{path} works on {len(shape)} dimensions, so that its channels are not dimension 1"
-
-    def _before(self, node: fx.Node) -> fx.Node | None:
-        """Return the layer whose output is the norm's input and nothing else's."""
-        source = self._input(node)
-        while source is not None and len(source.users) == 1 and self._is_transparent(source):
-            source = self._input(source)
-        if source is None or len(source.users) != 1 or not self._is_foldable(source):
-            return None
-        return source
-
-    def _after(self, node: fx.Node) -> fx.Node | None:
-        """Return the only layer to which the norm's output goes."""
-        while len(node.users) == 1:
-            node = next(iter(node.users))
-            if self._is_foldable(node):
-                return node
-            if not self._is_transparent(node):
-                return None
-        return None
-
-    def _input(self, node: fx.Node) -> fx.Node | None:
+    def _source(self, norm: fx.Node, node: fx.Node) -> fx.Node | str:
         """Return the only node that a node reads; a residual does not count, it is added after the norm."""
-        sources = node.all_input_nodes
-        if node.op == "call_module" and isinstance(self.modules[str(node.target)], _HOLDERS):
-            sources = [source for source in (*node.args[:1], node.kwargs.get("input")) if isinstance(source, fx.Node)]
-        return sources[0] if len(sources) == 1 else None
+        sources = list(node.args)
+        if node is norm and isinstance(self._module(node), _HOLDERS):
+            sources = sources[:1]
+        if node is norm and len(sources) > 1:
+            return "it is called with more than its input"
+        unique = list(dict.fromkeys(sources))
+        return (
+            unique[0] if len(unique) == 1 and isinstance(unique[0], fx.Node) else "its input comes from several places"
+        )
 
-    def _is_foldable(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(self.modules[str(node.target)], FOLDABLE)
-
-    def _is_transparent(self, node: fx.Node) -> bool:
-        """Say whether a node passes its input on as it is."""
-        if node.op != "call_module":
+    def _passes(self, node: fx.Node, module: nn.Module | None) -> bool:
+        if len(node.args) != 1:
             return False
-        module = self.modules[str(node.target)]
-        bare = not (module._forward_hooks or module._forward_pre_hooks)
-        return bare and (type(module) is nn.Identity or (isinstance(module, _DropoutNd) and not module.training))
+        return self._is_gone(module) or passes(node, module)
 
-    def _neighbour_in_words(self, node: fx.Node | None, how: str) -> str:
-        if node is None:
-            return f"{how} more than one place"
-        if self._is_foldable(node):
-            return f"the output of {node.target} has {len(node.users)} consumers"
-        if node.op == "call_module":
-            return f"{how} {node.target} ({type(self.modules[str(node.target)]).__name__})"
-        names = {"placeholder": "the model's input", "output": "the model's output"}
-        return f"{how} {names.get(node.op, getattr(node.target, '__name__', str(node.target)))}"
+    def _is_gone(self, module: nn.Module | None) -> bool:
+        """Say whether a module is a norm that is folded, so that nothing is left in its place."""
+        return module is not None and id(module) in self._folded
+
+    def _moves(self, node: fx.Node) -> bool:
+        module = self._module(node)
+        return not (self._is_gone(module) or type(module) is nn.Identity)
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return node.meta.get("module") if node.op == "call_module" else None
+
+    def _name(self, node: fx.Node) -> str:
+        return str(node.target) if node.op == "call_module" else getattr(node.target, "__name__", str(node.target))
+
+    def _in_words(self, node: fx.Node, how: str) -> str:
+        module = self._module(node)
+        if module is not None:
+            return f"{how} {node.target} ({type(module).__name__})"
+        names = {"input": "the model's input", "unseen": "code that no trace sees", "output": "the model's output"}
+        return f"{how} {names.get(str(node.target), self._name(node))}"
 
 
-def find_pairs(
-    model: nn.Module, graph: fx.Graph, layers: list[NormLayer], observed: Observed
-) -> tuple[list[Pair], dict[str, str]]:
-    """Return the pairs that can be folded, and the reasons for the other layers.
+def _only_user(node: fx.Node) -> fx.Node | str:
+    users = list(node.users)
+    if len(users) != 1:
+        return f"its output goes to {len(users)} places"
+    return users[0]
 
-    A layer takes part in one pair at most: what is folded has other weights, and the next question is a new one.
-    """
-    finder, pairs, refused, taken = _Finder(model, graph, observed), [], {}, set()
-    for layer in layers:
-        try:
-            found = finder.pair(layer)
-        except SurgeryError as error:
-            found = str(error)
-        if isinstance(found, str):
-            refused[layer.path] = found
-        elif found.neighbour not in taken:
-            taken.add(found.neighbour)
-            pairs.append(found)
-    return pairs, refused
+
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
 
 
 def _sees_all_taps(module: nn.Module) -> bool:
@@ -279,14 +352,3 @@ def _sees_all_taps(module: nn.Module) -> bool:
     if isinstance(module.padding, str):
         return all(size == 1 for size in module.kernel_size)
     return not any(module.padding)
-
-
-def _read_directly(model: nn.Module, graph: fx.Graph) -> Iterator[int]:
-    """Yield the parameters that the model's own code reads, past the layer they belong to."""
-    for node in graph.nodes:
-        if node.op != "get_attr":
-            continue
-        value: Any = model
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        yield id(value)

@@ -66,7 +66,7 @@ def freeze(
         reason = _reason_against(layer, statistics, track)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or layer.kind in ("batch", "sync", "unknown"):
+        elif where is not None or layer.kind in ("batch", "sync", "frozen", "unknown"):
             refused[layer.path] = reason
     refuse_if_nothing_is_left("freeze", len(chosen), refused)
     with restored_on_error(model):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, NormLayer, preserved, run
 from ..anatomy.batches import tensors
+from ..anatomy.tails import fused_activation
 from .convert_classes import OURS
 from .fuse_code import is_plain_container, own_graph, shapes_of
-from .fuse_sites import Site, activation_of, find_site, fuse_site
+from .fuse_sites import Site, find_site, fuse_site
 from .fused import Absorbed, Program, hold, is_ours, rewrite, unfuse
 from .observe import Observed, observe
 from .transaction import copied
@@ -100,7 +101,7 @@ class _Job:
             for (name, norm), (next_name, module) in itertools.pairwise(children):
                 if norm is None or module is None or id(norm) not in self.candidates:
                     continue
-                activation = activation_of(module)
+                activation = fused_activation(module)
                 calls = {self.observed.calls[id(part)] for part in (container, norm, module)}
                 if activation is None or len(calls) != 1 or calls == {0} or self.names[id(module)] != 1:
                     continue
@@ -130,6 +131,8 @@ class _Job:
             return graph
         modules = dict(block.named_modules(remove_duplicate=False))
         shapes = shapes_of(block, graph, args)
+        if isinstance(shapes, str):
+            return shapes
         calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
         sites: list[Site] = []
         for node in [node for node in graph.nodes if node.op == "call_module"]:

@@ -172,10 +172,32 @@ class _Shapes(fx.Interpreter):
             self.found[n] = (value.shape, value.dtype)
         return value
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Hand out lists and dicts that can be written, as the code that was traced does."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_plainly(value) for value in args), {name: _plainly(value) for name, value in kwargs.items()}
 
-def shapes_of(block: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> dict[fx.Node, Shape]:
-    """Return what every node of a block's graph gives on these arguments; the block is afterwards as it was."""
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plainly(entry) for entry in value]
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(_plainly(entry) for entry in value)
+    if isinstance(value, dict):
+        return {key: _plainly(entry) for key, entry in value.items()}
+    return value
+
+
+def shapes_of(block: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> dict[fx.Node, Shape] | str:
+    """Return what every node of a block's graph gives on these arguments, or why it does not run.
+
+    The block is afterwards as it was.
+    """
     with preserved(block), torch.no_grad():
         runner = _Shapes(block, graph)
-        runner.run(*args)
+        try:
+            runner.run(*args)
+        except _UNTRACEABLE as error:
+            reason = str(error).strip().partition(chr(10))[0]
+            return f"its traced graph does not run on what it was given ({type(error).__name__}: {reason})"
     return runner.found

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from ..anatomy.tails import fused_activation
 from .fuse_code import Shape
 
-__all__ = ["Site", "activation_of", "find_site", "fuse_site"]
+__all__ = ["Site", "find_site", "fuse_site"]
 
 _FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu",
@@ -21,8 +22,6 @@ _FUNCTIONS: dict[Any, str] = {
     functional.silu: "silu",
 }
 _METHODS = {"relu": "relu", "relu_": "relu"}
-_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
-_SLOPE = 0.01  # of the leaky ReLU that the kernels know
 _SUMS = (operator.add, operator.iadd, torch.add)
 _SUM_METHODS = ("add", "add_")
 _WRITING = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
@@ -45,19 +44,6 @@ class Site:
     activation: str
     sum: fx.Node | None = None
     residual: fx.Node | None = None
-
-
-def activation_of(module: nn.Module) -> str | None:
-    """Name the activation that a module is, if the fused layers know it and no hook sees it.
-
-    >>> activation_of(nn.ReLU(inplace=True)), activation_of(nn.LeakyReLU(0.2)), activation_of(nn.GELU())
-    ('relu', None, None)
-    """
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return None
-    if type(module) is nn.LeakyReLU and module.negative_slope == _SLOPE:
-        return "leaky_relu"
-    return _MODULES.get(type(module))
 
 
 def find_site(norm: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Shape]) -> Site | str:
@@ -101,7 +87,7 @@ def fuse_site(graph: fx.Graph, site: Site) -> None:
 
 def _activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     if node.op == "call_module":
-        return activation_of(modules[str(node.target)])
+        return fused_activation(modules[str(node.target)])
     if len(node.all_input_nodes) != 1 or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     if node.op == "call_method":

@@ -66,7 +66,7 @@ def _check(states: Sequence[Mapping[str, Tensor]]) -> None:
                 )
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise SurgeryError(f"{name} is not finite in state {number}; normkit.repair it first")
-            if name.endswith("running_var") and (tensor < 0).any():
+            if _mean_of(name) and (tensor < 0).any():
                 raise SurgeryError(f"{name} is negative in state {number}; normkit.repair it first")
 
 
@@ -75,12 +75,20 @@ def _merged(name: str, states: Sequence[Mapping[str, Tensor]], shares: list[floa
     if not tensors[0].is_floating_point():
         return torch.stack(tensors).amax(0)
     average = _average(tensors, shares)
-    mean_name = name.removesuffix("running_var") + "running_mean"
-    if not name.endswith("running_var") or mean_name not in states[0]:
+    mean_name = _mean_of(name)
+    if mean_name not in states[0]:
         return average
     means = [state[mean_name] for state in states]
     center = _average(means, shares)
     return average + _average([(mean.double() - center).square() for mean in means], shares)
+
+
+def _mean_of(name: str) -> str:
+    """Return the name of the mean that goes with a stored variance, torch's or Keras', or an empty string."""
+    for variance in ("running_var", "moving_variance", "moving_var"):
+        if name.endswith(variance):
+            return name.removesuffix(variance) + variance.partition("_")[0] + "_mean"
+    return ""
 
 
 def _average(tensors: Sequence[Tensor], shares: list[float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -38,7 +39,9 @@ def param_groups(model: nn.Module, weight_decay: float, *, norm_weight_decay: fl
     for value in (weight_decay, norm_weight_decay):
         if not 0 <= value < float("inf"):
             raise ArgumentError(f"weight_decay={value}; it is finite and not negative")
-    of_norms = {id(parameter) for layer in norm_layers(model) for parameter in layer.module.parameters()}
+    # A ScriptModule shows no layers, and its parameters all the same: norms are known there by their one dimension.
+    layers = [] if isinstance(model, torch.jit.ScriptModule) else norm_layers(model)
+    of_norms = {id(parameter) for layer in layers for parameter in layer.module.parameters()}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

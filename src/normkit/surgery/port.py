@@ -1,13 +1,15 @@
 """Carry a normalization layer's state between frameworks that use the same words for different things."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
 
+from ..anatomy import norm_layers
 from ..errors import ArgumentError, ShapeError
 from .conventions import CONVENTIONS, Convention
 
@@ -32,9 +34,9 @@ class Ported:
 
 
 def port_state(
-    state: Mapping[str, Any],
+    state: Mapping[str, Any] | nn.Module,
     *,
-    source: str,
+    source: str | None = None,
     target: str,
     method: str = "batch",
     settings: Mapping[str, Any] | None = None,
@@ -54,8 +56,9 @@ def port_state(
     Args:
         state: the arrays by the source's names: Keras gamma, beta, moving_mean, moving_variance; Flax scale, bias,
             mean, var, flat or under ``params`` and ``batch_stats``; ONNX scale, B, input_mean, input_var; torch weight,
-            bias, running_mean, running_var, num_batches_tracked.
-        source: "torch", "keras", "flax" or "onnx".
+            bias, running_mean, running_var, num_batches_tracked. Or a layer in PyTorch of any house, read as
+            :func:`normkit.register_norm` says, which has its own method and settings.
+        source: "torch", "keras", "flax" or "onnx"; not with a layer.
         target: likewise.
         method: "batch", "layer", "group" or "instance".
         settings: the source layer's, by its own names; what is left out has the source's default.
@@ -64,7 +67,7 @@ def port_state(
 
     Raises:
         ArgumentError: an unknown framework, method, name or setting; several axes; a variance to convert without the
-            count; a negative variance, NaN or infinity; or arrays without names.
+            count; a negative variance, NaN or infinity; arrays without names; or a layer that cannot be read.
         ShapeError: arrays that do not fit each other.
 
     Example:
@@ -75,14 +78,20 @@ def port_state(
         >>> ported.settings
         {'num_features': 1, 'eps': 0.001, 'affine': True, 'momentum': 0.01, 'unbiased': False}
     """
-    giving, taking = _convention("source", source), _convention("target", target)
+    taking = _convention("target", target)
+    changes: list[str] = []
+    if isinstance(state, nn.Module):
+        if source is not None or settings is not None:
+            raise ArgumentError("source= and settings= go with arrays; a layer says them itself")
+        giving, method, state, settings = _of_layer(state, changes)
+    else:
+        giving = _convention("source", source)
     if method not in giving.names:
         raise ArgumentError(f"method is {method!r}; ported are {', '.join(giving.names)}")
     given = giving.read_settings(method, settings or {})
     arrays = giving.read_state(method, state)
     _check_shapes(arrays)
     _check_values(arrays, giving.names[method])
-    changes: list[str] = []
     if "var" in arrays:
         arrays["var"] = _variance(arrays["var"], giving, taking, convert_variance, count, changes)
     if given.get("momentum") is not None and giving.weighs_new != taking.weighs_new:
@@ -103,8 +112,38 @@ def port_state(
     )
 
 
-def _convention(role: str, name: str) -> Convention:
-    if name not in CONVENTIONS:
+def _of_layer(module: nn.Module, changes: list[str]) -> tuple[Convention, str, dict[str, Any], dict[str, Any]]:
+    """Read a layer in PyTorch by the registry, in torch's words; say what its state does not hold."""
+    layer = next((layer for layer in norm_layers(module) if layer.path == ""), None)
+    name = type(module).__name__
+    if layer is None or layer.form is None:
+        reason = "it is no normalization layer that is known" if layer is None else layer.unread
+        raise ArgumentError(f"a {name} cannot be ported: {reason}; normkit.register_norm says how a layer is read")
+    if layer.lazy:
+        raise ArgumentError(f"a {name} cannot be ported: it has no channels yet; run the model once first")
+    giving = replace(CONVENTIONS["torch"], unbiased=layer.unbiased)
+    method = "batch" if layer.form.of_batch else layer.form.method
+    of_layers = method == "layer"
+    parts = {"weight": layer.effective_weight, "bias": layer.bias}
+    if layer.form.of_batch:
+        parts |= {"mean": layer.mean, "var": layer.var, "counter": layer.counter}
+    words = giving.names.get(method, {})
+    arrays = {
+        words[word]: _values(value, of_layers) for word, value in parts.items() if word in words and value is not None
+    }
+    settings = {"eps": layer.eps} | ({"momentum": layer.momentum} if layer.form.of_batch else {})
+    if method == "group":
+        settings["num_groups"] = getattr(module, "num_groups", None)
+    changes.extend(f"the {type(step).__name__} after the layer is no part of it" for step in layer.tail)
+    return giving, method, arrays, settings
+
+
+def _values(tensor: Tensor, of_layers: bool) -> Tensor:
+    return tensor.detach() if of_layers or tensor.ndim == 0 else tensor.detach().flatten()
+
+
+def _convention(role: str, name: str | None) -> Convention:
+    if name is None or name not in CONVENTIONS:
         raise ArgumentError(f"{role} is {name!r}; known are {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
 

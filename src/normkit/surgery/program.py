@@ -6,9 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.states import write_atomically
 from ..errors import ArgumentError, SurgeryError
 
-__all__ = ["write_onnx", "write_pt2"]
+__all__ = ["write_onnx", "write_program", "write_pt2"]
+
+
+def write_program(model: nn.Module, example: Any, path: str | Path, *, force: bool = False) -> Path:
+    """Write a model as what its file's ending says, all or nothing.
+
+    Raises:
+        ArgumentError: the ending is neither ``.onnx`` nor ``.pt2``, or the file is there already.
+        SurgeryError: the model cannot be exported.
+    """
+    target = Path(path)
+    write = {".onnx": write_onnx, ".pt2": write_pt2}.get(target.suffix)
+    if write is None:
+        raise ArgumentError(f"{target}: a program's file ends in .onnx or .pt2")
+    if target.exists() and not force:
+        raise ArgumentError(f"{target} is there already; give another name, or force=True to replace it")
+    write_atomically(target, lambda place: write(model, example, place), force=force)
+    return target
 
 
 def write_pt2(model: nn.Module, example: Any, path: Path) -> None:

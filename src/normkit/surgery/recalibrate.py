@@ -189,7 +189,7 @@ def _choose(
         reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or layer.tracks or layer.kind in ("batch", "sync"):
+        elif where is not None or layer.tracks or layer.kind in ("batch", "sync", "unknown"):
             refused[layer.path] = reason
     return chosen, refused
 
@@ -224,8 +224,8 @@ def _write(layer: NormLayer, seen: Seen) -> float:
         _fill(layer, variance, measured)
         if layer.counter is not None:
             layer.counter.fill_(max(seen.batches, seen.counters[layer.path]))
-    if isinstance(norm, Frozen):
-        remember(norm)
+    if isinstance(layer.module, Frozen):
+        remember(layer.module)
     change = shift.abs().max().item()
     return math.inf if math.isnan(change) else change
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import SurgeryError
+from torch import nn
+
+from ..errors import ArgumentError, SurgeryError
 from ..printable import printable
 
 __all__ = ["Exactness", "Record", "refuse_if_nothing_is_left"]
@@ -27,6 +30,7 @@ class Record:
         exactness: ``"exact"`` (the function, or the population, is kept up to rounding), ``"approximate"`` (it changes
             by about ``largest_change``) or ``"retrain"`` (the function is another one and must be trained again).
         notes: what a reader of the record should know besides.
+        example: the batch that the operation was given, which :meth:`export` runs the model on.
     """
 
     operation: str
@@ -37,10 +41,11 @@ class Record:
     measure: str = ""
     exactness: Exactness = "exact"
     notes: tuple[str, ...] = ()
+    example: Any = field(default=None, repr=False)
 
     def __str__(self) -> str:
         """Say in a few lines what happened."""
-        lines = [f"{self.operation}: {_count(len(self.touched), 'layer')} touched, {self.exactness}"]
+        lines = [f"{self.operation}: {self._counted()} touched, {self.exactness}"]
         if self.largest_change is not None:
             lines[0] += f", largest change {self.largest_change:.3g} ({self.measure})"
         lines += [f"  touched {path or '(the model itself)'}" for path in self.touched[:10]]
@@ -49,6 +54,44 @@ class Record:
         lines += [f"  left {path or '(the model itself)'}: {reason}" for path, reason in self.refused.items()]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(printable(line, keep="") for line in lines)
+
+    def _counted(self) -> str:
+        """Say how many layers; where some were left, that it is a part."""
+        done, left = len(self.touched), len(self.refused)
+        return f"in part: {done} of {_count(done + left, 'layer')}" if left else _count(done, "layer")
+
+    def export(self, path: str | Path, example: Any = None, *, force: bool = False) -> Path:
+        """Write the model as a program that runs without its Python code, as ``normkit fold --out`` does.
+
+        Args:
+            path: ``.onnx``, or ``.pt2`` for ``torch.export``'s form.
+            example: one batch; the record's own if left out.
+            force: replace the file if it is there.
+
+        Returns:
+            The path.
+
+        Raises:
+            ArgumentError: the ending is another, the file is there already, there is no model or no example, or onnx
+                and onnxscript are not installed.
+            SurgeryError: the model cannot be exported.
+
+        >>> import tempfile, torch, normkit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+        >>> record = normkit.fold(model, torch.randn(2, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = record.export(f"{folder}/model.pt2")
+        ...     torch.export.load(written).module()(torch.randn(5, 3)).shape
+        torch.Size([5, 4])
+        """
+        from .program import write_program
+
+        if not isinstance(self.model, nn.Module):
+            raise ArgumentError(f"the record of {self.operation} holds no model to export")
+        given = self.example if example is None else example
+        if given is None:
+            raise ArgumentError("an export runs the model once; give example=")
+        return write_program(self.model, given, path, force=force)
 
 
 def refuse_if_nothing_is_left(operation: str, chosen: int, refused: Mapping[str, str]) -> None:

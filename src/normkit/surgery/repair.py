@@ -80,10 +80,9 @@ def repair(
 
 def _repair_model(model: nn.Module, batches: Any, donor: Mapping[str, Tensor] | None, call: Call | None) -> Repair:
     """Lift, take from the donor, then measure what is still bad; all or nothing."""
-    # By the modules' own names: a BatchNormAct leaves its part's name out of its state.
     state = {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     _refuse_bad_weights(state)
-    plan = _Plan(state, None if donor is None else _with_part_names(donor, state))
+    plan = _Plan(state, donor)
     if plan.bad and batches is None:
         raise SurgeryError(plan.complaint())
     layers = {layer.path: layer for layer in norm_layers(model)}
@@ -98,6 +97,7 @@ def _repair_model(model: nn.Module, batches: Any, donor: Mapping[str, Tensor] | 
                 remember(layer.module)
         if plan.bad:
             names = [prefix.rstrip(".") for prefix in plan.bad]
+            names += [f"{name}.norm".lstrip(".") for name in names]  # a BatchNormAct's statistics have its own name
             wanted = {id(layer.module) for layer in layers.values() if set(layer.names) & set(names)}
             recalibrate(model, batches, where=lambda layer: id(layer.module) in wanted, call=call, include_frozen=True)
     return plan.record(model, dict(model.state_dict()))
@@ -170,12 +170,6 @@ class _Plan:
             notes=(*words, *notes),
             state=state,
         )
-
-
-def _with_part_names(donor: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the names that a donor's layers have in this model, where ``x.norm.weight`` is ``x.weight`` in the donor."""
-    inside = {name: ".".join(name.split(".")[:-2] + name.split(".")[-1:]) for name in state if ".norm." in f".{name}"}
-    return dict(donor) | {name: donor[short] for name, short in inside.items() if name not in donor and short in donor}
 
 
 def _bad_channels(mean: Tensor, variance: Tensor) -> Tensor:

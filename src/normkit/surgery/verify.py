@@ -6,9 +6,10 @@ deep network multiplies the last bit of its weights by thousands. So it is measu
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..anatomy.batches import tensors
 from ..errors import SurgeryError
 from .transaction import copied
 
-__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "second_size", "training_change"]
+__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "plain", "second_size", "training_change"]
 
 Compare = Callable[[Any, Any], float]
 
@@ -27,6 +28,8 @@ _EXACT = 1e-9
 # How far a changed model may be from the original in float64, relative to the largest output, if the original's own
 # rounding is not larger still. In the narrow types a folded weight is rounded once more than the two it replaces.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# A model that makes more of a move of its weights by 1e-13 is not computed by float64 either.
+_MOST_NOISE = 1e-6
 # How many times the original's own rounding a changed model may be off: both are maxima of a few random numbers.
 ROUNDINGS = 10
 _SMALL = 2**17  # elements: up to here the second size is the larger one, above the smaller one
@@ -59,6 +62,8 @@ class Verdict:
     def __str__(self) -> str:
         """Say how it was judged."""
         exact = "it does not run in float64" if self.exact is None else f"{self.exact:.2g} in float64"
+        if self.exact is not None and self.exact > _EXACT:
+            exact += " (as much as its own computation is worth there, or as tolerance= allows)"
         own = "not comparable in its own type" if self.own is None else f"{self.own:.2g} in its own type"
         return f"largest change: {exact}, {own}, where the given model's own rounding is {self.rounding:.2g}"
 
@@ -92,12 +97,13 @@ class Judge:
     ) -> None:
         self.model, self.call, self._compare = model, call, compare
         self._own = [_outputs(model, example, call)]
-        others = other_sizes(model, example, call, most=sizes)
-        self.examples = [example, *(other for other, _ in others)]
-        self.sizes = tuple(words for _, words in others)
-        self._own += [_outputs(model, other, call) for other, _ in others]
-        self._exact_model = self._in_float64(model)
-        self._exact = None if self._exact_model is None else self._outputs64(self._exact_model)
+        others = _tried_sizes(model, example, call, most=sizes)
+        self.examples = [example, *(other for other, _, _ in others)]
+        self.sizes = tuple(words for _, words, _ in others)
+        self._own += [output for _, _, output in others]
+        self._exact_model = copied(model).double()
+        self._exact = self._in_float64()
+        self._seen: dict[str, list[tuple[Tensor, float]]] = {}
         self._is_something()
         self._tolerance = tolerance
         self._rounding = [
@@ -121,18 +127,22 @@ class Judge:
             return "verified on the size of the example alone: the model takes no other size of it"
         return f"verified on the example and on {_listed(self.sizes)}"
 
-    def __call__(self, changed: nn.Module, exactly: nn.Module | None = None) -> Verdict:
+    def __call__(self, changed: nn.Module, exactly: nn.Module | None = None, sites: Sequence[str] = ()) -> Verdict:
         """Judge a changed copy.
 
         Args:
             changed: the copy, in the model's own type.
             exactly: the same in float64, where that is more than ``changed.double()``: what was folded in float64 has
                 not been rounded.
+            sites: layers whose outputs are to be the same too, in float64: the model's own output may be zero, or
+                saturated, whatever they give.
         """
         exact = None
         if self._exact is not None:
             in64 = copied(changed).double() if exactly is None else exactly
-            exact = self._largest(self._exact, self._outputs64(in64))
+            with _Taps(in64, sites) as taps:
+                exact = self._largest(self._exact, self._outputs64(in64))
+            exact = max(exact, self._change_at(taps))
             allowed = _EXACT if self._tolerance is None else max(self._tolerance, _EXACT)
             if not exact <= allowed and not exact <= max(allowed, self._noise()):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
@@ -151,15 +161,12 @@ class Judge:
             raise SurgeryError("the outputs differ in number or shape, so that nothing can be compared; give compare=")
         return Verdict(exact=exact, own=own, rounding=self._largest_rounding())
 
-    def _in_float64(self, model: nn.Module) -> nn.Module | None:
-        """Return a copy in float64, or None where it does not run."""
-        work = copied(model).double()
+    def _in_float64(self) -> list[Any] | None:
+        """Return the outputs in float64, or None where the model does not run in it."""
         try:
-            for example in self.examples:
-                _outputs(work, _as_double(example), self.call)
+            return self._outputs64(self._exact_model)
         except Exception:  # whatever the model's code raises in a type that it was not written for
             return None
-        return work
 
     def _outputs64(self, model: nn.Module) -> list[Any]:
         return [_outputs(model, _as_double(example), self.call) for example in self.examples]
@@ -174,10 +181,19 @@ class Judge:
     def _change(self, first: Any, second: Any) -> float:
         if self._compare is not None:
             return float(self._compare(first, second))
-        return _largest(list(tensors(_plain(first))), list(tensors(_plain(second))))
+        return _largest(list(tensors(plain(first))), list(tensors(plain(second))))
 
     def _largest(self, first: list[Any], second: list[Any]) -> float:
         return max(self._change(one, other) for one, other in zip(first, second, strict=True))
+
+    def _change_at(self, taps: "_Taps") -> float:
+        """Return the largest change of what the tapped layers give."""
+        missing = [path for path in taps.seen if path not in self._seen]
+        if missing:
+            with _Taps(self._exact_model, missing) as own:
+                self._outputs64(self._exact_model)
+            self._seen |= own.seen
+        return max((_apart(self._seen[path], given) for path, given in taps.seen.items()), default=0.0)
 
     def _own_change(self, changed: nn.Module) -> float | None:
         """Return the change in the model's own type; None where rounding alone decides the form of the outputs."""
@@ -198,10 +214,9 @@ class Judge:
 
     def _noise(self) -> float:
         """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
-        assert self._exact_model is not None
         assert self._exact is not None
         changes = _measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
-        return float("inf") if changes is None else changes
+        return _MOST_NOISE if changes is None else min(changes, _MOST_NOISE)
 
     def _weights_rounding(self) -> float:
         """Return what rounding each weight once more does to the output: what a folded model cannot do without."""
@@ -212,6 +227,43 @@ class Judge:
             found = _measured(self._largest, self.reference, outputs)
             largest = max(largest, found if found is not None and found == found else 0.0)
         return largest
+
+
+class _Taps:
+    """Keeps a few numbers of everything that some layers give: 1,024 of each call, always from the same places."""
+
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self.seen: dict[str, list[tuple[Tensor, float]]] = {path: [] for path in paths}
+        self._layers = {path: model.get_submodule(path) for path in paths}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Self:
+        for path, layer in self._layers.items():
+            self._hooks.callback(layer.register_forward_hook(self._keeper(self.seen[path])).remove)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def _keeper(self, kept: list[tuple[Tensor, float]]) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.numel():
+                flat = output.detach().flatten()
+                places = torch.arange(0, len(flat), max(1, len(flat) // 1021), device=flat.device)
+                kept.append((flat[places].clone(), float(flat.abs().max())))
+
+        return keep
+
+
+def _apart(expected: list[tuple[Tensor, float]], actual: list[tuple[Tensor, float]]) -> float:
+    """Return the largest difference of kept numbers, relative to the largest of their tensor."""
+    if [len(numbers) for numbers, _ in expected] != [len(numbers) for numbers, _ in actual]:
+        return float("inf")
+    gaps = (
+        float((one - other).abs().max()) / max(largest, torch.finfo(torch.float32).tiny)
+        for (one, largest), (other, _) in zip(expected, actual, strict=True)
+    )
+    return max((gap for gap in gaps if gap == gap), default=0.0)
 
 
 def _measured(measure: Callable[[Any, Any], float], first: Any, second: Any) -> float | None:
@@ -243,7 +295,7 @@ def change_between(
     Raises:
         SurgeryError: the outputs hold no tensors, or differ in number or shape.
     """
-    measure = compare or (lambda one, other: _largest(list(tensors(_plain(one))), list(tensors(_plain(other)))))
+    measure = compare or (lambda one, other: _largest(list(tensors(plain(one))), list(tensors(plain(other)))))
     try:
         first, second = (_outputs(copied(model).double(), _as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
@@ -254,18 +306,23 @@ def change_between(
 def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int = 1) -> list[tuple[Any, str]]:
     """Return the example in other sizes that the model takes, each with what was made of it.
 
-    Tried in order: all spatial sizes doubled and halved (the smaller first where the example is large), and two samples
-    more; the model decides.
+    Tried in order: all spatial sizes doubled, halved, and two samples more; of a large example the doubled one comes
+    last. The model decides.
     """
-    found: list[tuple[Any, str]] = []
+    return [(other, words) for other, words, _ in _tried_sizes(model, example, call, most=most)]
+
+
+def _tried_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int) -> list[tuple[Any, str, Any]]:
+    """Return the other sizes with the outputs that the model gave for them."""
+    found: list[tuple[Any, str, Any]] = []
     for other, words in _other_sizes(example):
         if len(found) == most:
             break
         try:
-            _outputs(model, other, call)
+            output = _outputs(model, other, call)
         except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
             continue
-        found.append((other, words))
+        found.append((other, words, output))
     return found
 
 
@@ -279,7 +336,7 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
     """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
     with preserved(model), torch.no_grad():
         output = run(model, example, call)
-        if next(tensors(_plain(output)), None) is None:
+        if next(tensors(plain(output)), None) is None:
             raise SurgeryError(
                 f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
                 "that returns what matters of it"
@@ -287,22 +344,22 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
         return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()
 
 
-def _plain(output: Any) -> Any:
+def plain(output: Any) -> Any:
     """Look into objects that hold their outputs as attributes, however deep."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
+        return {key: plain(value) for key, value in output.items()}
     if isinstance(output, list | tuple):
-        return [_plain(value) for value in output]
+        return [plain(value) for value in output]
     if hasattr(output, "__dict__") and not isinstance(output, type | nn.Module) and not callable(output):
-        return {key: _plain(value) for key, value in vars(output).items()}
+        return {key: plain(value) for key, value in vars(output).items()}
     return output
 
 
 def _numbers(output: Any) -> bool:
     """Say whether an output holds something to compare: a finite number, or nothing but whole ones."""
-    found = list(tensors(_plain(output)))
+    found = list(tensors(plain(output)))
     floating = [tensor for tensor in found if tensor.is_floating_point() or tensor.is_complex()]
     return not any(tensor.numel() for tensor in floating) or any(
         bool(torch.isfinite(tensor).any()) for tensor in floating
@@ -338,10 +395,13 @@ def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
     given = list(tensors(example))
     if any(tensor.ndim > 2 for tensor in given):
         sizes = [(_doubled, "twice the size"), (_halved, "half the size")]
-        if sum(tensor.numel() for tensor in given) > _SMALL:
-            sizes.reverse()
-        for change, words in sizes:
+        large = sum(tensor.numel() for tensor in given) > _SMALL
+        for change, words in sizes[::-1] if large else sizes:
+            if large and change is _doubled:
+                yield _mapped(example, _longer), "two samples more"
             yield _mapped(example, change), words
+        if large:
+            return
     yield _mapped(example, _longer), "two samples more"
 
 
@@ -355,6 +415,8 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def _halved(tensor: Tensor) -> Tensor:
+    if tensor.ndim <= 2:
+        return tensor
     return tensor[(slice(None), slice(None), *(slice((size + 1) // 2) for size in tensor.shape[2:]))]
 
 
@@ -382,9 +444,13 @@ def training_change(before: nn.Module, after: nn.Module, example: Any, call: Cal
     """
     for double in (True, False):
         try:
-            expected, actual = (_step(model, example, call, double=double) for model in (before, after))
-        except (RuntimeError, ValueError):
+            expected = _step(before, example, call, double=double)
+        except Exception:  # noqa: S112  whatever the model's code raises in training, as a detector's without targets
             continue
+        try:
+            actual = _step(after, example, call, double=double)
+        except Exception:  # the changed model does not run where the given one does
+            return float("inf")
         return max(_of_one_kind(first, second) for first, second in zip(expected, actual, strict=True))
     return 0.0
 
@@ -407,7 +473,7 @@ def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) ->
     work = work.double() if double else work
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = list(tensors(_plain(run(work, _as_double(example) if double else example, call))))
+        outputs = list(tensors(plain(run(work, _as_double(example) if double else example, call))))
         learnt = [parameter for parameter in work.parameters() if parameter.requires_grad]
         generator = torch.Generator().manual_seed(1)
         scores = [
