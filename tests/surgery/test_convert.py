@@ -176,7 +176,7 @@ def test_layers_that_would_lose_something_are_refused():
     freeze(frozen)
     for module, why in [
         (WithActivation(3), "subclass"),
-        (frozen, "unfreeze it first"),
+        (frozen, "already"),
         (nn.LazyBatchNorm2d(), "lazy"),
         (normkit.BatchNorm2d(3, unbiased=False), "biased variance"),
         (nn.BatchNorm2d(3), "already"),

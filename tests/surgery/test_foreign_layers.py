@@ -386,3 +386,24 @@ def test_an_exception_in_any_layer_leaves_a_model_converted_in_place_bit_identic
         with pytest.raises(Failure):
             convert(model, to, X, inplace=True)
         assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("cls", [nn.BatchNorm2d, foreign.BatchNormAct2d])
+def test_a_frozen_layer_is_converted_there_and_back_and_stays_frozen(cls):
+    model = network(cls)
+    freeze(model, affine=True, statistics="batch")
+    freeze(model, where="3")
+    with pytest.raises(SurgeryError, match="unfreeze it first"):
+        convert(model, "group", X)
+    there = convert(model, "normkit", X).model
+    assert isinstance(there[1], normkit.BatchNorm2d)
+    back = convert(there, "torch", X).model
+    for changed in (there, back):
+        assert [layer.kind for layer in norm_layers(changed)] == ["frozen", "frozen"]
+        assert_close(changed.train()(X), model.train()(X), dtype=torch.float64)
+        assert changed[3].weight.requires_grad is False
+        assert changed[1].weight.requires_grad is True
+    assert type(back[1]) is type(model[1])
+    normkit.unfreeze(back)
+    assert type(back[1]) is cls
+    assert back[3].weight.requires_grad is True

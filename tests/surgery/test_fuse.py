@@ -14,6 +14,7 @@ from normkit import convert, fold
 from normkit.anatomy import fingerprint, norm_layers
 from normkit.errors import SurgeryError
 from normkit.surgery import fuse as fuse_module
+from normkit.surgery.verify import training_change
 from tolerances import assert_close
 
 from .nets import NETS
@@ -486,3 +487,33 @@ def test_graph_that_does_not_run_is_a_reason_and_no_crash(monkeypatch):
     record = convert(randomize(nn.Sequential(nn.Conv2d(4, 4, 1), Plain())), "normkit", EXAMPLE)
     assert record.touched == ("1.bn",)
     assert "does not run on what it was given (RuntimeError: no way)" in record.unfused["1.bn"]
+
+
+class NeedsTargets(nn.Module):
+    """Takes lists, and asserts in training that there are targets, as torchvision's detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, images, targets=None):
+        if self.training:
+            torch._assert(targets is not None, "targets should not be none when in training mode")
+        return [{"scores": self.body(image[None]).flatten()} for image in images]
+
+
+def test_a_model_that_cannot_be_trained_on_the_example_is_no_crash():
+    model = randomize(NeedsTargets()).eval()
+    images = [torch.randn(3, 7, 7), torch.randn(3, 5, 9)]
+    record = convert(model, "normkit", images, call=lambda model, images: model(images))
+    assert record.fused == {"body.1": "relu"}
+    assert_close(record.model(images)[1]["scores"], model(images)[1]["scores"], dtype=torch.float32)
+
+
+def test_a_changed_model_that_does_not_train_is_infinitely_far():
+    def refuse(module, *_):
+        raise TypeError
+
+    before, after = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    after.register_forward_hook(refuse)
+    assert training_change(before, after, torch.randn(4, 3), None) == float("inf")

@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, unwrapped
-from ..anatomy.frozen import is_frozen
+from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
@@ -237,6 +237,8 @@ class _Job:
         """Convert one layer; return why not, if so."""
         if rebuild.to not in ("normkit", "torch", "batch", "sync"):
             return _put(self.work, layer, rebuilt(layer, shape, rebuild))
+        if isinstance(layer.module, Frozen):
+            return _swap_below(layer.module, layer, shape, rebuild)
         if _only_the_class_differs(layer):
             return _swap_class(layer, shape, rebuild)
         target = _target(rebuild.to, layer, shape)
@@ -273,7 +275,7 @@ def _only_the_class_differs(layer: NormLayer) -> bool:
 def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) -> str | None:
     """Say what in the layer itself stands against any conversion, or return None."""
     module, name = layer.module, type(layer.module).__name__
-    if is_frozen(module):
+    if is_frozen(module) and not (to in ("normkit", "torch", "batch", "sync") and _only_the_class_differs(layer)):
         return "it is frozen; normkit.unfreeze it first"
     if layer.lazy:
         return "it is lazy and has no channels yet; run the model once first"
@@ -339,6 +341,17 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     if isinstance(module, nn.SyncBatchNorm):
         module.process_group = rebuild.process_group
     return None
+
+
+def _swap_below(module: Frozen, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
+    """Give a frozen layer another class below its frozen one; it stays frozen as it is."""
+    own: nn.Module = module
+    kept = (module.frozen_statistics, module.frozen_track, module.frozen_parameters)
+    thaw(module)
+    reason = _swap_class(layer, shape, rebuild)
+    own.__class__ = frozen_class(type(own))
+    module.frozen_statistics, module.frozen_track, module.frozen_parameters = kept
+    return reason
 
 
 def _lost_methods(cls: type[nn.Module], target: type[nn.Module]) -> list[str]:
