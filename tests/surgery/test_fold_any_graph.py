@@ -232,7 +232,8 @@ def test_norm_reaches_its_neighbour_through(name):
 BARRED = {
     "padding that counts": (conv, nn.AvgPool2d(3, padding=1), lambda: nn.BatchNorm2d(4), "channels do not stay"),
     "averaged channels": (
-        lambda: nn.Conv2d(3, 5, 3), Called(lambda x: x.mean(1, keepdim=True)), lambda: nn.BatchNorm2d(1), "channels do not stay"),
+        lambda: nn.Conv2d(3, 5, 3), Called(lambda x: x.mean(1, keepdim=True)), lambda: nn.BatchNorm2d(1),
+        "channels do not stay"),
     "positions as channels": (
         lambda: nn.Conv2d(3, 4, 3), nn.Flatten(), lambda: nn.BatchNorm1d(48), "several of its channels come from one"),
     "largest": (conv, nn.MaxPool2d(2), lambda: nn.BatchNorm2d(4), "its input comes from between (MaxPool2d)"),
