@@ -215,9 +215,15 @@ class _Operators(TorchDispatchMode):
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if not self.recorder.depth:
-            self.recorder.called(func, args, kwargs or {}, output)
+        named = kwargs or {}
+        if self.recorder.depth:
+            return func(*args, **named)
+        self.recorder.depth += 1  # the call of an operator is a function too
+        try:
+            output = func(*args, **named)
+        finally:
+            self.recorder.depth -= 1
+        self.recorder.called(func, args, named, output)
         return output
 
 
