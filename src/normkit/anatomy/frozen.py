@@ -28,7 +28,8 @@ __all__ = ["Frozen", "frozen_class", "is_frozen", "moved", "remember", "thaw"]
 
 _STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
 # Functions of torch that put a new layer in the place of every batch norm, and what they read of it first.
-_REPLACING = {nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__: "nn.SyncBatchNorm.convert_sync_batchnorm"}
+_CONVERT: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+_REPLACING = {_CONVERT.__func__.__code__: "nn.SyncBatchNorm.convert_sync_batchnorm"}
 
 
 class Frozen(nn.Module):
@@ -109,7 +110,7 @@ class Frozen(nn.Module):
     def reset_running_stats(self) -> None:
         """Start the statistics again where they may move; else warn."""
         if self.frozen_track:
-            super().reset_running_stats()
+            super().reset_running_stats()  # type: ignore[misc]  # of the layer's own class
         else:
             self._warn("reset_running_stats", "its running statistics stay")
 
@@ -117,12 +118,13 @@ class Frozen(nn.Module):
         """Start again what may move; warn of what stays."""
         kept = [name for name, value in self.named_parameters(recurse=False) if not value.requires_grad]
         if not kept and self.frozen_track:
-            super().reset_parameters()
+            super().reset_parameters()  # type: ignore[misc]  # of the layer's own class
             return
         before = {name: value.detach().clone() for name, value in self._held_tensors().items()}
         counter = self._buffers.get("num_batches_tracked")
         count = None if counter is None else counter.clone()
-        super().reset_parameters()  # which asks for reset_running_stats, and so warns
+        # Of the layer's own class, which asks for reset_running_stats, and so warns.
+        super().reset_parameters()  # type: ignore[misc]
         with torch.no_grad():
             for name, value in before.items():
                 getattr(self, name).copy_(value)
@@ -247,7 +249,7 @@ def _is_equal(kept: Tensor, now: Tensor | None) -> bool:
 @contextmanager
 def _own_class(module: nn.Module) -> Iterator[None]:
     """Give a frozen layer its own class back for a while."""
-    frozen = module.__class__
+    frozen: Any = module.__class__
     module.__class__ = frozen._thawed
     try:
         yield

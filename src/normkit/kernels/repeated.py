@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -28,7 +29,7 @@ _CHECKPOINT = checkpoint.__file__
 _BACKWARDS = {
     getattr(BackwardCFunction, name).__code__ for name in ("apply", "apply_boxed") if hasattr(BackwardCFunction, name)
 }
-_FORWARD = torch.autograd.Function.apply.__func__.__code__
+_FORWARD = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # a class method
 _ENGINE = _engine_run_backward.__code__
 
 
@@ -41,7 +42,7 @@ def is_repeated() -> bool:
     """Tell whether the forward that runs now is run again by a backward."""
     if torch._C._current_graph_task_id() == -1 or _IS_FIRST.get():
         return False
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code in _BACKWARDS or (code.co_name == "unpack_hook" and code.co_filename == _CHECKPOINT):
@@ -62,7 +63,7 @@ def may_be_repeated() -> bool:
         and hooks[0].__code__.co_filename == _CHECKPOINT
     ):
         return True
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code is _FORWARD or code.co_filename == _CHECKPOINT:

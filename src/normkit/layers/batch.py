@@ -101,7 +101,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # Scripted in evaluation, and put back into training.
             assert self.unbiased or not self.training, "torch's kernel cannot store the biased variance; call eval()"
             return self._torch_forward(input)

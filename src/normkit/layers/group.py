@@ -62,7 +62,7 @@ class GroupNorm(TracedAsTorch, nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.group_norm` for formula and conventions."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
             node = self._as_node(input)

@@ -42,7 +42,7 @@ class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)`` or ``(C, *)``; see :func:`normkit.functional.instance_norm`."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
             node = self._as_node(input)

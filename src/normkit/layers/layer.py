@@ -57,7 +57,7 @@ class LayerNorm(TracedAsTorch, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.layer_norm` for formula and conventions."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
             node = self._as_node(input)

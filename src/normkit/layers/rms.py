@@ -54,7 +54,7 @@ class RMSNorm(TracedAsTorch, nn.RMSNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see :func:`normkit.functional.rms_norm` for formula and conventions."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
             node = self._as_node(input)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.states import write_atomically
 from ..errors import ArgumentError, SurgeryError
+from ..files import write_atomically
 
 __all__ = ["write_onnx", "write_program", "write_pt2"]
 

@@ -92,7 +92,9 @@ def inference(
     cut = plan(x.shape, layout, x.element_size())
     wide = computed_type(x)
     _held, (x_at, residual_at, *parameters) = addresses(x, residual, computed(weight, wide), computed(bias, wide))
-    _stored, (mean_at, var_at, _, _) = addresses(computed(running_mean, wide), computed(running_var, wide))
+    stored = computed(running_mean, wide)
+    assert stored is not None
+    _stored, (mean_at, var_at, _, _) = addresses(stored, computed(running_var, wide))
     y = empty_like(x) if out is None else out
     y_at = y.data_ptr()
     saved = torch.empty(2 * cut.channels, dtype=torch.float64)
