@@ -141,6 +141,14 @@ def spread_statistics(a, spread):
 
 
 @inlined
+def add_origins(a):
+    """Tell the columns' means from zero: they were gathered from each column's value in the first row."""
+    x, moments = data(a, slots.X), region(a, 0)
+    for column in range(columns(a)):
+        store(moments, column, float(load(x, column)) + load(moments, column))
+
+
+@inlined
 def finish_groups(a):
     """From the columns' moments: statistics of every group, and the coefficients of every column."""
     count = float(integer(a, slots.OUTER) * (integer(a, slots.CHANNELS) // integer(a, sample_slots.GROUPS)))
@@ -150,6 +158,7 @@ def finish_groups(a):
     else:
         for column in range(0, integer(a, slots.WIDTH), 16):
             merge_blocks(a, column)
+        add_origins(a)
     for group in range(integer(a, sample_slots.GROUPS)):
         if not is_one_run(a):
             mean, m2 = group_moments(a, group)
