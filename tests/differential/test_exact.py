@@ -131,7 +131,7 @@ def test_float64_is_the_rounding_of_the_exact_numbers(name, channels_last, data,
 @example(batches=[[0.0, 1e-9, 2e-9]], momentum=None, unbiased=False, kind="channels_last")
 def test_running_statistics_are_the_exact_averages_rounded(batches, momentum, unbiased, kind):
     layer = layers.BatchNorm1d(1, momentum=momentum, unbiased=unbiased).double()
-    mean, var = Fraction(0), Fraction(1)
+    mean, var, sizes = Fraction(0), Fraction(1), [Fraction(0), Fraction(1)]
     for number, values in enumerate(batches, 1):
         x = torch.tensor(values, dtype=torch.float64)[:, None]
         if kind != "vectors":
@@ -143,9 +143,11 @@ def test_running_statistics_are_the_exact_averages_rounded(batches, momentum, un
         stored = step.var * len(cell) / (len(cell) - 1) if unbiased else step.var
         rate = Fraction(1, number) if momentum is None else Fraction(momentum)
         mean, var = mean + (step.mean - mean) * rate, var + (stored - var) * rate
+        # Each step rounds a few times, in units of the terms that it adds.
         largest = max(map(abs, cell))
-        # Each step rounds a few times, in units of what is added up.
-        for found, expected, size in ((layer.running_mean, mean, largest), (layer.running_var, var, largest**2)):
-            unit = Fraction(float(np.spacing(max(float(abs(expected)), float(size) * 1e-3, 1e-300))))
+        sizes = [size * (1 - rate) + new * rate for size, new in zip(sizes, (largest, largest**2), strict=True)]
+        averages = ((layer.running_mean, mean), (layer.running_var, var))
+        for (found, expected), size in zip(averages, sizes, strict=True):
+            unit = Fraction(float(np.spacing(max(float(abs(expected)), float(size), 1e-300))))
             assert abs(Fraction(found.item()) - expected) <= 8 * number * unit, f"{found.item()} for {float(expected)}"
     assert layer.num_batches_tracked == len(batches)
