@@ -103,7 +103,8 @@ class Frozen(nn.Module):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Refuse to register running statistics again."""
-        if name in _STATISTICS and "frozen_loading" not in self.__dict__:
+        # torch also comes here to store a buffer again that was written in place.
+        if name in _STATISTICS and tensor is not self._buffers.get(name) and "frozen_loading" not in self.__dict__:
             self._refuse(f"{name} would be exchanged")
         super().register_buffer(name, tensor, persistent)
 

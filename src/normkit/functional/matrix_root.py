@@ -64,6 +64,21 @@ class _Root(torch.autograd.Function):
         return _solve(s, (given + given.mT) / 2), None
 
 
+class _CompiledRoot(torch.autograd.Function):
+    """The same in a graph that torch.compile makes: the older form of a function, differentiated once."""
+
+    @staticmethod
+    def forward(ctx: Any, covariance: Tensor, floor: float) -> Tensor:
+        root = _root_of_values(covariance, floor)
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
+        (s,) = ctx.saved_tensors
+        return _solver(s)((given + given.mT) / 2), None
+
+
 def _solve(s: Tensor, q: Tensor) -> Tensor:
     """Return X with ``S X + X S = Q``."""
     if is_forward_mode():
@@ -100,5 +115,6 @@ def matrix_root(covariance: Tensor, floor: float) -> Tensor:
         for _ in range(_ORDER):
             root = root + solve(symmetric - residue - root @ root)
         return root
-    found: Tensor = _Root.apply(covariance, floor)
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    found: Tensor = (_CompiledRoot if compiled else _Root).apply(covariance, floor)
     return found
