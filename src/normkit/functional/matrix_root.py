@@ -64,21 +64,6 @@ class _Root(torch.autograd.Function):
         return _solve(s, (given + given.mT) / 2), None
 
 
-class _CompiledRoot(torch.autograd.Function):
-    """The same in a graph that torch.compile makes: the older form of a function, differentiated once."""
-
-    @staticmethod
-    def forward(ctx: Any, covariance: Tensor, floor: float) -> Tensor:
-        root = _root_of_values(covariance, floor)
-        ctx.save_for_backward(root)
-        return root
-
-    @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
-        (s,) = ctx.saved_tensors
-        return _solver(s)((given + given.mT) / 2), None
-
-
 def _solve(s: Tensor, q: Tensor) -> Tensor:
     """Return X with ``S X + X S = Q``."""
     if is_forward_mode():
@@ -107,14 +92,15 @@ def _root_of_values(covariance: Tensor, floor: float) -> Tensor:
 
 def matrix_root(covariance: Tensor, floor: float) -> Tensor:
     """Return the symmetric square root of matrices whose eigenvalues are at least ``floor``, which is positive."""
-    if is_forward_mode():
-        # Newton's method from the exact root, its Jacobian held: every step makes one more derivative right.
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if compiled or is_forward_mode():
+        # Newton's method from the exact root, its Jacobian held: every step makes one more derivative right. A compiled
+        # graph is differentiated once.
         symmetric = (covariance + covariance.mT) / 2
         root = start = _root_of_values(covariance.detach(), floor)
         solve, residue = _solver(start), symmetric.detach() - start @ start
-        for _ in range(_ORDER):
+        for _ in range(1 if compiled else _ORDER):
             root = root + solve(symmetric - residue - root @ root)
         return root
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    found: Tensor = (_CompiledRoot if compiled else _Root).apply(covariance, floor)
+    found: Tensor = _Root.apply(covariance, floor)
     return found
