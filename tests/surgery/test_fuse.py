@@ -14,7 +14,7 @@ from normkit import convert, fold
 from normkit.anatomy import fingerprint, norm_layers
 from normkit.errors import SurgeryError
 from normkit.surgery import fuse as fuse_module
-from normkit.surgery.verify import training_change
+from normkit.surgery.training_step import training_change
 from tolerances import assert_close
 
 from .nets import NETS

@@ -18,8 +18,9 @@ from .fuse_code import is_plain_container, own_graph, shapes_of
 from .fuse_sites import Site, find_site, fuse_site
 from .fused import Absorbed, Program, hold, is_ours, rewrite, unfuse
 from .observe import Observed, observe
+from .training_step import training_change
 from .transaction import copied
-from .verify import change_between, training_change
+from .verify import change_between
 
 __all__ = ["Fusions", "fuse"]
 

@@ -19,7 +19,7 @@ from ..anatomy.batches import tensors
 from ..errors import SurgeryError
 from .transaction import copied
 
-__all__ = ["Compare", "Judge", "Verdict", "change_between", "other_sizes", "plain", "second_size", "training_change"]
+__all__ = ["Compare", "Judge", "Verdict", "as_double", "change_between", "other_sizes", "plain", "second_size"]
 
 Compare = Callable[[Any, Any], float]
 
@@ -169,7 +169,7 @@ class Judge:
             return None
 
     def _outputs64(self, model: nn.Module) -> list[Any]:
-        return [_outputs(model, _as_double(example), self.call) for example in self.examples]
+        return [_outputs(model, as_double(example), self.call) for example in self.examples]
 
     def _is_something(self) -> None:
         if self._compare is None and not any(_numbers(output) for output in self.reference):
@@ -297,7 +297,7 @@ def change_between(
     """
     measure = compare or (lambda one, other: _largest(list(tensors(plain(one))), list(tensors(plain(other)))))
     try:
-        first, second = (_outputs(copied(model).double(), _as_double(example), call) for model in (before, after))
+        first, second = (_outputs(copied(model).double(), as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
         first, second = (_outputs(model, example, call) for model in (before, after))
     return float(measure(first, second))
@@ -387,7 +387,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
 
 
-def _as_double(value: Any) -> Any:
+def as_double(value: Any) -> Any:
     return _mapped(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
@@ -433,54 +433,3 @@ def _mapped(value: Any, function: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_mapped(entry, function) for entry in value)
     return value
-
-
-def training_change(before: nn.Module, after: nn.Module, example: Any, call: Call | None) -> float:
-    """Return how far one training step of ``after`` is from that of ``before``: outputs, gradients and statistics.
-
-    Both run in float64 where they can, with the same random numbers and a random cotangent. Each tensor counts
-    relative to its own largest value, or to a ten-thousandth of the largest of its kind: the gradient of a bias before
-    a batch norm is nothing but rounding. A model that cannot be trained on the example is not compared: 0.
-    """
-    for double in (True, False):
-        try:
-            expected = _step(before, example, call, double=double)
-        except Exception:  # noqa: S112  whatever the model's code raises in training, as a detector's without targets
-            continue
-        try:
-            actual = _step(after, example, call, double=double)
-        except Exception:  # the changed model does not run where the given one does
-            return float("inf")
-        return max(_of_one_kind(first, second) for first, second in zip(expected, actual, strict=True))
-    return 0.0
-
-
-def _of_one_kind(expected: list[Tensor], actual: list[Tensor]) -> float:
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
-        return float("inf")
-    scales = [tensor.detach().abs().max().item() if tensor.numel() else 0.0 for tensor in expected]
-    least = max(1e-4 * max(scales, default=0.0), torch.finfo(torch.float32).tiny)
-    gaps = [
-        (first - second).detach().abs().max().item() / max(scale, least) if first.numel() else 0.0
-        for first, second, scale in zip(expected, actual, scales, strict=True)
-    ]
-    return max((gap if gap == gap else float("inf") for gap in gaps), default=0.0)
-
-
-def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) -> tuple[list[Tensor], ...]:
-    """Return what a forward and a backward in training give: outputs, gradients and statistics."""
-    work = copied(model).train()
-    work = work.double() if double else work
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        outputs = list(tensors(plain(run(work, _as_double(example) if double else example, call))))
-        learnt = [parameter for parameter in work.parameters() if parameter.requires_grad]
-        generator = torch.Generator().manual_seed(1)
-        scores = [
-            (output * torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)).sum()
-            for output in outputs
-            if output.requires_grad
-        ]
-        gradients = torch.autograd.grad(scores, learnt, allow_unused=True) if scores and learnt else ()
-    statistics = [buffer for buffer in work.buffers() if buffer.is_floating_point()]
-    return outputs, [gradient for gradient in gradients if gradient is not None], statistics
