@@ -388,6 +388,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def as_double(value: Any) -> Any:
+    """Return what a model is given, its floating point tensors in float64."""
     return _mapped(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
