@@ -109,7 +109,7 @@ ACTIVATED = {
 @pytest.mark.parametrize("name", ACTIVATED)
 @every_format
 def test_a_nan_in_the_input_stays_out_of_the_bias_gradient(name, activation, backend, lay):
-    """The gradient of the bias is the sum of the cotangent; relu lets it through where y is a NaN, as torch's does."""
+    """The gradient of the bias is the sum of the cotangent; the slope where y is a NaN is torch's."""
     layer = ACTIVATED[name](activation)
     if layer is None:
         pytest.skip("has no activation")
@@ -124,7 +124,9 @@ def test_a_nan_in_the_input_stays_out_of_the_bias_gradient(name, activation, bac
                 (found,) = torch.autograd.grad(y, bias, dy)
             slope = torch.ones_like(dy)
             if activation is not None:
-                slope = torch.where(y.detach() <= 0, 0.0 if activation == "relu" else 0.01, 1.0)
+                # A NaN is not at most zero, nor above it: relu lets the gradient pass, leaky_relu does not.
+                shut, closed = (y.detach() <= 0, 0.0) if activation == "relu" else (~(y.detach() > 0), 0.01)
+                slope = torch.where(shut, closed, 1.0)
             kept = (dy * slope).double().sum([axis for axis in range(4) if axis != (3 if name == "last" else 1)])
             if poison != poison or activation is None:
                 assert_close(found, kept, dtype=torch.float32, what=f"{shape} {poison}")

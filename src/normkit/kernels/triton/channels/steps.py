@@ -34,13 +34,16 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def gate(dy, z, ACTIVATION: tl.constexpr):
-    """Multiply dy by the derivative of the activation at z; where its sign decides, z may be the output."""
+    """Multiply dy by the derivative of the activation at z; where its sign decides, z may be the output.
+
+    Where z is a NaN as in torch: relu and relu6 let the gradient pass, leaky_relu does not.
+    """
     if ACTIVATION == "relu" or ACTIVATION == "relu6":
         dy = tl.where(z <= 0.0, 0.0, dy)
     if ACTIVATION == "relu6":
         dy = tl.where(z >= 6.0, 0.0, dy)
     if ACTIVATION == "leaky_relu":
-        dy = tl.where(z <= 0.0, dy * SLOPE, dy)
+        dy = tl.where(z > 0.0, dy, dy * SLOPE)
     if ACTIVATION == "silu":
         share = sigmoid(z)
         dy = dy * (share * (1.0 + z * (1.0 - share)))
