@@ -241,6 +241,19 @@ def test_a_first_forward_in_a_hook_moves_as_everywhere(make):
         assert torch.equal(one, expected)
 
 
+def test_a_hook_inside_the_backward_of_a_checkpoint_is_no_repetition():
+    layer, x = normkit.BatchNorm2d(CHANNELS).double(), batches()[0].requires_grad_()
+
+    def run(value):
+        y = value.sin()
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient + 0 * layer(gradient).detach())
+        return y.cos()
+
+    checkpoint(run, x, use_reentrant=True).sum().backward()
+    assert layer.num_batches_tracked == 1
+
+
 @every_layer
 def test_a_function_whose_backward_calls_a_layer_first_says_so(make):
     x, moved = batches()[1], []

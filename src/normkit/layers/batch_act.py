@@ -50,12 +50,23 @@ class _BatchNormAct(Unscriptable):
         self.register_load_state_dict_post_hook(_own_what_was_loaded)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Take over a new part's tensors; hand a new tensor on to the part."""
+        """Take over a new part's tensors; hand a new tensor on to the part, which may refuse it."""
+        if name in self._parameters or name in self._buffers:
+            # While a state is loaded the part gets its own share, and a frozen one takes none but that.
+            if not self.__dict__.get("_is_loading"):
+                setattr(self.norm, name, value)
+            super().__setattr__(name, value)
+            return
         super().__setattr__(name, value)
         if name == "norm":
             self._own_the_parts()
-        elif name in self._parameters or name in self._buffers:
-            setattr(self.norm, name, value)
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        self.__dict__["_is_loading"] = True
+        try:
+            super()._load_from_state_dict(*given)
+        finally:
+            del self.__dict__["_is_loading"]
 
     def _own_the_parts(self) -> None:
         """Have the part's tensors under the layer's own names: the same objects, listed once."""
