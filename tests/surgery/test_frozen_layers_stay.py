@@ -25,6 +25,12 @@ LAYERS = {
     "torch instance": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
     "our instance": lambda: normkit.InstanceNorm2d(4, affine=True, track_running_stats=True),
 }
+FAMILY = {
+    "ghost": lambda: normkit.GhostBatchNorm2d(4, ghost_size=4),
+    "renorm": lambda: normkit.BatchRenorm2d(4),
+    "whitening": lambda: normkit.WhiteningBatchNorm2d(4, num_groups=2),
+}
+LAYERS |= FAMILY
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
@@ -34,7 +40,10 @@ def frozen_network(make, **switches):
         nn.init.normal_(value)
     norm = normkit.anatomy.norm_layers(model)[0].module
     norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2.0)
+    if isinstance(norm, normkit.WhiteningBatchNorm2d):
+        norm.running_covariance.copy_(torch.tensor([[2.0, 0.3], [0.3, 1.5]]))
+    else:
+        norm.running_var.uniform_(0.5, 2.0)
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.fill_(7)
     model.eval()
@@ -158,6 +167,8 @@ def test_refuses_with_the_way_out_and_nothing_changed(make, name):
     by_class = isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if name in ("convert_sync_batchnorm", "replace_all_batch_norm_modules_") and not by_class:
         pytest.skip("the tool leaves instance norms alone")
+    if name == "running_var = other" and isinstance(norm, normkit.WhiteningBatchNorm2d):
+        pytest.skip("it has a covariance")
     x = torch.randn(8, 3, 6, 6) * 3 + 1
     want, state = model(x), copy.deepcopy(model.state_dict())
     words = r"is frozen by normkit.freeze.*normkit.unfreeze\(model\)"
@@ -241,6 +252,41 @@ def test_what_our_own_tools_write_is_no_leak():
     assert not moved(norm)
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
     assert not moved(norm)
+
+
+@pytest.mark.parametrize("make", FAMILY.values(), ids=FAMILY)
+def test_relatives_are_frozen_with_their_running_statistics_alone(make):
+    model = nn.Sequential(make())
+    model(torch.randn(8, 4, 3, 3))
+    for switches in ({"track": True}, {"statistics": "batch"}):
+        with pytest.raises(normkit.errors.SurgeryError, match="frozen with its running statistics, held still"):
+            normkit.freeze(model, **switches)
+    model, norm = frozen_network(make)
+    normkit.unfreeze(model)
+    assert type(norm) is type(make())
+    model.train()(torch.randn(8, 3, 6, 6))
+    assert norm.num_batches_tracked == 8
+
+
+def test_a_frozen_masked_norm_takes_its_mask():
+    layer = normkit.MaskedBatchNorm1d(4)
+    x, mask = torch.randn(6, 4, 7) + 1, torch.rand(6, 7) < 0.7
+    layer(x, mask)
+    want = layer.eval()(x, mask)
+    normkit.freeze(layer)
+    assert torch.equal(layer.train()(x, mask), want)
+
+
+@pytest.mark.parametrize("make", FAMILY.values(), ids=FAMILY)
+def test_folding_a_frozen_relative_keeps_what_it_computes(make):
+    model, _ = frozen_network(make)
+    x = torch.randn(8, 3, 6, 6)
+    want = model.eval()(x)
+    try:
+        folded = normkit.fold(model, x).model
+    except normkit.errors.SurgeryError:
+        return
+    torch.testing.assert_close(folded.eval()(x), want, rtol=1e-5, atol=1e-5)
 
 
 def test_unfreeze_refuses_a_class_that_came_between():

@@ -174,11 +174,11 @@ class Frozen(nn.Module):
             stacklevel=3,
         )
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *rest: Any) -> Tensor:
         """Normalize by the frozen switches; the shapes are the layer's own."""
         if self.frozen_statistics == "running" and self.frozen_track and self.__dict__["training"]:
             return self._normalize_then_track(input)
-        output: Tensor = super().forward(input)
+        output: Tensor = super().forward(input, *rest)
         return output
 
     def _normalize_then_track(self, input: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from .transaction import restored_on_error
 
 __all__ = ["freeze", "hold_still", "unfreeze"]
 
+# Batch normalization's relatives in the catalog that keep running statistics.
+_RELATIVES = ("renorm", "ghost", "masked", "whitening")
+
 
 def freeze(
     model: nn.Module,
@@ -66,7 +69,7 @@ def freeze(
         reason = _reason_against(layer, statistics, track)
         if reason is None:
             chosen.append(layer)
-        elif where is not None or layer.kind in ("batch", "sync", "frozen", "unknown"):
+        elif where is not None or layer.kind in ("batch", "sync", "frozen", "unknown", *_RELATIVES):
             refused[layer.path] = reason
     refuse_if_nothing_is_left("freeze", len(chosen), refused)
     with restored_on_error(model):
@@ -139,7 +142,8 @@ def _reason_against(layer: NormLayer, statistics: str, track: bool) -> str | Non
         return "it is a frozen layer of another library already"
     if layer.kind == "unknown" or (form is None and not isinstance(module, _BatchNorm | _InstanceNorm)):
         return layer.unread
-    keeps = isinstance(module, _BatchNorm | _InstanceNorm) or (form is not None and form.of_batch)
+    relative = form is not None and form.method in _RELATIVES
+    keeps = isinstance(module, _BatchNorm | _InstanceNorm) or (form is not None and form.of_batch) or relative
     if not keeps:
         return (
             f"a {type(module).__name__} keeps no running statistics; stop its weight and bias by requires_grad_(False)"
@@ -150,6 +154,9 @@ def _reason_against(layer: NormLayer, statistics: str, track: bool) -> str | Non
         return f"{type(module).__name__} has a forward of its own, which need not heed a frozen mode: {layer.unread}"
     if not layer.tracks:
         return "it keeps no running statistics (track_running_stats is off)"
+    if relative and (statistics == "batch" or track):
+        asked = "track=True" if track else "statistics='batch'"
+        return f"a {type(module).__name__} is frozen with its running statistics, held still; {asked} is not for it"
     reason = _reason_against_statistics(layer) if statistics == "running" else None
     return reason or (_reason_against_modes(layer, statistics, track) if layer.overridden else None)
 
@@ -183,8 +190,12 @@ def _reason_against_modes(layer: NormLayer, statistics: str, track: bool) -> str
 def _reason_against_statistics(layer: NormLayer) -> str | None:
     """Say what is wrong with the stored statistics, or return None."""
     mean, variance = layer.mean, layer.var
+    if variance is None:
+        # A whitening layer's, whose stored covariance holds them.
+        variance = layer.module._buffers["running_covariance"]
+        assert variance is not None
+        variance = variance.diagonal(dim1=-2, dim2=-1)
     assert mean is not None
-    assert variance is not None
     if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()) or (variance < 0).any():
         return "its running statistics are not finite or negative; normkit.repair or normkit.recalibrate it first"
     if not mean.any() and bool((variance == 1).all()):
