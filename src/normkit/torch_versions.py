@@ -7,27 +7,45 @@ from operator import attrgetter
 
 import torch
 
-__all__ = ["PRIVATE", "TESTED", "check"]
+__all__ = ["FUNCTION_APPLY", "PRIVATE", "TESTED", "check"]
 
 TESTED = ("2.13.0", "2.14.1")
 
 # Every private name that this package reads. A test looks for others in the source.
 PRIVATE = (
+    "_C._TorchDispatchModeKey.PROXY",
     "_C._are_functorch_transforms_active",
+    "_C._autograd._top_saved_tensors_default_hooks",
     "_C._current_graph_task_id",
+    "_C._functorch.get_unwrapped",
     "_C._functorch.is_batchedtensor",
+    "_C._functorch.is_functorch_wrapped_tensor",
+    "_C._get_dispatch_mode",
     "_C._get_tracing_state",
     "_C._has_storage",
     "_C._len_torch_dispatch_stack",
+    "_functorch.eager_transforms",
+    "_functorch.pyfunctorch.temporarily_clear_interpreter_stack",
+    "_ops.OpOverload",
     "autograd.forward_ad._current_level",
+    "autograd.graph._engine_run_backward",
     "jit._trace.TracerWarning",
     "nn.modules.batchnorm._BatchNorm",
     "nn.modules.conv._ConvNd",
     "nn.modules.dropout._DropoutNd",
     "nn.modules.instancenorm._InstanceNorm",
+    "nn.modules.pooling._AdaptiveAvgPoolNd",
+    "nn.modules.pooling._AvgPoolNd",
     "utils._contextlib",
+    "utils._python_dispatch.TorchDispatchMode",
+    "utils._pytree.tree_flatten",
+    "utils._pytree.tree_map",
     "utils._pytree.tree_map_only",
+    "utils._pytree.tree_unflatten",
 )
+
+# The code of the frame in which torch calls the forward of an autograd function; None since 2.14, where there is none.
+FUNCTION_APPLY = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
 
 
 def check() -> None:

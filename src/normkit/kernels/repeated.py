@@ -21,6 +21,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
 from torch.utils import checkpoint
 
+from ..torch_versions import FUNCTION_APPLY
+
 __all__ = ["first_forward", "in_backward", "is_repeated", "may_be_repeated"]
 
 _IS_FIRST: contextvars.ContextVar[bool] = contextvars.ContextVar("normkit_first_forward", default=False)
@@ -29,7 +31,6 @@ _CHECKPOINT = checkpoint.__file__
 _BACKWARDS = {
     getattr(BackwardCFunction, name).__code__ for name in ("apply", "apply_boxed") if hasattr(BackwardCFunction, name)
 }
-_FORWARD = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # a class method
 _ENGINE = _engine_run_backward.__code__
 
 
@@ -63,10 +64,13 @@ def may_be_repeated() -> bool:
         and hooks[0].__code__.co_filename == _CHECKPOINT
     ):
         return True
+    if FUNCTION_APPLY is None and not torch.is_grad_enabled():
+        # The forward of an autograd function runs without recording. So does other code, where it costs some memory.
+        return True
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if code is _FORWARD or code.co_filename == _CHECKPOINT:
+        if code is FUNCTION_APPLY or code.co_filename == _CHECKPOINT:
             return True
         frame = frame.f_back
     return False
