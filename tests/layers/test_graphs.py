@@ -120,6 +120,7 @@ def test_compiled_at_several_sizes_without_a_graph_break(name, training):
     assert_agree(layer, twin[1])
 
 
+@torchscript  # which torch imports for itself, where the first compiling of a process is this one
 @pytest.mark.parametrize("name", ["group, 2", "instance, 2"])
 def test_torchs_own_compiler_takes_a_second_size_behind_a_convolution(name):
     """There a size is an expression, on which its CPU backend fails where a view splits the channels."""
