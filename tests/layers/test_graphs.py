@@ -10,8 +10,8 @@ import normkit
 from normkit.errors import ArgumentError
 from normkit.layers.catalog import METHODS
 from tolerances import assert_close
+from torch_versions import uses_torchscript
 
-torchscript = pytest.mark.filterwarnings("ignore:.torch.jit..* is deprecated:DeprecationWarning")
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 LAYERS = {
@@ -120,7 +120,7 @@ def test_compiled_at_several_sizes_without_a_graph_break(name, training):
     assert_agree(layer, twin[1])
 
 
-@torchscript  # which torch imports for itself, where the first compiling of a process is this one
+@uses_torchscript  # which torch imports for itself, where the first compiling of a process is this one
 @pytest.mark.parametrize("name", ["group, 2", "instance, 2"])
 def test_torchs_own_compiler_takes_a_second_size_behind_a_convolution(name):
     """There a size is an expression, on which its CPU backend fails where a view splits the channels."""
@@ -155,7 +155,7 @@ def test_exported_for_any_batch(name, training):
     assert_agree(exported, twin)
 
 
-@torchscript
+@uses_torchscript
 @both_modes
 @every_layer
 def test_traced_for_any_batch(name, training):
