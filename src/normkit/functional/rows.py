@@ -81,6 +81,7 @@ def is_everyday(x: object, eps: object, activation: object) -> bool:
         and 0.0 <= eps < math.inf
         and (activation is None or activation in dispatch.ACTIVATIONS)
         and dispatch.is_undisturbed()
+        and (x.dtype is not torch.float16 or dispatch.cannot_compile(x.dtype) is None)
     )
 
 

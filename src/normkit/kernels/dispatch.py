@@ -10,6 +10,7 @@ is honoured or refused, never quietly replaced.
 
 import contextlib
 import contextvars
+import functools
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "BACKENDS",
     "Explanation",
     "cannot",
+    "cannot_compile",
     "choose",
     "explain",
     "is_served_compiled",
@@ -102,6 +104,18 @@ def is_undisturbed() -> bool:
     )
 
 
+@functools.cache
+def cannot_compile(dtype: torch.dtype) -> str | None:
+    """Return why this processor has no CPU kernel for a type, or None where it has."""
+    if dtype is not torch.float16:
+        return None
+    # Imported where it matters: Numba costs more to import than torch's own layers to run.
+    from .numba import processor
+
+    missing: str | None = processor.unavailable(dtype)
+    return missing
+
+
 def _numba_refuses(x: Tensor) -> str | None:
     if not x.is_cpu:
         return f"the input is on {x.device}; these kernels run on a CPU"
@@ -115,7 +129,7 @@ def _numba_refuses(x: Tensor) -> str | None:
         return reason
     if x.numel() == 0:
         return "the input holds no values"
-    return unavailable()
+    return unavailable() or cannot_compile(x.dtype)
 
 
 def _triton_refuses(x: Tensor) -> str | None:
