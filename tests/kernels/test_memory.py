@@ -17,18 +17,20 @@ from normkit.kernels import memory
 from normkit.kernels.numba import slots
 from normkit.kernels.numba.channels import plan as channel_plan
 from normkit.kernels.numba.samples import passes as sample_passes
+from normkit.kernels.shares import Share
 from tolerances import assert_close
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch):
-    """Keep memory of any size, as users have it: torch does not fill what is uninitialized."""
+def kept(monkeypatch, tmp_path):
+    """Keep memory of any size, as users have it, in this process alone: torch does not fill what is uninitialized."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     monkeypatch.setattr(memory, "_THRESHOLD", 1)
-    monkeypatch.setattr(memory, "_kept", memory._Kept())
+    monkeypatch.setattr(memory, "_kept", memory._Kept(Share("kept", [str(tmp_path)])))
     memory._limit.cache_clear()
     yield memory._kept
     memory._limit.cache_clear()
+    memory._kept._share.leave()
 
 
 SHAPES = {

@@ -2,7 +2,7 @@
 
 A large output comes in large pages where the system grants them. When it is freed its memory is kept and lent to the
 next output of its size: a training loop asks for the same sizes in every step. What is kept free is limited, and
-`release` gives it back.
+`release` gives it back. The limit is one share of the memory that all processes of a user have together: see `shares`.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .shares import Share
 
 __all__ = ["VARIABLE", "empty_like", "kept", "release"]
 
@@ -32,6 +33,7 @@ _SHARE = 16  # a sixteenth of the memory is kept at most, where the variable doe
 # Where Linux says what a container may use, in both versions of its control groups.
 _CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
+# How many megabytes all processes of a user may keep free together; 0 for none.
 VARIABLE = "NORMKIT_KEPT_MEGABYTES"
 
 
@@ -70,21 +72,28 @@ class _Kept:
     class. So ``put`` does not wait: a block that cannot be sorted in at once lies in `_returned` until the next call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: Share | None = None) -> None:
+        self._share = Share("normkit-kept") if share is None else share
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Keep nothing yet: what a fork copied is its parent's, and so is a lock that another thread held there."""
         self._returned: deque[Tensor] = deque()
         self._blocks: list[Tensor] = []
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor:
-        # Not for ever: a fork may have copied the lock while another thread held it.
-        if self._lock.acquire(timeout=_PATIENCE):
+        lock = self._lock
+        # Not for ever: the call may stand in the middle of another of this thread, in a garbage collection.
+        if lock.acquire(timeout=_PATIENCE):
             try:
                 self._sort_in()
                 for place in range(len(self._blocks) - 1, -1, -1):
                     if self._blocks[place].nbytes == size:
+                        # The others hear of it when the next block comes back: until then they count too much.
                         return self._blocks.pop(place)
             finally:
-                self._lock.release()
+                lock.release()
         block = torch.empty(size, dtype=torch.uint8)
         _ask_for_large_pages(block)
         return block
@@ -94,16 +103,20 @@ class _Kept:
         self.trim(_limit())
 
     def trim(self, limit: int) -> None:
-        """Let go of the blocks that have been free longest until ``limit`` bytes are left."""
-        if not self._lock.acquire(blocking=False):
+        """Let go of the blocks that have been free longest until this process's part of ``limit`` bytes is left."""
+        lock = self._lock
+        if not lock.acquire(blocking=False):
             return
         try:
             self._sort_in()
             held = self.size()
-            while self._blocks and held > limit:
-                held -= self._blocks.pop(0).nbytes
+            allowed = self._share.allowed(limit, held)
+            if held > allowed:
+                while self._blocks and held > allowed:
+                    held -= self._blocks.pop(0).nbytes
+                self._share.tell(held)
         finally:
-            self._lock.release()
+            lock.release()
 
     def size(self) -> int:
         return sum(block.nbytes for block in (*self._blocks, *self._returned))
@@ -126,10 +139,13 @@ class _Loan:
 
 
 _kept = _Kept()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _kept.begin_anew())
 
 
 @functools.cache
 def _limit() -> int:
+    """Return how many bytes all processes of this user may keep free together."""
     given = os.environ.get(VARIABLE)
     if given is not None:
         if not given.isdecimal():
