@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz check clean FORCE
+.PHONY: demo test fuzz memory-check check clean FORCE
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
@@ -23,6 +23,10 @@ test: .venv/test.done
 # Every norm against float64 and exact rationals on other inputs each time, for some minutes.
 fuzz: .venv/test.done
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=fuzz tests/differential $(PYTEST)
+
+# Every CPU kernel under valgrind (apt install valgrind), for some minutes.
+memory-check: .venv/test.done
+	$(BIN)/python tests/kernels/memory_check.py
 
 check: .venv/check.done
 	$(BIN)/ruff check .

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from kernel_contract import assert_contract
+
 # The same examples every run, and no time limit: a busy machine fails no property.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("normkit", unhurried, derandomize=True)
@@ -45,6 +47,14 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(algorithms)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernel_contract() -> Iterator[None]:
+    """Assert of every launch of a CPU kernel what docs/kernels.md says that it may assume."""
+    with pytest.MonkeyPatch.context() as patches:
+        assert_contract(patches)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,14 @@
 """Run every CPU kernel on tensors between pages that may not be touched: one byte too far ends the process.
 
 Called by `test_guard_pages` in a process of its own, with an element type and where the tensors lie: ``after`` and
-``before`` such a page, or ``free`` in malloc's memory. It prints a digest of every result.
+``before`` such a page, or ``free`` in malloc's memory. It prints a digest of every result. `memory_check` calls it too.
 """
 
 import ctypes
 import hashlib
 import itertools
 import mmap
+import os
 import sys
 from collections.abc import Callable
 
@@ -166,22 +167,34 @@ MODES: dict[str, Callable[[], Guard]] = {
 }
 
 
-def overrun() -> None:
+def longer(x: Tensor) -> Tensor:
+    """Show a sample more than there is memory for."""
+    memory = (ctypes.c_char * (x.nbytes + x[0].nbytes)).from_address(x.data_ptr())
+    return torch.frombuffer(memory, dtype=x.dtype).view(len(x) + 1, *x.shape[1:])
+
+
+def overrun(guard: Guard) -> None:
     """Read past the end on purpose, to see that it would be told."""
-    guard = Guard(at_end=True)
     x = guard.keep(torch.randn(4, 3, 5))
-    longer = (ctypes.c_char * (x.nbytes + 64)).from_address(x.data_ptr())
-    shown = torch.frombuffer(longer, dtype=torch.float32)[:75].view(5, 3, 5)
-    channel_passes.forward(shown, "contiguous", None, None, None, None, 0.1, 1e-5, True)
+    channel_passes.forward(longer(x), "contiguous", None, None, None, None, 0.1, 1e-5, True)
+
+
+def overwrite(guard: Guard) -> None:
+    """Write past the end on purpose."""
+    x, out = torch.randn(5, 3, 5), guard.keep(torch.randn(4, 3, 5))
+    channel_passes.forward(x, "contiguous", None, None, None, None, 0.1, 1e-5, True, out=longer(out))
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    element, side = sys.argv[1:3]
-    if side == "overrun":
-        overrun()
+    elements, side = sys.argv[1:3]
+    faults = {"overrun": overrun, "overwrite": overwrite}
+    if side in faults:
+        # Where no page is guarded valgrind tells of it.
+        faults[side](MODES["free" if "valgrind" in os.environ.get("LD_PRELOAD", "") else "after"]())
     else:
         assert channel_launch.ELEMENTS
-        run_channels(MODES[side](), getattr(torch, element))
-        run_samples(MODES[side](), getattr(torch, element))
+        for element in elements.split(","):
+            run_channels(MODES[side](), getattr(torch, element))
+            run_samples(MODES[side](), getattr(torch, element))
     sys.stdout.write(_digest.hexdigest())

@@ -37,8 +37,9 @@ def test_kernels_touch_nothing_before_or_after_what_they_are_handed(element, sid
         assert ended.stdout == free, "the results are others than in ordinary memory"
 
 
-def test_one_that_reads_too_far_would_be_told():
-    assert run("float32", "overrun").returncode < 0
+@pytest.mark.parametrize("side", ["overrun", "overwrite"])
+def test_one_that_goes_too_far_would_be_told(side):
+    assert run("float32", side).returncode < 0
 
 
 def test_results_hold_nothing_of_what_malloc_left(free):
