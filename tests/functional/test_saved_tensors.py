@@ -44,6 +44,22 @@ def expanded(value: Tensor) -> Tensor:
     return value
 
 
+def imaginary(value: Tensor) -> Tensor:
+    """The same values as a negative view, which torch makes of itself in this way."""
+    if value.dtype not in (torch.float32, torch.float64):
+        return torch._neg_view(-value)
+    return torch.complex(torch.zeros_like(value), -value).conj().imag
+
+
+def made_for_inference(value: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return value.clone()
+
+
+class OfItsOwn(Tensor):
+    """A class that its operations pass on."""
+
+
 # What hooks of real tools do, and what they may do: each hands the same values back.
 FAITHFUL: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda value: value.contiguous().clone(memory_format=torch.contiguous_format),
@@ -55,6 +71,11 @@ FAITHFUL: dict[str, Callable[[Tensor], Tensor]] = {
     "unaligned": unaligned,
     "expanded": expanded,
     "float64": lambda value: value.double(),
+    "negative": lambda value: torch._neg_view(-value),
+    "imaginary": imaginary,
+    "requires a gradient": lambda value: value.detach().clone().requires_grad_(),
+    "made for inference": made_for_inference,
+    "of its own class": lambda value: value.detach().clone().as_subclass(OfItsOwn),
 }
 # What a compression does: digits are lost, and not all of them.
 COARSE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,6 +100,14 @@ def stored(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return NF.batch_norm(x, mean, var, weight, bias)
 
 
+def plain(norm: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with normkit.use_backend("plain"):
+            return norm(x, weight, bias)
+
+    return run
+
+
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 NORMS: dict[str, Norm] = {
     "batch": lambda x, w, b: NF.batch_norm(x, None, None, w, b, True),
@@ -96,6 +125,9 @@ NORMS: dict[str, Norm] = {
     "instance": lambda x, w, b: NF.instance_norm(x, None, None, w, b, activation="relu"),
     "layer": lambda x, w, b: NF.layer_norm(x, x.shape[-1:], w[: x.shape[-1]], b[: x.shape[-1]]),
     "rms": lambda x, w, b: NF.rms_norm(x, x.shape[-1:], w[: x.shape[-1]]),
+    "plain batch": plain(lambda x, w, b: NF.batch_norm(x, None, None, w, b, True)),
+    "plain evaluation": plain(stored),
+    "plain group": plain(lambda x, w, b: NF.group_norm(x, 2, w, b)),
 }
 
 
@@ -165,7 +197,8 @@ def test_a_second_derivative_does_not_depend_on_the_form_either(name: str) -> No
         return torch.autograd.grad(first.square().sum(), leaves[1])[0]
 
     expected = second(lambda value: value)
-    for hook, change in FAITHFUL.items():
+    # What was made for inference has no place in a graph that is differentiated again: torch refuses to save it.
+    for hook, change in FAITHFUL.items() - {("made for inference", made_for_inference)}:
         assert_close(second(change), expected, dtype=torch.float64, what=hook)
 
 
@@ -198,13 +231,76 @@ def test_what_is_no_longer_the_tensor_is_refused_in_words(name: str, wrong: str)
     assert "what a hook unpacks must be what it packed" in str(caught.value)
 
 
-def test_a_hook_on_a_single_saved_tensor_is_seen_too() -> None:
-    leaves, dy = inputs("channels_last")
-    expected = gradients(NORMS["batch"], leaves, dy)
-    y = NORMS["batch"](*leaves)
-    y.grad_fn._raw_saved_tensors[0].register_hooks(lambda value: value.contiguous().clone(), lambda value: value)
-    for one, other in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
-        assert_close(one, other, dtype=torch.float32)
+def node_of(y: Tensor) -> torch.autograd.graph.Node:
+    """The norm's own node in the graph, which is the last but for views of its output."""
+    node = y.grad_fn
+    while node is not None and not hasattr(node, "_raw_saved_tensors"):
+        node = node.next_functions[0][0]
+    assert node is not None
+    return node
+
+
+def through_one_hook(name: str, leaves: list[Tensor], dy: Tensor, place: int, change: Callable[[Tensor], Tensor]):
+    """The gradients where one saved tensor alone goes through a hook, put on it after the forward; None past the last.
+
+    An empty list says that nothing was saved in this place.
+    """
+    y = NORMS[name](*leaves)
+    saved = node_of(y)._raw_saved_tensors
+    if place == len(saved):
+        return None
+    try:
+        saved[place].register_hooks(change, lambda value: value)
+    except RuntimeError:  # the value is None
+        return []
+    return list(torch.autograd.grad(y, leaves if name != "rms" else leaves[:2], dy))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", NORMS)
+def test_a_hook_on_any_single_saved_tensor_is_seen_too(name: str, layout: str) -> None:
+    leaves, dy = inputs(layout)
+    expected, place = gradients(NORMS[name], leaves, dy), 0
+    while True:
+        for hook, change in FAITHFUL.items():
+            found = through_one_hook(name, leaves, dy, place, change)
+            if not found:
+                break
+            for one, other in zip(found, expected, strict=True):
+                assert_close(one, other, dtype=torch.float32, what=f"{hook} of saved tensor {place}")
+                # What is made of torch operations passes a class on, as torch's own norms do.
+                assert type(one) is Tensor or (hook == "of its own class" and name.startswith(("plain", "operators")))
+                assert not one.requires_grad
+        if found is None:
+            break
+        place += 1
+    assert place >= 3  # x, weight and bias at least
+
+
+OTHERS = {
+    "another device": (lambda value: value.to("meta"), DtypeError, "on meta, saved was cpu"),
+    "complex": (lambda value: value.to(torch.complex64), DtypeError, "as torch.complex64"),
+    "half of it": (lambda value: value.narrow(0, 0, value.shape[0] // 2), ShapeError, "with shape"),
+    "twice": (lambda value: torch.cat([value, value]), ShapeError, "with shape"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("name", [name for name in NORMS if "plain" not in name and name != "operators"])
+def test_a_single_saved_tensor_that_is_another_is_refused_in_words(name: str, other: str) -> None:
+    change, error, said = OTHERS[other]
+    leaves, dy = inputs("contiguous")
+    for place in range(5):
+        y = NORMS[name](*leaves)
+        saved = node_of(y)._raw_saved_tensors
+        try:
+            saved[place].register_hooks(change, lambda value: value)
+        except (RuntimeError, IndexError):
+            assert place > 1  # nothing is saved there
+            continue
+        with pytest.raises(error, match=said) as caught:
+            torch.autograd.grad(y, leaves[0], dy)
+        assert "what a hook unpacks must be what it packed" in str(caught.value)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

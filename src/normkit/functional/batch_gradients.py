@@ -17,7 +17,7 @@ from ..axes import values_per_channel
 from ..errors import ArgumentError
 from ..kernels.layouts import contiguous_layout, holds_values, lay_out
 from ..kernels.plain import channels as plain
-from ..kernels.saved import is_hooked, restore, restore_statistics, restore_values
+from ..kernels.saved import are_as_saved, is_hooked, restore, restore_statistics, restore_values
 from .checks import check_saveable
 from .inplace import is_recorded
 from .transforms import must_be_followed
@@ -140,7 +140,7 @@ class Kernel(torch.autograd.Function):
         # Stored statistics are saved as tensors, so that autograd notices a change before the backward.
         held = (None, None) if call.training else (running_mean, running_var)
         ctx.save_for_backward(x, weight, bias, saved, other, *held)
-        ctx.layout, ctx.strides, ctx.hooked = layout, x.stride(), is_hooked()
+        ctx.layout, ctx.strides, ctx.channels, ctx.hooked = layout, x.stride(), x.shape[1], is_hooked()
         ctx.call, ctx.has_residual = call, residual is not None
         output: Tensor = y
         return output
@@ -152,9 +152,10 @@ class Kernel(torch.autograd.Function):
         followed = must_be_followed(dy)
         if not followed and dy.stride() != ctx.strides:
             dy = lay_out(dy, ctx.layout)
-        # Strides and type are looked at in any case: a hook can be put on a single saved tensor later.
-        if followed or ctx.hooked or x.stride() != ctx.strides or x.dtype is not dy.dtype:
-            layout, channels = None if followed else ctx.layout, dy.shape[1]
+        channels = ctx.channels
+        sizes = (channels, 2 * channels)
+        if followed or ctx.hooked or not are_as_saved(dy, ctx.strides, sizes, x, weight, bias, saved, other):
+            layout = None if followed else ctx.layout
             x, saved = restore("input", x, dy, layout), restore_statistics(saved, 2 * channels, dy)
             weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
             other = None if other is None else restore("residual or output", other, dy, layout)

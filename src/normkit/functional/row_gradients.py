@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..axes import group_axes
 from ..kernels.plain import samples as plain
-from ..kernels.saved import is_hooked, restore, restore_statistics, restore_values
+from ..kernels.saved import are_as_saved, is_hooked, restore, restore_statistics, restore_values
 from .transforms import must_be_followed
 
 # torch calls these methods by name and documents them: forward, setup_context, backward.
@@ -99,9 +99,9 @@ class Kernel(torch.autograd.Function):
         form, followed = ctx.form, must_be_followed(dy)
         if not followed and dy.stride() != ctx.strides:
             dy = torch.empty_strided(dy.shape, ctx.strides, dtype=dy.dtype, device=dy.device).copy_(dy)
-        # Strides and type are looked at in any case: a hook can be put on a single saved tensor later.
-        if followed or ctx.hooked or x.stride() != ctx.strides or x.dtype is not dy.dtype:
-            x, saved = restore("input", x, dy), restore_statistics(saved, 2 * form.samples * form.groups, dy)
+        sizes = (form.channels, 2 * form.samples * form.groups)
+        if followed or ctx.hooked or not are_as_saved(dy, ctx.strides, sizes, x, weight, bias, saved):
+            x, saved = restore("input", x, dy), restore_statistics(saved, sizes[1], dy)
             weight, bias = (restore_values("parameter", value, form.channels, dy) for value in (weight, bias))
             if not followed and x.stride() != ctx.strides:
                 x = torch.empty_like(dy).copy_(x)
