@@ -131,7 +131,6 @@ def _listed() -> Iterator[Architecture]:
         ("yolov8n.yaml", "DetectionModel"),
         ("yolov8n-cls.yaml", "ClassificationModel"),
         ("yolov8n-seg.yaml", "SegmentationModel"),
-        ("yolov8n-pose.yaml", "PoseModel"),
         ("yolov9t.yaml", "DetectionModel"),
         ("yolov10n.yaml", "DetectionModel"),
         ("yolo11n.yaml", "DetectionModel"),
@@ -145,7 +144,6 @@ def _listed_torchvision() -> Iterator[Architecture]:
     for name in [
         "resnet18",
         "resnet50",
-        "resnext50_32x4d",
         "mobilenet_v2",
         "mobilenet_v3_small",
         "shufflenet_v2_x0_5",
@@ -153,7 +151,6 @@ def _listed_torchvision() -> Iterator[Architecture]:
         "regnet_y_400mf",
         "densenet121",
         "efficientnet_b0",
-        "efficientnet_v2_s",
     ]:
         yield Architecture(f"torchvision/{name}", _torchvision(name))
     with_init = {"init_weights": True}
@@ -166,7 +163,6 @@ def _listed_torchvision() -> Iterator[Architecture]:
     few = {"min_size": 96, "max_size": 128}
     for name, settings in (
         ("fasterrcnn_mobilenet_v3_large_320_fpn", few | {"box_score_thresh": 0.0}),
-        ("maskrcnn_resnet50_fpn", few | {"box_score_thresh": 0.0}),
         ("retinanet_resnet50_fpn", few | {"score_thresh": 0.0}),
         ("ssdlite320_mobilenet_v3_large", {"score_thresh": 0.0}),
     ):
@@ -177,33 +173,26 @@ def _listed_torchvision() -> Iterator[Architecture]:
 def _listed_timm() -> Iterator[Architecture]:
     for name in [
         "resnet10t",
-        "resnet26d",
         "seresnet18",
         "skresnet18",
         "res2net50_14w_8s",
         "resnest14d",
         "cspresnet50",
-        "cspdarknet53",
         "efficientnet_lite0",
         "tf_efficientnet_b0",
         "tf_efficientnetv2_b0",
         "mobilenetv3_small_050",
         "mobilenetv4_conv_small",
         "mixnet_s",
-        "tf_mixnet_s",
         "regnetx_002",
-        "regnety_002",
         "repvgg_a0",
         "mobileone_s0",
         "repvit_m0_9",
         "fastvit_t8",
         "efficientvit_b0",
         "ghostnet_050",
-        "ghostnetv2_100",
         "dla34",
         "hrnet_w18_small",
-        "hardcorenas_a",
-        "fbnetc_100",
         "tinynet_e",
         "lcnet_050",
         "ese_vovnet19b_dw",
@@ -214,12 +203,11 @@ def _listed_timm() -> Iterator[Architecture]:
         "hgnetv2_b0",
         "starnet_s1",
         "rexnet_100",
-        "tresnet_m",
         "mobilevit_xxs",
         "inception_next_atto",
     ]:
         yield Architecture(f"timm/{name}", _timm(name))
-    for name, size in (("inception_v4", 96), ("xception41", 64), ("levit_128s", 224), ("efficientformer_l1", 224)):
+    for name, size in (("xception41", 64), ("levit_128s", 224), ("efficientformer_l1", 224)):
         yield Architecture(f"timm/{name}", _timm(name), (3, size, size), 4 if size > 200 else 8)
 
 
@@ -231,7 +219,6 @@ def _listed_monai() -> Iterator[Architecture]:
         ("AttentionUnet", plain | steps),
         ("BasicUNet", plain | {"features": (8, 8, 16, 32, 64, 8), "norm": "batch"}),
         ("SegResNet", plain | {"norm": "batch"}),
-        ("DenseNet121", plain),
     ):
         yield Architecture(f"monai/{name}", _monai(name, **settings))
     yield Architecture("monai/EfficientNetBN b0", _monai("EfficientNetBN", "efficientnet-b0", pretrained=False))
