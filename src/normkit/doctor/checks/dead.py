@@ -199,7 +199,7 @@ def _silence(examination: Examination, subject: Subject, dead: Tensor) -> str:
 DEAD_CHECKS: tuple[Check, ...] = (
     Check(
         name="dead-channel",
-        question="Does every channel say something: its variance large beside eps, its weight and bias alive?",
+        question="Does every channel say something: its variance not lost in eps, its weight and bias alive?",
         needs="state",
         examine=dead_channel,
         innocent=("a constant input feature, such as a border pixel", "channels pruned on purpose"),
