@@ -2,9 +2,12 @@
 
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from zoo_models import ARCHITECTURES
 
 __all__ = ["page"]
 
@@ -49,6 +52,7 @@ _JUDGED = {
         "transformers/EfficientNet",
         "optimizer",
     ): "true: drop connect is a plain dropout there, before a norm",
+    ("segmentation_models_pytorch/PSPNet on resnet18", "never-updated"): "true: the network does not run them",
     ("timm/repvgg_a0", "dead-channel"): "true: channels that are off behind their ReLU from construction on",
 }
 _JUDGED_TRAINED = {
@@ -80,10 +84,14 @@ def _opening(rows: list[Row], done: list[Row]) -> str:
             versions.setdefault(package, set()).add(version)
     named = ", ".join(f"{package} {' and '.join(sorted(found))}" for package, found in versions.items())
     norms = sum(row["norms"] for row in done)
-    return (
-        f"{len(rows)} architectures with {norms:,} batch norms, with random weights, weights and biases of their norms "
+    known = {architecture.name for architecture in ARCHITECTURES}
+    run = sum(row["name"] in known for row in rows)
+    return textwrap.fill(
+        f"{len(rows)} architectures with {norms:,} batch norms ({run} of the {len(known)} that the command knows now), with "
+        "random weights, weights and biases of their norms "
         "drawn at random and statistics measured on smooth random data; written by `python benchmarks/zoo.py "
-        f"results.jsonl`, which can repeat it and downloads nothing. On the CPU, {named}."
+        f"results.jsonl`, which can repeat it and downloads nothing. On the CPU, {named}.",
+        width=120,
     )
 
 

@@ -204,26 +204,39 @@ def _adjacent(model: nn.Module, example: Tensor, architecture: Architecture) -> 
 
     Told by the tensors of one run, apart from how ``fold`` finds its pairs.
     """
-    outputs: dict[int, Tensor] = {}
-    inputs: dict[int, Tensor] = {}
-    of_norms: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    # By the object and its version: what wrote a tensor in place in between stands between the two.
+    kept: list[Tensor] = []
+    outputs: set[tuple[int, int]] = set()
+    inputs: set[tuple[int, int]] = set()
+    of_norms: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     hooks = []
 
-    def of_weighted(module: nn.Module, args: Any, output: Any) -> None:
-        outputs[id(output)] = output
-        if args:
-            inputs[id(args[0])] = args[0]
+    def state(tensor: Tensor) -> tuple[int, int]:
+        kept.append(tensor)  # so that no other tensor gets its place meanwhile
+        return id(tensor), tensor._version
+
+    def given_to(module: nn.Module, args: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            inputs.add(state(args[0]))
+
+    def made_by(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.add(state(output))
 
     norms = {id(layer.module): layer.path for layer in of_batch(model)}
+    with_tail = {layer.path for layer in of_batch(model) if layer.tail}  # what they give is not the norm's output
+    before: dict[int, tuple[int, int]] = {}
+
+    def given_to_norm(module: nn.Module, args: Any) -> None:
+        before[id(module)] = state(args[0])
+
+    def made_by_norm(module: nn.Module, args: Any, output: Any) -> None:
+        of_norms.setdefault(norms[id(module)], []).append((before[id(module)], state(output)))
+
     for module in model.modules():
         if id(module) in norms:
-
-            def of_norm(module: nn.Module, args: Any, output: Any) -> None:
-                of_norms.setdefault(norms[id(module)], []).append((args[0], output))
-
-            hooks.append(module.register_forward_hook(of_norm))
+            hooks += [module.register_forward_pre_hook(given_to_norm), module.register_forward_hook(made_by_norm)]
         elif isinstance(module, _WEIGHTED):
-            hooks.append(module.register_forward_hook(of_weighted))
+            hooks += [module.register_forward_pre_hook(given_to), module.register_forward_hook(made_by)]
     with torch.no_grad():
         run(model, example, architecture.call)
     for hook in hooks:
@@ -231,7 +244,8 @@ def _adjacent(model: nn.Module, example: Tensor, architecture: Architecture) -> 
     return {
         path
         for path, calls in of_norms.items()
-        if all(id(given) in outputs for given, _ in calls) or all(id(made) in inputs for _, made in calls)
+        if all(given in outputs for given, _ in calls)
+        or (path not in with_tail and all(made in inputs for _, made in calls))
     }
 
 
