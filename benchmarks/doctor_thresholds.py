@@ -1,7 +1,8 @@
-"""Count the doctor's false alarms and misses over architectures of torchvision and timm: the table of docs/doctor.md.
+"""Count the doctor's false alarms and misses over architectures of the zoo: the table of docs/doctor.md.
 
 Weights are random and the statistics are measured on data (no downloads). Each model is examined on other data of the
-same kind: as it is, slightly off, and with one planted fault after another. One line of JSON a model.
+same kind: as it is, slightly off, and with one planted fault after another. One line of JSON a model; what stands in
+the file is not run again.
 
     python benchmarks/doctor_thresholds.py out.jsonl [names ...]
     python benchmarks/doctor_thresholds.py --table out.jsonl
@@ -17,49 +18,36 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
+from zoo_models import Architecture, batches, build, named, of_batch
 
 import normkit
-from normkit.anatomy import NormLayer, norm_layers
+from normkit.anatomy import NormLayer
 
-TORCHVISION = (
-    "resnet18 resnet50 resnext50_32x4d mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1 "
-    "mnasnet0_5 regnet_y_400mf densenet121 vgg11_bn efficientnet_b0 googlenet"
+# Small ones of each library and kind: a subset, since each is examined ten times.
+SUBSET = (
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/mnasnet0_5",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/regnet_y_400mf",
+    "timm/resnet10t",
+    "timm/seresnet18",
+    "timm/efficientnet_lite0",
+    "timm/lcnet_050",
+    "timm/ghostnet_050",
+    "timm/tinynet_e",
+    "timm/repvgg_a0",
+    "timm/hgnetv2_b0",
+    "segmentation_models_pytorch/FPN on resnet18",
+    "segmentation_models_pytorch/Linknet on resnet18",
+    "monai/UNet",
+    "monai/BasicUNet",
+    "transformers/ResNet",
+    "transformers/PP-LCNet",
+    "transformers/RT-DETR's ResNet",
+    "ultralytics/yolov8n-cls",
+    "ultralytics/yolov5n",
 )
-TIMM = (
-    "resnet10t resnet26d seresnet18 efficientnet_lite0 mobilenetv3_small_050 regnetx_002 repvgg_a0 mobileone_s0 "
-    "dla34 hardcorenas_a tinynet_e ghostnet_050 fbnetc_100 cspresnet50 lcnet_050 mixnet_s skresnet18 res2net50_14w_8s"
-)
-SIZE, BATCH, BATCHES = 48, 16, 5
-
-
-def images(seed: int) -> list[torch.Tensor]:
-    """Make smooth random images: neighbours are alike, as in photographs."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(BATCHES):
-        coarse, fine = (torch.randn(BATCH, 3, size, size, generator=generator) for size in (8, SIZE))
-        made.append(functional.interpolate(coarse, size=SIZE, mode="bilinear") + 0.3 * fine)
-    return made
-
-
-def build(name: str) -> nn.Module:
-    """Build one model with random weights."""
-    torch.manual_seed(0)
-    library, _, model = name.partition("/")
-    if library == "torchvision":
-        import torchvision
-
-        settings = {"aux_logits": False, "init_weights": True} if model == "googlenet" else {}
-        return torchvision.models.get_model(model, weights=None, **settings)  # type: ignore[no-any-return]
-    import timm
-
-    return timm.create_model(model, pretrained=False)  # type: ignore[no-any-return]
-
-
-def of_batch(model: nn.Module) -> list[NormLayer]:
-    """List the layers that keep statistics of the batch."""
-    return [layer for layer in norm_layers(model) if layer.kind in ("batch", "frozen") and layer.tracks]
 
 
 def slightly(model: nn.Module, layer: NormLayer) -> None:
@@ -132,11 +120,11 @@ PLANTED: dict[str, tuple[Callable[[nn.Module, NormLayer], None] | None, str]] = 
 }
 
 
-def examine(name: str) -> dict[str, object]:
+def examine(architecture: Architecture) -> dict[str, object]:
     """Try everything on one model."""
-    began = time.perf_counter()
-    model, measured_on, other = build(name).eval(), images(0), images(1)
-    normkit.recalibrate(model, measured_on)
+    began, name = time.perf_counter(), architecture.name
+    model, other = build(architecture), batches(architecture, 1)
+    normkit.recalibrate(model, batches(architecture, 0))
     layers = of_batch(model)
     row: dict[str, object] = {"model": name, "norms": len(layers)}
     for fault, (plant, check) in PLANTED.items():
@@ -182,16 +170,16 @@ def main() -> None:
     warnings.simplefilter("ignore")
     out = Path(sys.argv[1])
     known = {json.loads(line)["model"] for line in out.read_text().splitlines()} if out.exists() else set()
-    names = sys.argv[2:] or [f"torchvision/{n}" for n in TORCHVISION.split()] + [f"timm/{n}" for n in TIMM.split()]
-    for name in names:
+    for name in sys.argv[2:] or SUBSET:
         if name in known:
             continue
         try:
-            row = examine(name)
+            row = examine(named(name))
         except Exception as error:  # one that cannot be built says so in the table
             row = {"model": name, "error": f"{type(error).__name__}: {str(error)[:200]}"}
         with out.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
+        print(f"{name}: {row.get('error') or row['seconds']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from normkit import surgery
 from normkit.anatomy.states import read_state, write_state
 
 APP = """
@@ -75,6 +76,24 @@ def test_convert_writes_the_new_layers(app, normkit):
     assert code == 0
     assert "retrain" in out
     assert "1.running_mean" not in read_state("a.pt")
+
+
+@pytest.mark.parametrize("words", [["fold"], ["convert", "--to", "normkit"]], ids=["fold", "convert"])
+def test_tolerance_reaches_the_operation(app, normkit, monkeypatch, words):
+    operate, given = getattr(surgery, words[0]), []
+
+    def heard(*args, tolerance, **settings):
+        given.append(tolerance)
+        return operate(*args, tolerance=tolerance, **settings)
+
+    monkeypatch.setattr(surgery, words[0], heard)
+    shared = (words[0], "user_app:build", *words[1:], "--shape", "1,3,8,8")
+    assert normkit(*shared, "--out", "a.pt", "--tolerance", "1e-3")[0] == 0
+    assert normkit(*shared, "--out", "b.pt")[0] == 0
+    assert given == [1e-3, None]
+    code, _, said = normkit(*shared, "--out", "c.pt", "--tolerance", "-1")
+    assert code == 2
+    assert "tolerance" in said
 
 
 def test_repair_mends_a_state_file_by_a_donor(app, normkit):

@@ -256,6 +256,27 @@ def test_dead_variance_of_a_layer_without_a_neighbour_is_cured_without_folding()
     assert cures(finding, model)
 
 
+def test_eps_that_takes_a_part_of_a_layer_between_filters_is_no_alarm():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, eps=1e-3), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[1].running_var.copy_(1e-3 * torch.tensor([0.006, 0.05, 0.1, 0.14, 0.2, 0.5, 1, 5]))
+        model[1].running_mean.add_(0.1)  # no longer as built
+    (finding,) = dead(model)
+    assert finding.severity == "info"
+    # sqrt(v / (v + eps)) of the deviation is left; the median of eight is the fourth smallest, at 1 - sqrt(0.2 / 1.2)
+    assert "8 of 8 channels have a variance not large beside eps, which takes 59% of their deviation" in finding.summary
+
+
+@pytest.mark.parametrize(("count", "severity"), [(1, "warning"), (8, "warning")])
+def test_variance_that_is_nothing_beside_eps_is_an_alarm(count, severity):
+    model = trained(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    with torch.no_grad():
+        model[1].running_var[:count] = 1e-9
+    (finding,) = dead(model)
+    assert (finding.severity, finding.evidence["share"]) == (severity, count / 8)
+    assert "nothing beside eps" in finding.summary
+
+
 # values that are not independent
 
 

@@ -119,6 +119,21 @@ def test_optimizer_meets_each_parameter_once():
     assert not torch.equal(layer[1].norm.weight, before)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_program_of_a_converted_model_has_torchs_names_alone(tmp_path, affine):
+    given = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=affine), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    model = randomize(given).train()
+    record = convert(model, "normkit", EXAMPLE)
+    assert record.fused == {"1": "relu"}
+    program = torch.export.load(record.export(tmp_path / "net.pt2"))
+    assert program.state_dict.keys() == model.state_dict().keys()
+    assert len(program.graph_signature.parameters) == len(list(model.parameters()))
+    assert_close(program.module()(EXAMPLE), model.eval()(EXAMPLE).detach(), dtype=torch.float32)
+    # The model of the record is as it was, its mode too.
+    assert record.model.training
+    assert isinstance(record.model[1], normkit.BatchNormAct2d)
+
+
 def test_record_exports_what_the_command_line_exports(tmp_path):
     record = fold(plain(), EXAMPLE)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import normkit
+from foreign_layers import ArticleNorm, FrozenBatchNorm2d, KerasNorm
 from normkit import merge_states, param_groups, repair
 from normkit.anatomy import fingerprint
 from normkit.errors import ArgumentError, SurgeryError
@@ -230,3 +231,44 @@ def test_groups_refuse_what_has_no_parameters_to_group():
         param_groups(nn.ReLU(), 0.1)
     with pytest.raises(ArgumentError, match="-1"):
         param_groups(nn.Linear(2, 2), -1)
+
+
+HOUSES = [(ArticleNorm, "moving_mean", "moving_var"), (KerasNorm, "moving_mean", "moving_variance")]
+HOUSES += [(FrozenBatchNorm2d, "running_mean", "running_var")]
+
+
+@pytest.mark.parametrize(("cls", "mean", "var"), HOUSES)
+@pytest.mark.parametrize("way", ["donor", "batches", "state"])
+def test_layers_of_other_houses_are_repaired_under_their_own_names(cls, mean, var, way):
+    model, donor = (nn.Sequential(nn.Conv2d(3, 4, 1), cls(4)).eval() for _ in range(2))
+    for name in (mean, var):
+        donor[1].get_buffer(name).copy_(torch.rand(4).reshape(donor[1].get_buffer(name).shape) + 0.5)
+    model[1].get_buffer(var).flatten()[2] = float("nan")
+    kept = model[1].get_buffer(var).flatten()[[0, 1, 3]].clone()
+    if way == "state":
+        found = repair(model.state_dict(), donor=donor.state_dict())
+        values = found.state[f"1.{var}"].flatten()
+        assert set(found.state) == set(model.state_dict())  # no counter that this house does not have
+        assert not torch.isfinite(model[1].get_buffer(var)).all()
+    else:
+        data = batches()
+        found = repair(model, data if way == "batches" else None, donor if way == "donor" else None)
+        values = model[1].get_buffer(var).flatten()
+    assert found.touched == ("1",)
+    if way == "batches":
+        given = torch.cat([model[0](batch).detach().double().movedim(1, 0).flatten(1) for batch in data], 1)
+        correction = 0 if cls is ArticleNorm else 1
+        if cls is not KerasNorm:
+            assert_close(values, given.var(1, correction=correction), dtype=torch.float32)
+        assert torch.isfinite(values).all()
+    else:
+        assert values[2] == donor[1].get_buffer(var).flatten()[2]
+        assert torch.equal(values[[0, 1, 3]], kept)
+
+
+@pytest.mark.parametrize(("cls", "mean", "var"), HOUSES)
+def test_bad_statistics_of_other_houses_without_help_are_refused(cls, mean, var):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), cls(4)).eval()
+    model[1].get_buffer(mean).flatten()[1] = float("inf")
+    with pytest.raises(SurgeryError, match=r"1: channels \[1\] of 4"):
+        repair(model)

@@ -27,6 +27,9 @@ Data = Annotated[
     str | None, typer.Option(metavar="NAME|module:function", help="A data set of the lab, or what yields batches.")
 ]
 Where = Annotated[list[str] | None, typer.Option(help="Pattern of layer paths, such as 'backbone.*'; may be repeated.")]
+Tolerance = Annotated[
+    float | None, typer.Option(min=0.0, help="Largest change allowed, relative to the largest output.")
+]
 Shape = Annotated[str | None, typer.Option(help="Shape of a random example, such as 1,3,224,224.")]
 
 
@@ -66,6 +69,7 @@ def fold(
     shape: Shape = None,
     data: Data = None,
     where: Where = None,
+    tolerance: Tolerance = None,
     force: Force = False,
 ) -> None:
     """Fold batch norms into their neighbours; write a state, or a program as .pt2 or .onnx."""
@@ -74,7 +78,8 @@ def fold(
     _check_out(out, force, programs=True)
     sick = patient(target, weights)
     example = _example(sick, shape, data)
-    record = operate(_model(sick, target).eval(), example, where=where or None, call=sick.call)
+    model = _model(sick, target).eval()
+    record = operate(model, example, where=where or None, call=sick.call, tolerance=tolerance)
     if out.suffix in (".pt2", ".onnx"):
         _write_program(record, example, out, force)
     else:
@@ -92,6 +97,7 @@ def convert(
     data: Data = None,
     where: Where = None,
     groups: Annotated[int | None, typer.Option(help="Number of groups, with --to group.")] = None,
+    tolerance: Tolerance = None,
     force: Force = False,
 ) -> None:
     """Give normalization layers another form, and write the state."""
@@ -100,7 +106,9 @@ def convert(
     _check_out(out, force)
     sick = patient(target, weights)
     example = None if shape is None and _batches(sick, data) is None else _example(sick, shape, data)
-    record = operate(_model(sick, target), to, example, where=where or None, groups=groups, call=sick.call)
+    record = operate(
+        _model(sick, target), to, example, where=where or None, groups=groups, call=sick.call, tolerance=tolerance
+    )
     _write_state(record, record.model.state_dict(), out, force)
 
 

@@ -328,7 +328,7 @@ DEMOS: tuple[Demo, ...] = (
     ),
     Demo(
         name="tiny-units",
-        story="The inputs are thousandths: their variance is below eps.",
+        story="The inputs are thousandths: their variance is not large beside eps.",
         check="dead-channel",
         make=_tiny_units,
     ),

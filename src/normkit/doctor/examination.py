@@ -35,6 +35,7 @@ class Examination:
         resting: of layers in training, the outermost container around each that is in evaluation mode.
         rectified: names of the layers whose output goes straight into an activation that is zero below zero.
         learning_before: names of the layers before which parameters learn.
+        weighted_before: names of the layers before which there are parameters at all, learning or not.
         pairs: layers with the neighbour before them and what is against folding; None for a model without a trace.
         ranks: what every process holds, where they were compared.
     """
@@ -52,6 +53,7 @@ class Examination:
     resting: Mapping[str, str] = field(default_factory=dict)
     rectified: frozenset[str] = frozenset()
     learning_before: frozenset[str] = frozenset()
+    weighted_before: frozenset[str] = frozenset()
     pairs: Mapping[str, tuple[str, str | None]] | None = None
     ranks: tuple[RankState, ...] = ()
 

@@ -24,7 +24,7 @@ from .measurements import Measured
 from .probes import Domains, measure, set_mode
 from .ranks import RankState, gather_ranks
 from .rectified import rectified_by_structure, rectified_in_use
-from .structure import in_order, learning_before, listed, resting
+from .structure import in_order, learning_before, listed, resting, weighted_before
 from .subjects import Subject, lazy_layers, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
 
@@ -131,6 +131,7 @@ def _examine(
         asleep=asleep,
         resting=resting(model, subjects),
         learning_before=learning_before(model, subjects),
+        weighted_before=weighted_before(model, subjects),
         rectified=rectified_by_structure(model, subjects),
         pairs=pairs,
     )

@@ -7,7 +7,7 @@ from torch import nn
 from .examination import Examination
 from .subjects import Subject
 
-__all__ = ["in_order", "learning_before", "listed", "resting"]
+__all__ = ["in_order", "learning_before", "listed", "resting", "weighted_before"]
 
 _LISTED = 8  # names that a note writes out
 
@@ -34,6 +34,17 @@ def learning_before(model: nn.Module, subjects: Sequence[Subject]) -> frozenset[
         if id(module) in by_module and learns:
             found.add(by_module[id(module)])
         learns = learns or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    return frozenset(found)
+
+
+def weighted_before(model: nn.Module, subjects: Sequence[Subject]) -> frozenset[str]:
+    """Name the layers before which, in the order of registration, there is a parameter at all."""
+    by_module = {id(subject.layer.module): subject.name for subject in subjects if subject.layer is not None}
+    weighted, found = False, set()
+    for module in model.modules():
+        if id(module) in by_module and weighted:
+            found.add(by_module[id(module)])
+        weighted = weighted or next(module.parameters(recurse=False), None) is not None
     return frozenset(found)
 
 

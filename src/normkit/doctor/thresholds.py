@@ -25,6 +25,7 @@ __all__ = [
     "DRIFT_STANDARD_ERRORS",
     "DRIFT_Z",
     "DROPOUT_LOG_RATIO",
+    "EPS_FELT",
     "FROZEN_LOG_RATIO",
     "FROZEN_Z",
     "HALF_LARGEST",
@@ -69,7 +70,8 @@ MOMENTUM_LARGE = 0.5  # a memory of under two batches
 RESIDUE_WARNING = 0.01  # share of the initial 0 and 1 that is still in the running statistics
 RESIDUE_ERROR = 0.1
 
-DEAD_VARIANCE = 10.0  # times eps: eps is no longer small beside the variance
+DEAD_VARIANCE = 0.01  # times eps, and times the layer's median: a tenth of the deviation is left
+EPS_FELT = 10.0  # times eps: below it eps takes more than 5 % of the deviation
 DEAD_SHARE = 0.01  # of a layer's channels
 DEAD_WEIGHT = 1e-3  # times the layer's median weight: the channel says nothing beside the others
 DEAD_BIAS = 10.0  # deviations below zero: before a ReLU no value comes through (1 in 1e23 of normal ones)

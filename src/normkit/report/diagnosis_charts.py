@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..doctor.findings import Finding, LayerRow
 from ..doctor.text import layer_label
-from ..doctor.thresholds import CONDITION_LIMIT, DEAD_VARIANCE, DRIFT_LOG_RATIO, DRIFT_Z, RESIDUE_WARNING, VALUES_SMALL
+from ..doctor.thresholds import CONDITION_LIMIT, DRIFT_LOG_RATIO, DRIFT_Z, EPS_FELT, RESIDUE_WARNING, VALUES_SMALL
 from ..lab.charts import Bars, Chart, Line, Panel, Points
 
 __all__ = ["chart_of", "chart_of_network"]
@@ -136,7 +136,7 @@ def _level(label: str, first: float, last: float, height: float) -> Line:
 
 
 def _dead(finding: Finding) -> list[Panel]:
-    limit = DEAD_VARIANCE * float(finding.evidence["eps"])
+    limit = EPS_FELT * float(finding.evidence["eps"])
     values = finding.channels.get("running_var", ())
     return [_sorted_panel("running variance", values, ("10 times eps", limit), log_y=True)] if len(values) > 1 else []
 

@@ -160,6 +160,7 @@ def convert(
             *judged,
             *_of_wrapping(wrapping, inplace),
         ),
+        example=example,
         fused=fusions.fused,
         unfused=fusions.left,
     )

@@ -8,8 +8,8 @@ from torch import nn
 
 from ..anatomy import Call, norm_layers, preserved, refuse_programs, unwrapped
 from ..anatomy.select import Where
-from .fold_build import Folder
-from .fold_graph import Finder, Pair
+from .fold_build import Folded, Folder
+from .fold_graph import Finder
 from .record import Record, refuse_if_nothing_is_left
 from .transaction import copied
 from .verify import Compare, Judge, Verdict
@@ -25,11 +25,13 @@ class Folding(Record):
         into: by the path of each folded norm, the path of the layer that now does its work.
         known_from: by the path of each folded norm, the block whose traced code shows that the two stand together:
             ``""`` is the whole model, None says that only the recorded runs show it.
+        merged: by the path of a convolution the paths of the branches whose work it does besides.
         verdict: how far the folded model is from the given one, in float64 and in its own type.
     """
 
     into: Mapping[str, str] = field(default_factory=dict)
     known_from: Mapping[str, str | None] = field(default_factory=dict)
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     verdict: Verdict | None = None
 
 
@@ -59,6 +61,10 @@ def fold(
     it is, with the reason: a layer whose output goes elsewhere too or that is called elsewhere, a norm in training
     mode, hooks, shared or computed weights, something else between the two, and zero padding after a norm whose shift
     is not zero.
+
+    Then branches that read one input and are summed, as RepVGG's and MobileOne's, become one convolution: convolutions
+    whose kernels lie on each other, and norms or nothing at all beside them. The block that sums them gets a forward
+    written anew. A norm behind such a sum is folded where the result is given to ``fold`` once more.
 
     The weights are computed in float64 and rounded once. The folded model is compared with the given one on the
     example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
@@ -104,26 +110,47 @@ def fold(
         sizes = 1 if finder.is_traced else 2
         judge = Judge(model, example, call, tolerance=tolerance, compare=compare, sizes=sizes)
         finder.see(judge.examples[1:])
-        folded, verdict = Folder(model, chosen, finder, judge).fold()
-    refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
-    assert verdict is not None
+        folder = Folder(model, chosen, finder, judge)
+        folded, verdict = folder.fold()
+        refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
+        assert verdict is not None
+        folded, verdict = folder.merge(folded, verdict)
+    into = {pair.norm: pair.neighbour for pair in folded.pairs}
+    known_from = {pair.norm: pair.known_from for pair in folded.pairs}
+    for merge in folded.merges:
+        known_from |= dict.fromkeys(merge.norms, merge.block)
+        moved = dict.fromkeys(merge.branches, merge.into)
+        # A branch may be a block with the convolution inside.
+        into = {norm: _moved(place, moved, merge.into) for norm, place in into.items()} | dict.fromkeys(
+            merge.norms, merge.into
+        )
     return Folding(
         operation="fold",
         model=folded.model,
-        touched=tuple(pair.norm for pair in folded.pairs),
+        touched=tuple(into),
         refused=folded.refused,
         largest_change=verdict.change,
         measure="of the output, relative to its largest value, against float64",
-        notes=(judge.words, str(verdict), *_notes(folded.pairs, finder), *((wrapping,) if wrapping else ())),
+        notes=(judge.words, str(verdict), *_notes(folded, finder), *((wrapping,) if wrapping else ())),
         example=example,
-        into={pair.norm: pair.neighbour for pair in folded.pairs},
-        known_from={pair.norm: pair.known_from for pair in folded.pairs},
+        into=into,
+        known_from=known_from,
+        merged={merge.into: merge.branches for merge in folded.merges},
         verdict=verdict,
     )
 
 
-def _notes(pairs: list[Pair], finder: Finder) -> tuple[str, ...]:
+def _moved(place: str, moved: Mapping[str, str], into: str) -> str:
+    """Return where a layer's work is done now: in the convolution that took the branch that it is or stands in."""
+    for branch in (*moved, into):
+        if place == branch or place.startswith(f"{branch}."):
+            return into
+    return place
+
+
+def _notes(folded: Folded, finder: Finder) -> tuple[str, ...]:
     """Say what the numbers of a record do not: how the pairs were found, and what that leaves open."""
+    pairs = folded.pairs
     blocks = [pair for pair in pairs if pair.known_from]
     runs = [pair for pair in pairs if pair.known_from is None]
     notes = []
@@ -136,4 +163,7 @@ def _notes(pairs: list[Pair], finder: Finder) -> tuple[str, ...]:
             f"{len(runs)} of {len(pairs)} pairs were seen in {len(finder.runs)} recorded runs alone ({named}): code "
             f"that cannot be traced ({why}) may have ways that these examples do not take"
         )
+    if folded.merges:
+        branches = sum(len(merge.branches) + 1 for merge in folded.merges)
+        notes.append(f"{branches} branches that were summed became {len(folded.merges)} convolutions")
     return tuple(notes)

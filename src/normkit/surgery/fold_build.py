@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import NormLayer
+from ..anatomy import NormLayer, norm_layers
 from ..errors import SurgeryError
 from .fold_arithmetic import absorb_after, absorb_before
+from .fold_branches import Merge, merge_branches
 from .fold_graph import Finder, Pair
 from .fold_own import plain_convolution
 from .transaction import copied
@@ -29,12 +30,14 @@ class Folded:
         exact: the same in float64, not rounded; None where the model does not run in it.
         pairs: what was folded.
         refused: why the other norms were not.
+        merges: sums of branches that became one convolution.
     """
 
     model: nn.Module
     exact: nn.Module | None
     pairs: list[Pair]
     refused: dict[str, str] = field(default_factory=dict)
+    merges: list[Merge] = field(default_factory=list)
 
 
 class Folder:
@@ -77,6 +80,27 @@ class Folder:
         sites = {pair.neighbour: pair.neighbour for pair in folded.pairs if not pair.norm_is_after}
         sites |= {pair.neighbour: pair.norm for pair in folded.pairs if pair.norm_is_after}
         return self.judge(folded.model, folded.exact, list(sites.values()))
+
+    def merge(self, folded: Folded, verdict: Verdict) -> tuple[Folded, Verdict]:
+        """Merge summed branches in a folded copy where float64 proves it; else return what came."""
+        if folded.exact is None:
+            return folded, verdict
+        given = {layer.path: layer for layer in self.finder.layers if layer.path in self.layers}
+        work, exact = copied(folded.model), copied(folded.exact)
+        layers = {
+            layer.path: layer
+            for layer in norm_layers(work)
+            if layer.path in given and self.finder.against_norm(given[layer.path]) is None
+        }
+        merges = merge_branches(work, exact, layers, self.judge.examples[0], self.judge.call)
+        if not merges:
+            return folded, verdict
+        merged = self.judge(work, exact)
+        if merged.wrong is not None:
+            return folded, verdict
+        taken = {norm for merge in merges for norm in merge.norms}
+        left = {path: reason for path, reason in folded.refused.items() if path not in taken}
+        return Folded(work, exact, folded.pairs, left, merges), merged
 
     def build(self, wanted: set[str]) -> Folded:
         """Fold these norms in a copy. A pair whose result does not fit is excluded, and all is begun anew."""

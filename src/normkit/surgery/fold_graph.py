@@ -100,7 +100,7 @@ class Finder:
             waiting = [layer for layer in waiting if layer.path not in done]
 
     def _pair(self, layer: NormLayer, excluded: dict[tuple[str, str], str]) -> Pair | str:
-        reason = self._against_norm(layer)
+        reason = self.against_norm(layer)
         if reason is not None:
             return reason
         affine = affine_in_evaluation(layer)
@@ -116,7 +116,8 @@ class Finder:
             return after
         return f"not into what stands before it: {before}; not into what stands after it: {after}"
 
-    def _against_norm(self, layer: NormLayer) -> str | None:
+    def against_norm(self, layer: NormLayer) -> str | None:
+        """Say what in a norm itself stands against folding it."""
         module = layer.module
         if layer.lazy:
             return "it is lazy and has no channels yet"

@@ -19,6 +19,13 @@ from .transaction import restored_on_error
 __all__ = ["Repair", "repair"]
 
 _MEAN, _VARIANCE, _COUNTER = "running_mean", "running_var", "num_batches_tracked"
+# By these a state is read, of which nobody can be asked. In a model the layers say their own names.
+_PAIRS = (
+    (_MEAN, _VARIANCE),
+    ("running_mean", "running_variance"),
+    ("moving_mean", "moving_var"),
+    ("moving_mean", "moving_variance"),
+)
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -81,11 +88,18 @@ def repair(
 def _repair_model(model: nn.Module, batches: Any, donor: Mapping[str, Tensor] | None, call: Call | None) -> Repair:
     """Lift, take from the donor, then measure what is still bad; all or nothing."""
     state = {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}
-    _refuse_bad_weights(state)
-    plan = _Plan(state, donor)
+    layers = {layer.path: layer for layer in norm_layers(model)}
+    known = {
+        _dotted(layer.path): (layer.form.mean, layer.form.var)
+        for layer in layers.values()
+        if layer.form is not None and layer.form.stores(layer.module)
+    }
+    plan = _Plan(
+        state, donor, {**_pairs_in(state), **{key: known[key] for key in known if key + known[key][1] in state}}
+    )
+    _refuse_bad_weights(state, plan)
     if plan.bad and batches is None:
         raise SurgeryError(plan.complaint())
-    layers = {layer.path: layer for layer in norm_layers(model)}
     with restored_on_error(model):
         for prefix in plan.lifted:
             _lift(model.get_submodule(prefix.rstrip(".")))
@@ -107,21 +121,22 @@ def _repair_state(given: dict[str, Tensor], donor: Mapping[str, Tensor] | None) 
     """Return a repaired copy of a state."""
     state = unwrapped(given, given.keys() if donor is None else donor.keys())
     notes = [] if state.keys() == given.keys() else ["a wrapper's prefix was taken off every name"]
-    _refuse_bad_weights(state)
-    plan = _Plan(state, donor)
+    plan = _Plan(state, donor, _pairs_in(state))
+    _refuse_bad_weights(state, plan)
     if plan.bad:
         raise SurgeryError(plan.complaint())
     result = {name: tensor.clone() for name, tensor in state.items()} | plan.mended
     for prefix in plan.lifted:
-        for name in (_MEAN, _VARIANCE):
-            result[prefix + name] = result[prefix + name].float()
+        for name in plan.names(prefix):
+            result[name] = result[name].float()
     counters = [int(tensor) for name, tensor in state.items() if name.endswith(_COUNTER)]
-    for prefix in plan.prefixes:
-        if prefix + _COUNTER not in result:
-            result[prefix + _COUNTER] = torch.tensor(max(counters, default=0))
+    for prefix, pair in plan.pairs.items():
+        # A house with other names has none, nor has a state in which nobody has one: torch fills it in on loading.
+        if counters and prefix + _COUNTER not in result and pair == (_MEAN, _VARIANCE):
+            result[prefix + _COUNTER] = torch.tensor(max(counters))
             notes.append(f"{prefix + _COUNTER} was missing and is back")
     for name in [name for name in result if name.endswith(_COUNTER)]:
-        if name.removesuffix(_COUNTER) not in plan.prefixes:
+        if name.removesuffix(_COUNTER) not in plan.pairs:
             del result[name]
             notes.append(f"{name} counted for no statistics and is gone")
     return plan.record(None, result, tuple(notes))
@@ -130,23 +145,32 @@ def _repair_state(given: dict[str, Tensor], donor: Mapping[str, Tensor] | None) 
 class _Plan:
     """What is wrong with the statistics of a state, and what a donor can mend."""
 
-    def __init__(self, state: Mapping[str, Tensor], donor: Mapping[str, Tensor] | None) -> None:
-        self.prefixes = [name.removesuffix(_VARIANCE) for name in state if name.endswith(_VARIANCE)]
-        self.prefixes = [prefix for prefix in self.prefixes if prefix + _MEAN in state]
-        self.lifted = [prefix for prefix in self.prefixes if state[prefix + _VARIANCE].dtype in _NARROW]
+    def __init__(
+        self, state: Mapping[str, Tensor], donor: Mapping[str, Tensor] | None, pairs: Mapping[str, tuple[str, str]]
+    ) -> None:
+        self.pairs = pairs
+        self.lifted = [prefix for prefix in pairs if state[self.names(prefix)[1]].dtype in _NARROW]
         self.mended: dict[str, Tensor] = {}
+        self.from_donor: list[str] = []
         self.bad: dict[str, Tensor] = {}
         self.reasons: dict[str, str] = {}
-        for prefix in self.prefixes:
-            bad = _bad_channels(state[prefix + _MEAN], state[prefix + _VARIANCE])
+        for prefix in pairs:
+            names = self.names(prefix)
+            bad = _bad_channels(*(state[name] for name in names))
             if not bad.any():
                 continue
-            reason = "no donor was given" if donor is None else _against_donor(state, donor, prefix, bad)
+            reason = "no donor was given" if donor is None else _against_donor(state, donor, names, bad)
             if reason is None and donor is not None:
-                for name in (prefix + _MEAN, prefix + _VARIANCE):
+                self.from_donor.append(prefix)
+                for name in names:
                     self.mended[name] = torch.where(bad, donor[name].to(state[name]), state[name])
             else:
-                self.bad[prefix], self.reasons[prefix] = bad, str(reason)
+                self.bad[prefix], self.reasons[prefix] = bad.flatten(), str(reason)
+
+    def names(self, prefix: str) -> tuple[str, str]:
+        """Return the names of a layer's mean and variance in the state."""
+        mean, variance = self.pairs[prefix]
+        return prefix + mean, prefix + variance
 
     def complaint(self) -> str:
         """Say which channels are bad and what would mend them."""
@@ -158,8 +182,8 @@ class _Plan:
 
     def record(self, model: nn.Module | None, state: Mapping[str, Tensor], notes: tuple[str, ...] = ()) -> Repair:
         """Put the outcome into words."""
-        from_donor = [name.removesuffix(_MEAN) for name in self.mended if name.endswith(_MEAN)]
-        changed = [prefix for prefix in self.prefixes if prefix in {*self.lifted, *from_donor, *self.bad}]
+        from_donor = self.from_donor
+        changed = [prefix for prefix in self.pairs if prefix in {*self.lifted, *from_donor, *self.bad}]
         told = [(self.lifted, "lifted to float32"), (from_donor, "mended from the donor"), (self.bad, "measured again")]
         words = tuple(f"{len(prefixes)} of the layers {what}" for prefixes, what in told if prefixes)
         return Repair(
@@ -172,13 +196,28 @@ class _Plan:
         )
 
 
+def _dotted(path: str) -> str:
+    return f"{path}." if path else ""
+
+
+def _pairs_in(state: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
+    """Return the layers of a state by their prefixes, each with what it calls its mean and variance."""
+    return {
+        name.removesuffix(variance): (mean, variance)
+        for mean, variance in _PAIRS
+        for name in state
+        if (name == variance or name.endswith(f".{variance}")) and name.removesuffix(variance) + mean in state
+    }
+
+
 def _bad_channels(mean: Tensor, variance: Tensor) -> Tensor:
     return ~(torch.isfinite(mean) & torch.isfinite(variance) & (variance >= 0))
 
 
-def _against_donor(state: Mapping[str, Tensor], donor: Mapping[str, Tensor], prefix: str, bad: Tensor) -> str | None:
+def _against_donor(
+    state: Mapping[str, Tensor], donor: Mapping[str, Tensor], names: tuple[str, str], bad: Tensor
+) -> str | None:
     """Say why the donor cannot help with a layer, or return None."""
-    names = (prefix + _MEAN, prefix + _VARIANCE)
     if not all(name in donor for name in names):
         return "the donor has no such layer"
     if any(donor[name].shape != state[name].shape for name in names):
@@ -188,10 +227,11 @@ def _against_donor(state: Mapping[str, Tensor], donor: Mapping[str, Tensor], pre
     return None
 
 
-def _refuse_bad_weights(state: Mapping[str, Tensor]) -> None:
+def _refuse_bad_weights(state: Mapping[str, Tensor], plan: "_Plan") -> None:
     """Refuse a state whose learnt part is broken: no statistics mend that."""
+    statistics = {name for prefix in plan.pairs for name in plan.names(prefix)}
     for name, tensor in state.items():
-        if name.endswith((_MEAN, _VARIANCE)) or not tensor.is_floating_point():
+        if name in statistics or name.endswith((_MEAN, _VARIANCE)) or not tensor.is_floating_point():
             continue
         if not torch.isfinite(tensor).all():
             raise SurgeryError(

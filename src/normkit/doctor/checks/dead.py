@@ -1,4 +1,9 @@
-"""Check of dead channels: a variance no larger than eps, a weight near zero, a bias that no value lifts above zero."""
+"""Check of dead channels: a variance that is nothing beside eps, a weight near zero, a bias no value lifts above zero.
+
+A channel of variance ``v`` leaves the layer with ``sqrt(v / (v + eps))`` of the deviation that its weight asks for. It
+is dead where that is next to nothing. Where eps only takes a part, as in many networks with eps 1e-3 by design, the
+layer does what it did in training, and the doctor says so without alarm.
+"""
 
 from collections.abc import Iterator
 
@@ -14,6 +19,7 @@ from ..thresholds import (
     DEAD_SHARE,
     DEAD_VARIANCE,
     DEAD_WEIGHT,
+    EPS_FELT,
     SCALE_OUTLIER,
 )
 from .state import is_never_updated
@@ -33,15 +39,23 @@ def dead_channel(examination: Examination) -> Iterator[Finding]:
         variance = variance.double()
         # What has no weight is multiplied by nothing.
         heard = torch.ones_like(variance, dtype=torch.bool) if subject.weight is None else subject.weight != 0
-        small, outliers = (variance < DEAD_VARIANCE * subject.eps) & heard, _outliers(subject, variance)
-        share = float(small.double().mean())
+        small, outliers = (variance < EPS_FELT * subject.eps) & heard, _outliers(subject, variance)
+        dead = _dead(variance, subject.eps) & heard
+        # Raw data in small units: no filter before the layer can make them larger.
+        raw = examination.model is not None and subject.name not in examination.weighted_before
         severity: Severity | None = None
-        if share > DEAD_SHARE or bool(outliers.any()):
+        if float(dead.double().mean()) > DEAD_SHARE or bool(outliers.any()) or (raw and bool(small.all())):
             severity = "warning"
-        elif bool((small & (variance < subject.eps)).any()):
+        elif float(small.double().mean()) > DEAD_SHARE or bool((small & (variance < subject.eps)).any()):
             severity = "info"
         if severity is not None:
-            yield _dead_finding(examination, subject, severity, variance, small, outliers)
+            yield _dead_finding(examination, subject, severity, variance, small, dead, outliers)
+
+
+def _dead(variance: Tensor, eps: float) -> Tensor:
+    """Mark the channels of which next to nothing is left, unless eps takes nearly as much from all of the layer."""
+    limit, usual = DEAD_VARIANCE * eps, variance.median()
+    return (variance < limit) & ((variance < DEAD_VARIANCE * usual) | (usual < limit))
 
 
 def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
@@ -130,23 +144,28 @@ def _dead_finding(
     severity: Severity,
     variance: Tensor,
     small: Tensor,
+    dead: Tensor,
     outliers: Tensor,
 ) -> Finding:
-    count, channels = int(small.sum()), variance.numel()
-    everywhere = count == channels
+    said, of_all = (dead if bool(dead.any()) else small), variance.numel()
+    count = int(said.sum())
+    everywhere = bool(small.all())
+    taken = 1 - (variance / (variance + subject.eps)).sqrt()
     return Finding(
         check="dead-channel",
         layer=subject.name,
         severity=severity,
-        summary=f"{count} of {channels} channels ha{'s' if channels == 1 else 've'} a variance not large beside eps"
-        + (f", {int(outliers.sum())} a scale a hundred times the median" if bool(outliers.any()) else "")
+        summary=f"{count} of {of_all} channels ha{'s' if of_all == 1 else 've'} a variance "
+        + ("that is nothing beside eps" if bool(dead.any()) else "not large beside eps")
+        + (f", which takes {float(taken[said].median()):.0%} of their deviation" if count else "")
+        + (f"; {int(outliers.sum())} a scale a hundred times the median" if bool(outliers.any()) else "")
         + (f"; eps {subject.eps:g} is assumed, the file does not hold it" if subject.eps_assumed else ""),
         evidence={
-            "share": count / channels,
+            "share": count / of_all,
             "eps": subject.eps,
             **({"eps_assumed": True} if subject.eps_assumed else {}),
             "smallest_variance": float(variance.min()),
-            "channels": torch.nonzero(small | outliers).reshape(-1).tolist()[:_LISTED],
+            "channels": torch.nonzero(said | outliers).reshape(-1).tolist()[:_LISTED],
         },
         causes=(
             "the inputs are tiny: raw data in small units, never scaled"
@@ -158,9 +177,9 @@ def _dead_finding(
         remedy=(
             f"{subject.accessor}.eps = {float(variance.median()) * 1e-3:.1e}"
             if everywhere
-            else _silence(examination, subject, small | outliers)
+            else _silence(examination, subject, said | outliers)
         ),
-        extent=count / channels,
+        extent=count / of_all,
         proof='not normkit.diagnose(model).of("dead-channel", {layer})',
         channels={"running_var": tuple(variance.tolist())},
     )
@@ -180,7 +199,7 @@ def _silence(examination: Examination, subject: Subject, dead: Tensor) -> str:
 DEAD_CHECKS: tuple[Check, ...] = (
     Check(
         name="dead-channel",
-        question="Does every channel say something: its variance large beside eps, its weight and bias alive?",
+        question="Does every channel say something: its variance not lost in eps, its weight and bias alive?",
         needs="state",
         examine=dead_channel,
         innocent=("a constant input feature, such as a border pixel", "channels pruned on purpose"),
