@@ -27,6 +27,7 @@ __all__ = [
     "ShapeError",
     "StatisticsError",
     "SurgeryError",
+    "SyncError",
 ]
 
 
@@ -72,3 +73,7 @@ class RunError(NormkitError, RuntimeError):
 
 class SurgeryError(NormkitError, ValueError):
     """A change to a model that was refused. The model is as it was before."""
+
+
+class SyncError(NormkitError, RuntimeError):
+    """Processes that share statistics did not call alike, or one of them is gone. No running statistic has moved."""

@@ -88,7 +88,7 @@ def test_hooks_sharing_and_subclasses_survive_where_torchs_sync_conversion_loses
     ours = record.model
     assert len(ours[0]._forward_hooks) == 1
     assert ours[0] is ours[2]
-    assert type(ours[0]) is nn.SyncBatchNorm
+    assert type(ours[0]) is normkit.SyncBatchNorm
     assert type(ours[3]) is WithActivation
     assert record.touched == ("0",)
     assert "subclass" in record.refused["3"]
@@ -98,8 +98,35 @@ def test_sync_without_an_example_cannot_become_batch():
     model = nn.Sequential(randomize(nn.SyncBatchNorm(3)))
     with pytest.raises(SurgeryError, match="give example="):
         convert(model, "batch")
+    ours = convert(model, "sync").model
+    assert type(ours[0]) is normkit.SyncBatchNorm
+    with pytest.raises(SurgeryError, match="give example="):
+        convert(ours, "batch")
     for shape, cls in [((4, 3), nn.BatchNorm1d), ((4, 3, 5), nn.BatchNorm1d), ((2, 3, 2, 2, 2), nn.BatchNorm3d)]:
         assert type(convert(model, "batch", torch.randn(shape)).model[0]) is cls
+
+
+@pytest.mark.parametrize("cls", [nn.BatchNorm1d, nn.BatchNorm3d, normkit.BatchNorm2d, normkit.BatchNormAct2d])
+def test_a_synchronized_layer_goes_back_to_what_it_was_without_an_example(cls):
+    model = nn.Sequential(randomize(cls(3, momentum=0.3)), nn.ReLU())
+    synced = convert(model, "sync", process_group="any").model
+    held = getattr(synced[0], "norm", synced[0])
+    assert type(held) is normkit.SyncBatchNorm
+    assert held.process_group == "any"
+    back = convert(synced, "batch").model
+    assert type(back[0]) is cls
+    norm, given = getattr(back[0], "norm", back[0]), getattr(model[0], "norm", model[0])
+    assert type(norm) is type(given)
+    assert vars(norm).keys() == vars(given).keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in back.state_dict().items())
+    ours = getattr(convert(synced, "normkit").model[0], "norm", None) or convert(synced, "normkit").model[0]
+    assert isinstance(ours, normkit.BatchNorm1d | normkit.BatchNorm2d | normkit.BatchNorm3d)
+
+
+def test_the_biased_variance_stays_biased_where_it_is_synchronized():
+    model = nn.Sequential(normkit.BatchNorm2d(3, unbiased=False))
+    assert not convert(model, "sync").model[0].unbiased
+    assert not convert(convert(model, "sync").model, "batch").model[0].unbiased
 
 
 def test_frozen_is_the_evaluation_function_of_a_copy():

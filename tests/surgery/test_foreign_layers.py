@@ -56,12 +56,12 @@ def tails(model):
 def test_exact_conversions_keep_the_function_in_evaluation_and_in_training(cls, to):
     model = network(cls)
     before = fingerprint(model)
-    if cls in BIASED and to in ("torch", "batch", "sync"):
+    if cls in BIASED and to in ("torch", "batch"):
         with pytest.raises(SurgeryError, match="biased variance, which torch's layers cannot"):
             convert(model, to, X)
         assert fingerprint(model) == before
         return
-    already = {foreign.BatchNormAct2d: ("torch", "batch"), foreign.SyncBatchNormAct: ("sync",)}
+    already = {foreign.BatchNormAct2d: ("torch", "batch")}
     if to in already.get(cls, ()):
         with pytest.raises(SurgeryError, match="already"):
             convert(model, to, X)
@@ -75,7 +75,7 @@ def test_exact_conversions_keep_the_function_in_evaluation_and_in_training(cls, 
     if to != "frozen":
         for given, expected in zip(step(record.model), step(model), strict=True):
             assert_close(given, expected, dtype=torch.float64)
-        kind = {"normkit": normkit.BatchNorm2d, "sync": nn.SyncBatchNorm}.get(to, nn.BatchNorm2d)
+        kind = {"normkit": normkit.BatchNorm2d, "sync": normkit.SyncBatchNorm}.get(to, nn.BatchNorm2d)
         assert all(isinstance(record.model[place], kind) for place in (1, 3))
     if to == "frozen" or cls in FROZEN:
         assert_close(record.model.train()(X), model(X), dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_the_state_keeps_its_names_and_the_way_back_is_the_identity():
     assert vars(back[1]).keys() == vars(model[1]).keys()
     assert torch.equal(back(X), model(X))
     synced = convert(model, "sync", X).model
-    assert isinstance(synced[1], nn.SyncBatchNorm)
+    assert isinstance(synced[1], normkit.SyncBatchNorm)
     assert type(convert(synced, "batch", X).model[1]) is foreign.BatchNormAct2d
 
 

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import ArgumentError
+from ..layers import SyncBatchNorm
 from ..layers.catalog import METHODS
 from .tails import Tailed, tail_modules
 
@@ -216,6 +217,7 @@ def _tail_names(module: nn.Module) -> Iterator[str]:
 
 _TORCHS: Mapping[type[nn.Module], str] = {
     nn.SyncBatchNorm: "sync",
+    SyncBatchNorm: "sync",
     _BatchNorm: "batch",
     _InstanceNorm: "instance",
     nn.GroupNorm: "group",

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..layers import SyncBatchNorm
 from ..layers.batch import _BatchNorm
 from ..layers.catalog import METHODS
 
@@ -121,6 +122,7 @@ def _tailed() -> dict[type[nn.Module], type[Tailed]]:
     torchs: list[type[nn.Module]] = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm]
     torchs += [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]
     ours = [cls for row in METHODS if row.name in ("batch", "renorm", "ghost") for cls in row.layers.values()]
+    ours.append(SyncBatchNorm)
     made: dict[type[nn.Module], type[Tailed]] = {}
     for prefix, classes in (("TorchTailed", torchs), ("Tailed", ours)):
         for cls in dict.fromkeys(classes):

@@ -11,6 +11,7 @@ from .masked import masked_batch_norm
 from .renorm import batch_renorm
 from .response import local_response_norm
 from .rms import rms_norm
+from .sync import sync_batch_norm
 from .weight import weight_norm, weight_standardization
 from .whitening import whitening_batch_norm
 
@@ -26,6 +27,7 @@ __all__ = [
     "local_response_norm",
     "masked_batch_norm",
     "rms_norm",
+    "sync_batch_norm",
     "weight_norm",
     "weight_standardization",
     "whitening_batch_norm",

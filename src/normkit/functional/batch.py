@@ -144,7 +144,9 @@ def batch_norm(
     if refused is not None:
         checks.refuse(type(refused), str(refused), caller)
     recorded_inplace = inplace and is_recorded(input, weight, bias, residual)
-    _check_fusion(input, weight, bias, activation, residual, recorded_inplace, caller)
+    check_fusion(input, activation, residual, caller)
+    if recorded_inplace:
+        check_inplace(input, weight, bias, residual, activation, caller)
     if training and residual is not None:
         checks.check_apart(_named(*running), {"residual": residual}, caller)
     if inplace:
@@ -334,8 +336,10 @@ def check_arguments(
     eps: float,
     num_batches_tracked: Tensor | None,
     caller: nn.Module | None,
+    *,
+    pooled: bool = False,
 ) -> None:
-    """Refuse what ``batch_norm`` says it refuses."""
+    """Refuse what ``batch_norm`` says it refuses; ``pooled`` statistics are those of more values than x holds."""
     checks.check_input(x, caller)
     if x.dim() < 2:
         shape = tuple(x.shape)
@@ -356,7 +360,8 @@ def check_arguments(
     if training:
         read = {"input": x, "weight": weight, "bias": bias}
         checks.check_apart(_named(running_mean, running_var, num_batches_tracked), read, caller)
-        checks.check_values_per_channel(x, caller)
+        if not pooled:
+            checks.check_values_per_channel(x, caller)
         if running_mean is not None and momentum is None and num_batches_tracked is None:
             checks.refuse(
                 ArgumentError,
@@ -376,15 +381,8 @@ def _named(mean: Tensor | None, var: Tensor | None, counter: Tensor | None) -> d
     return {"running_mean": mean, "running_var": var, "num_batches_tracked": counter}
 
 
-def _check_fusion(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str | None,
-    residual: Tensor | None,
-    recorded_inplace: bool,
-    caller: nn.Module | None,
-) -> None:
+def check_fusion(x: Tensor, activation: str | None, residual: Tensor | None, caller: nn.Module | None) -> None:
+    """Refuse an unknown activation, and a residual that does not match x."""
     checks.check_activation(activation, caller)
     if residual is not None:
         checks.check_input(residual, caller)
@@ -392,8 +390,6 @@ def _check_fusion(
             got = f"{tuple(residual.shape)} {residual.dtype} on {residual.device}"
             wanted = f"{tuple(x.shape)} {x.dtype} on {x.device}"
             checks.refuse(ShapeError, f"the residual must match the input, {wanted}; got {got}", caller)
-    if recorded_inplace:
-        check_inplace(x, weight, bias, residual, activation, caller)
 
 
 def _is_exportable(stored: bool, momentum: float | None, unbiased: bool) -> bool:

@@ -59,16 +59,29 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return found
 
 
-def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Return ``(x - mean) * rstd * weight + bias``, in the type and memory format of x.
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Return ``activation((x - mean) * rstd * weight + bias + residual)``, in the type and memory format of x.
 
     Raises:
-        ShapeError: as for `statistics`, or a value per channel of another size.
+        ShapeError: as for `statistics`, a value per channel of another size, or a residual that does not match x.
         DtypeError: as for `statistics`.
+        ArgumentError: an unknown activation.
     """
-    steps, (x,) = _serve(x, mean=mean, rstd=rstd, weight=weight, bias=bias)
-    y: Tensor = steps.apply(x, mean, rstd, weight, bias)
-    return y
+    checks.check_activation(activation, None)
+    steps, large = _serve(x, residual, "residual", mean=mean, rstd=rstd, weight=weight, bias=bias)
+    if steps is plain_channels:
+        y = plain_channels.apply(large[0], mean, rstd, weight, bias)
+        return plain_channels.activate(y if residual is None else y + large[1], activation)
+    z: Tensor = steps.apply(large[0], mean, rstd, weight, bias, activation, None if residual is None else large[1])
+    return z
 
 
 def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +93,7 @@ def reduce(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, T
         ShapeError: as for `apply`, or dy of another shape than x.
         DtypeError: as for `statistics`.
     """
-    steps, (x, dy) = _serve(x, dy, mean=mean, rstd=rstd)
+    steps, (x, dy) = _serve(x, dy, "dy", mean=mean, rstd=rstd)
     sums: tuple[Tensor, Tensor] = steps.reduce(dy, x, mean, rstd)
     return sums
 
@@ -106,12 +119,14 @@ def apply_backward(
         ShapeError: as for `reduce`.
         DtypeError: as for `statistics`.
     """
-    steps, (x, dy) = _serve(x, dy, mean=mean, rstd=rstd, weight=weight, sum_dy=sums[0], sum_dy_xhat=sums[1])
+    steps, (x, dy) = _serve(x, dy, "dy", mean=mean, rstd=rstd, weight=weight, sum_dy=sums[0], sum_dy_xhat=sums[1])
     dx: Tensor = steps.apply_backward(dy, x, mean, rstd, weight, sums, count)
     return dx
 
 
-def _serve(x: Tensor, dy: Tensor | None = None, **per_channel: Tensor | None) -> tuple[Any, list[Tensor]]:
+def _serve(
+    x: Tensor, other: Tensor | None = None, role: str = "", **per_channel: Tensor | None
+) -> tuple[Any, list[Tensor]]:
     """Check the arguments; return the module that serves the call, and the large tensors as it wants them laid out."""
     checks.check_input(x, None)
     if x.dim() < 2 or x.numel() == 0:
@@ -122,11 +137,11 @@ def _serve(x: Tensor, dy: Tensor | None = None, **per_channel: Tensor | None) ->
     # The kernels are steps of a forward and a backward that the caller writes; torch.func differentiates operations.
     followed = is_forward_mode() or torch._C._are_functorch_transforms_active()
     large = [x if followed else x.detach()]
-    if dy is not None:
-        checks.check_input(dy, None)
-        if dy.shape != x.shape or dy.dtype != x.dtype:
-            raise ShapeError(f"dy must match x, {tuple(x.shape)} {x.dtype}; got {tuple(dy.shape)} {dy.dtype}")
-        large.append(dy if followed else dy.detach())
+    if other is not None:
+        checks.check_input(other, None)
+        if other.shape != x.shape or other.dtype != x.dtype:
+            raise ShapeError(f"{role} must match x, {tuple(x.shape)} {x.dtype}; got {tuple(other.shape)} {other.dtype}")
+        large.append(other if followed else other.detach())
     if dispatch.choose(x) != "numba":
         return plain_channels, large
     from ..kernels.numba.channels import step_calls

@@ -9,6 +9,8 @@ import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +38,31 @@ class _Run:
     repeated: int = 0
 
 
-# By running_mean.
-_FIRST_RUNS = WeakTensorKeyDictionary()
+# By running_mean, or by the layer where what is taken are statistics that it shares with others.
+_OF_STATISTICS = WeakTensorKeyDictionary()
+_OF_LAYERS: WeakKeyDictionary[nn.Module, deque[_Run]] = WeakKeyDictionary()
 
 
-def keep_first_run(running_mean: Tensor, mean: Tensor, var: Tensor, taken: tuple[Tensor, ...]) -> None:
-    """Keep what a forward with this batch took from the running statistics."""
-    _FIRST_RUNS.setdefault(running_mean, deque(maxlen=_WAITING)).append(_Run(mean, var, taken))
+def _runs(key: Tensor | nn.Module) -> deque[_Run]:
+    by_key: Any = _OF_STATISTICS if isinstance(key, Tensor) else _OF_LAYERS
+    found: deque[_Run] = by_key.setdefault(key, deque(maxlen=_WAITING))
+    return found
+
+
+def keep_first_run(key: Tensor | nn.Module, mean: Tensor, var: Tensor, taken: tuple[Tensor, ...]) -> None:
+    """Keep what a forward with this batch took from the running statistics, or from others."""
+    _runs(key).append(_Run(mean, var, taken))
 
 
 def find_first_run(
-    running_mean: Tensor, mean: Tensor, var: Tensor, eps: float, caller: nn.Module | None
+    key: Tensor | nn.Module, mean: Tensor, var: Tensor, eps: float, caller: nn.Module | None
 ) -> tuple[Tensor, ...]:
     """Return what the first run of a forward that a backward runs again took.
 
     Raises:
         StatisticsError: none had this batch, or several that took other values.
     """
-    runs: deque[_Run] = _FIRST_RUNS.get(running_mean) or deque()
+    runs = _runs(key)
     sigma = (var + eps).sqrt()
     apart = [
         float(torch.maximum((run.mean - mean).abs() / sigma, (run.var - var).abs() / sigma.square()).max())

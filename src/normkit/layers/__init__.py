@@ -12,6 +12,7 @@ from .quantization import enter_tables
 from .renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from .response import LocalResponseNorm
 from .rms import RMSNorm
+from .sync import SyncBatchNorm
 from .weight import WeightNorm, WeightStandardization
 from .whitening import WhiteningBatchNorm1d, WhiteningBatchNorm2d, WhiteningBatchNorm3d
 
@@ -41,6 +42,7 @@ __all__ = [
     "MaskedBatchNorm1d",
     "RMSNorm",
     "SampleLayerNorm",
+    "SyncBatchNorm",
     "WeightNorm",
     "WeightStandardization",
     "WhiteningBatchNorm1d",

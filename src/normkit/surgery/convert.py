@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, unwrapped
@@ -14,7 +14,8 @@ from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
-from .convert_classes import KINDS, OURS, TORCHS, dimensions_of
+from ..layers import SyncBatchNorm
+from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, dimensions_of
 from .convert_layers import Rebuild, carried, rebuilt
 from .freeze import freeze
 from .fuse import Fusions
@@ -66,7 +67,7 @@ def convert(
     ``to``                  exactness    what becomes of a batch norm
     ======================  ===========  =====================================================================
     ``normkit``, ``torch``  exact        our class, or torch's
-    ``sync``, ``batch``     exact        ``SyncBatchNorm``, and back to the class that fits the input
+    ``sync``, ``batch``     exact        :class:`normkit.SyncBatchNorm`, and back to the class it was or that fits
     ``frozen``              exact        :func:`normkit.freeze` of the copy: its evaluation function
     ``ghost``, ``renorm``   approximate  the family's layer: evaluation is kept, training is another function
     ``group``               retrain      ``GroupNorm``, by default with 8 channels or more in a group
@@ -97,10 +98,10 @@ def convert(
         model: not changed.
         to: the new form, as above.
         example: one batch; with it the change of the whole model's output is measured on two sizes. Needed where the
-            number of dimensions cannot be read off the class, as for ``SyncBatchNorm``.
+            number of dimensions cannot be read off the class, as for a ``SyncBatchNorm`` that was not converted.
         where: which layers, as for ``norm_layers``; None takes all that can become the new form.
         groups: the number of groups, for ``group``.
-        process_group: for ``sync``; torch's default group if left out.
+        process_group: for ``sync``: the ranks that share statistics; all of them if left out.
         fuse: for ``normkit``: False only swaps classes.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
         inplace: change the given model instead of a copy. Parameters stay the objects that they are, so that an
@@ -245,11 +246,8 @@ class _Job:
         target = _target(rebuild.to, layer, shape)
         if target is None:
             return _UNKNOWN
-        reason = _against_sync(layer.module) if target is nn.SyncBatchNorm else None
-        if reason is not None:
-            return reason
         made = carried(layer, target)
-        if isinstance(made, nn.SyncBatchNorm):
+        if isinstance(made, SyncBatchNorm):
             made.process_group = rebuild.process_group
         reason = _put(self.work, layer, made)
         if reason is None:
@@ -305,11 +303,14 @@ def _is_there_already(module: nn.Module, to: str, target: type[nn.Module] | None
 def _target(to: str, layer: NormLayer, shape: tuple[int, ...] | None) -> type[nn.Module] | None:
     """Return the class that a batch norm gets, or None where that cannot be known."""
     if to == "sync":
-        return nn.SyncBatchNorm
-    if to == "batch" and isinstance(layer.module, _BatchNorm) and not isinstance(layer.module, nn.SyncBatchNorm):
+        return SyncBatchNorm
+    if to == "batch" and isinstance(layer.module, _BatchNorm) and not isinstance(layer.module, SYNCS):
         return next((cls for cls in (*OURS.values(), *TORCHS.values()) if isinstance(layer.module, cls)), None)
     dimensions = dimensions_of(layer, shape)
     classes = OURS if to == "normkit" else TORCHS if to in ("torch", "batch") else {}
+    if to == "batch" and isinstance(layer.module, SyncBatchNorm):
+        before = getattr(layer.module, "source_class", None)
+        classes = TORCHS if before is not None and not issubclass(before, tuple(OURS.values())) else OURS
     return None if dimensions is None else classes.get(dimensions)
 
 
@@ -318,28 +319,28 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     module, target = layer.module, _target(rebuild.to, layer, shape)
     if target is None:
         return _UNKNOWN
-    if not getattr(module, "unbiased", True) and target not in OURS.values():
+    if not getattr(module, "unbiased", True) and target not in BIASED:
         return "it stores the biased variance (unbiased=False), which torch's layers cannot"
-    if target is nn.SyncBatchNorm:
-        reason = _against_sync(module)
-        if reason is not None:
-            return reason
     lost = _lost_methods(type(module), target)
     if lost:
         return f"{type(module).__name__} is a subclass, and its methods would be lost: {', '.join(lost)}"
     source = vars(module).pop("source_class", None)
-    source = source if source is not None or _is_plain(type(module)) else type(module)
+    # A synchronized layer's class does not say for which inputs it was made.
+    forgotten = _is_plain(type(module)) and (target is not SyncBatchNorm or isinstance(module, SYNCS))
+    source = source if source is not None or forgotten else type(module)
     restored = rebuild.to in ("torch", "batch") and source is not None and issubclass(source, target)
     tail = layer.form.tail if layer.form is not None and layer.tail else ()
-    vars(module).pop("unbiased", None)
+    if target not in BIASED:
+        vars(module).pop("unbiased", None)
     vars(module).pop("process_group", None)
+    vars(module).pop("timeout", None)
     vars(module).pop("tail_names", None)
     module.__class__ = source if restored else TAILED[target] if tail else target
     if tail and not restored:
         module.tail_names = tail  # type: ignore[assignment]
-    if source is not None and not restored:
+    if source is not None and not restored and (target is SyncBatchNorm or not _is_plain(source)):
         module.source_class = source  # type: ignore[assignment]
-    if isinstance(module, nn.SyncBatchNorm):
+    if isinstance(module, SyncBatchNorm):
         module.process_group = rebuild.process_group
     return None
 
@@ -365,7 +366,7 @@ def _lost_methods(cls: type[nn.Module], target: type[nn.Module]) -> list[str]:
 
 def _is_plain(cls: type[nn.Module]) -> bool:
     """Say whether a class is exactly torch's or ours, so that nothing has to be remembered of it."""
-    known = {*TORCHS.values(), *OURS.values(), nn.SyncBatchNorm}
+    known = {*TORCHS.values(), *OURS.values(), *SYNCS}
     return cls in known or issubclass(cls, Tailed)
 
 
@@ -375,15 +376,6 @@ def _renamed(layer: NormLayer) -> list[str]:
     words = (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
     changed = [f"{old} is {new}" for what, new in words if (old := getattr(layer.form, what)) != new]
     return [f"names in the state of {layer.path}: {', '.join(changed)} now"] if changed else []
-
-
-def _against_sync(module: nn.Module) -> str | None:
-    """Say why a layer cannot be synchronized where it is."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return None
-    if any(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers())):
-        return "it is on the CPU, where torch's SyncBatchNorm refuses to run with more than one process"
-    return None
 
 
 def _put(work: nn.Module, layer: NormLayer, new: nn.Module | str) -> str | None:

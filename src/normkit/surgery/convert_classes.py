@@ -5,14 +5,17 @@ import re
 from torch import nn
 
 from ..anatomy import NormLayer
-from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from ..layers.catalog import METHODS
 
-__all__ = ["INSTANCES", "KINDS", "OURS", "TORCHS", "dimensions_of", "family_class", "group_count"]
+__all__ = ["BIASED", "INSTANCES", "KINDS", "OURS", "SYNCS", "TORCHS", "dimensions_of", "family_class", "group_count"]
 
 # torch's and our class by the number of spatial dimensions; 1 stands for (N, C) and (N, C, L).
 TORCHS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 OURS: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+SYNCS = (nn.SyncBatchNorm, SyncBatchNorm)
+# Those that can store the biased variance.
+BIASED = (*OURS.values(), SyncBatchNorm)
 INSTANCES: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 # What convert(to=...) takes, and whether the function can be kept.
@@ -40,8 +43,10 @@ def dimensions_of(layer: NormLayer, shape: tuple[int, ...] | None) -> int | None
     Asked in order: torch's and our classes, a shape that was seen, the shape of the layer's own state, as in
     ``(1, C, 1, 1)``, and the end of the class's name.
     """
+    # A synchronized layer takes any; what it was before tells.
+    cls = getattr(layer.module, "source_class", None) if isinstance(layer.module, SYNCS) else type(layer.module)
     for dimensions in TORCHS:
-        if isinstance(layer.module, TORCHS[dimensions] | INSTANCES[dimensions]):
+        if cls is not None and issubclass(cls, (TORCHS[dimensions], INSTANCES[dimensions])):
             return dimensions
     if shape is not None:
         return max(len(shape) - 2, 1)

@@ -9,7 +9,7 @@ from torch import nn
 from ..anatomy import NormLayer
 from ..anatomy.tails import TAILED, Tailed, tail_modules
 from ..errors import ArgumentError
-from .convert_classes import INSTANCES, KINDS, OURS, dimensions_of, family_class, group_count
+from .convert_classes import BIASED, INSTANCES, KINDS, OURS, dimensions_of, family_class, group_count
 from .freeze import hold_still
 
 __all__ = ["Rebuild", "carried", "rebuilt"]
@@ -53,7 +53,7 @@ def carried(layer: NormLayer, cls: type[nn.Module]) -> nn.Module | str:
     """
     assert layer.channels is not None
     assert layer.form is not None
-    if not layer.unbiased and cls not in OURS.values() and not layer.form.frozen:
+    if not layer.unbiased and cls not in BIASED and not layer.form.frozen:
         return "it stores the biased variance, which torch's layers cannot; convert it to 'normkit'"
     new = _with_tail(cls(layer.channels), layer)
     new.eps = layer.eps  # type: ignore[assignment]

@@ -45,17 +45,28 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Return ``(x - mean) * rstd * weight + bias`` in the type and layout of x."""
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Return ``activation((x - mean) * rstd * weight + bias + residual)`` in the type and layout of x."""
     cut, wide = _plan(x), computed_type(x)
-    _held, (x_at, weight_at, bias_at, _) = addresses(x, computed(weight, wide), computed(bias, wide))
+    _held, (x_at, residual_at, weight_at, bias_at) = addresses(
+        x, residual, computed(weight, wide), computed(bias, wide)
+    )
     _given, (mean_at, rstd_at, *_) = addresses(_double(mean), _double(rstd))
     y, channel = empty_like(x), _ChannelMemory(cut)
     y_at, context = y.data_ptr(), Context()
-    slots = (x_at, y_at, 0, 0, 0, 0, weight_at, bias_at, 0, 0, 0, 0, mean_at, rstd_at, 0, channel.coefficients)
-    SLOTS.pack_into(context, 0, *slots, *cut.sizes_at(y_at), 0.0, 0.0, False, False, False, 0)
+    tensors = (x_at, y_at, residual_at, 0, 0, 0, weight_at, bias_at)
+    state = (0, 0, 0, 0, mean_at, rstd_at, 0, channel.coefficients)
+    SLOTS.pack_into(context, 0, *tensors, *state, *cut.sizes_at(y_at), 0.0, 0.0, False, False, False, 0)
     run_over_channels("given", x, cut, context)
-    run_over_tensor("apply", x, cut, None, False, context)
+    run_over_tensor("apply", x, cut, activation, residual is not None, context)
     return y
 
 

@@ -1,0 +1,240 @@
+"""What the processes of a group compute, by name."""
+
+import copy
+import functools
+import os
+import random
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import normkit
+from normkit.errors import SyncError
+
+from .cases import CASES, names, of_rank
+from .processes import started
+
+
+def matrix(rank: int, ranks: int):
+    """Every case, each in a group of as many ranks as it asks for."""
+    groups = {size: distributed.new_group(list(range(size))) for size in range(1, ranks + 1)}
+    found = {}
+    for case in CASES:
+        if rank < case.ranks:
+            layer = case.layer(sync=True, process_group=groups[case.ranks])
+            found[names(case)] = of_rank(case, layer, rank)
+    return found
+
+
+def words(call) -> str:
+    """Return the type and message of what a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _net(**given) -> nn.Module:
+    torch.manual_seed(0)
+    norms = [normkit.SyncBatchNorm(4, **given), normkit.SyncBatchNorm(2, **given)]
+    return nn.Sequential(nn.Linear(3, 4), norms[0], nn.Tanh(), nn.Linear(4, 2), norms[1])
+
+
+def _share(rank: int, ranks: int) -> torch.Tensor:
+    data = torch.randn(3 * ranks + 2, 3, generator=torch.Generator().manual_seed(5))
+    return data[3 * rank : 3 * rank + 3] if rank < ranks - 1 else data[3 * rank :]
+
+
+def _state(net: nn.Module) -> dict:
+    gradients = {f"grad {name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    return {name: value.clone() for name, value in net.state_dict().items()} | gradients
+
+
+def _collectives(call) -> int:
+    """Count what a call exchanges."""
+    before = distributed.all_gather
+    count = 0
+
+    def counted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        return before(*args, **kwargs)
+
+    distributed.all_gather = counted
+    try:
+        call()
+    finally:
+        distributed.all_gather = before
+    return count
+
+
+def around(rank: int, ranks: int):
+    """A net among what else torch does: checkpointing, data parallelism, compilation, evaluation."""
+    x = _share(rank, ranks)
+    cotangent = torch.linspace(-1, 1, 2 * len(x)).reshape(-1, 2) + rank
+    found = {}
+
+    def trained(net, forward=None):
+        net.zero_grad()
+        ((forward or net)(x) * cotangent).sum().backward()
+
+    plain = _net()
+    trained(plain)  # the first call agrees on the layers
+    found["plain"] = _state(plain)
+    found["exchanges"] = _collectives(lambda: trained(plain))
+    for reentrant in (False, True):
+        net = _net()
+
+        def forward(x, net=net, reentrant=reentrant):
+            x = x.clone().requires_grad_()
+            first, last = net[:3], net[3:]
+            hidden = checkpoint(first, x, use_reentrant=reentrant)
+            return checkpoint(last, hidden, use_reentrant=reentrant)
+
+        trained(net, forward)
+        found[f"checkpoint {reentrant}"] = _state(net)
+        found[f"exchanges of checkpoint {reentrant}"] = _collectives(functools.partial(trained, net, forward))
+    net = _net()
+    compiled = torch.compile(net, backend="aot_eager")
+    with warnings.catch_warnings():
+        # torch's own, where its graph goes on after a layer with a tensor that is no leaf.
+        warnings.filterwarnings("ignore", message="The .grad attribute")
+        trained(net, compiled)
+    found["compiled"] = _state(net)
+    net = _net()
+    parallel = DistributedDataParallel(net)
+    with parallel.no_sync():
+        trained(net, parallel)
+    found["no_sync"] = _state(net)
+    trained(net, parallel)
+    found["parallel"] = _state(net)
+    plain.eval()
+    found["exchanges of evaluation"] = _collectives(lambda: plain(x))
+    found["copied"] = torch.equal(copy.deepcopy(plain)(x), plain(x))
+    try:
+        mesh = init_device_mesh("cpu", (ranks,))
+        net = fully_shard(_net(), mesh=mesh)
+        trained(net)
+        found["sharded"] = {name: value.clone() for name, value in net.named_buffers()}
+    except Exception as error:
+        found["sharded"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def mistakes(rank: int, ranks: int):
+    """What is called wrongly: on every rank an error, and no buffer has moved."""
+    last, said = rank == ranks - 1, {}
+    x = _share(rank, ranks)
+
+    def tried(name, call, *layers):
+        before = [{key: value.clone() for key, value in layer.state_dict().items()} for layer in layers]
+        said[name] = words(call)
+        same = all(
+            torch.equal(value, state[key])
+            for layer, state in zip(layers, before, strict=True)
+            for key, value in layer.state_dict().items()
+        )
+        said[f"{name}: still"] = same
+
+    norm, other = normkit.SyncBatchNorm(3), normkit.SyncBatchNorm(3)
+    norm(x), other(x)
+    tried("channels", lambda: norm(x[:, :2] if last else x), norm)
+    tried("types", lambda: norm(x.bfloat16() if last else x), norm)
+    tried("rank of input", lambda: norm(x[0] if last else x), norm)
+
+    def unrecorded():
+        with torch.set_grad_enabled(not last):
+            norm(x)
+
+    tried("modes", unrecorded, norm)
+    tried("layers", lambda: (other if last else norm)(x), norm, other)
+
+    def momentum():
+        norm.momentum = 0.3 if last else 0.1
+        norm(x)
+
+    tried("settings", momentum, norm)
+    norm.momentum = 0.1
+    tried("sizes", lambda: normkit.SyncBatchNorm(3 if last else 2)(x))
+    tried("one value", lambda: norm(x[:1] if last else x[:0]), norm)
+    tried("nothing", lambda: norm(x[:0]), norm)
+    tried("transform", lambda: torch.func.vmap(norm)(x[None]), norm)
+    y = norm(x.clone().requires_grad_())
+    tried("ways", lambda: norm(x) if last else y.sum().backward(), norm)
+    group = distributed.new_group([0])
+    outside = normkit.SyncBatchNorm(3, process_group=group)
+    tried("outside", lambda: outside(x), outside)
+    before = norm.running_mean.clone()
+    norm(x)
+    said["goes on"] = not torch.equal(norm.running_mean, before)
+    return said
+
+
+def late(rank: int, ranks: int):
+    """One rank leaves out a call, and one calls in evaluation mode, which exchanges nothing."""
+    norm = normkit.SyncBatchNorm(3)
+    x = _share(rank, ranks)
+    norm(x)
+    norm.timeout = 1.0
+    before, started = norm.running_mean.clone(), time.monotonic()
+    norm.train(rank != ranks - 1)
+    said = words(lambda: norm(x))
+    waited = time.monotonic() - started
+    return {"said": said, "waited": waited, "still": torch.equal(before, norm.running_mean)}
+
+
+def _killed(rank: int, ranks: int, round: str):
+    net, rounds = _net(timeout=4.0), int(round)
+    x = _share(rank, ranks)
+    generator = random.Random(rounds)
+    dies, step, phase = generator.randrange(ranks), generator.randrange(4), generator.randrange(3)
+    for turn in range(50):
+        ends = turn == step and rank == dies
+        begun = time.monotonic()
+        if ends and phase == 0:
+            os._exit(9)
+        try:
+            if ends and phase == 1:
+                net[1].register_forward_hook(lambda *_: os._exit(9))
+            y = net(x)
+            if ends:
+                os._exit(9)
+            y.square().sum().backward()
+        except SyncError as error:
+            # Four seconds, what the roll call takes, and what a busy machine does.
+            waited = time.monotonic() - begun
+            # Without goodbye: the group is broken.
+            os._exit(0 if waited < 12 and "SyncBatchNorm" in str(error) else 6)
+    os._exit(5)
+
+
+def killed(ranks: int, folder: Path):
+    """Twenty times one of the ranks dies at a random moment; the others must end by themselves, with an error."""
+    for turns in range(0, 20, 5):
+        rounds = [started(_killed, ranks, folder, f"kill{turn}", (str(turn),)) for turn in range(turns, turns + 5)]
+        for processes in rounds:
+            ended = [process.join(60) or process.exitcode for process in processes]
+            assert sorted(ended, key=str) == [0] * (ranks - 1) + [9], ended
+
+
+killed.forks = True
+
+
+def detailed(rank: int, ranks: int):
+    """Layers of different sizes, which without torch's debugging a transport would not survive."""
+    layers = [normkit.SyncBatchNorm(size) for size in (3, 64)]
+    inputs = [torch.randn(4, size) for size in (3, 64)]
+    for layer, x in zip(layers, inputs, strict=True):
+        layer(x)
+    before = layers[rank].running_mean.clone()
+    said = words(lambda: layers[rank](inputs[rank]))
+    still = torch.equal(before, layers[rank].running_mean)
+    return {"said": said, "still": still, "exchanges": _collectives(lambda: layers[0](inputs[0]))}
