@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .surgery.port import port_state
     from .surgery.recalibrate import recalibrate
     from .surgery.repair import repair
+    from .training.simulate import simulate
 
 __version__ = "0.1.0"
 
@@ -108,6 +109,7 @@ __all__ = [
     "recalibrate",
     "register_norm",
     "repair",
+    "simulate",
     "unfreeze",
     "use_backend",
     "watch",
@@ -128,6 +130,7 @@ _ROOMS = {
     "recalibrate": "surgery",
     "register_norm": "anatomy",
     "repair": "surgery",
+    "simulate": "training",
     "unfreeze": "surgery",
     "watch": "doctor",
 }

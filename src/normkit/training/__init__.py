@@ -2,5 +2,6 @@
 
 from .callbacks import lightning_callback, trainer_callback
 from .care import Care, Moment
+from .simulate import Simulation, simulate
 
-__all__ = ["Care", "Moment", "lightning_callback", "trainer_callback"]
+__all__ = ["Care", "Moment", "Simulation", "lightning_callback", "simulate", "trainer_callback"]

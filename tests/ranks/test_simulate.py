@@ -1,0 +1,56 @@
+"""The simulator: the numbers of processes, bit for bit, and their mistakes named."""
+
+import pytest
+import torch
+
+import normkit
+from normkit.errors import ArgumentError, SyncError
+from normkit.functional.exchange import merge_moments
+
+from .cases import CASES, names, of_rank
+from .processes import run
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    return run("matrix", 4, tmp_path_factory.mktemp("matrix"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=names)
+def test_the_simulator_equals_processes_in_every_bit(case, matrix):
+    simulation = normkit.simulate(case.layer(sync=True), ranks=case.ranks)
+    found = simulation.run(lambda layer, rank: of_rank(case, layer, rank), range(case.ranks))
+    for rank, values in enumerate(found):
+        for name, expected in matrix[rank][names(case)].items():
+            assert torch.equal(values[name], expected), f"rank {rank}: {name}"
+
+
+def test_ranks_that_call_otherwise_are_named():
+    net = torch.nn.ModuleList([normkit.SyncBatchNorm(3), normkit.SyncBatchNorm(64)])
+    inputs = [torch.randn(4, 3), torch.randn(4, 64)]
+
+    def once_more(net, rank):
+        for _ in range(2 + rank):
+            net[0](inputs[0])
+
+    with pytest.raises(SyncError, match=r"SyncBatchNorm\(3\): rank 0 did not come: its step has ended"):
+        normkit.simulate(net, ranks=2).run(once_more, range(2))
+    simulation = normkit.simulate(net, ranks=2)
+    simulation.run(lambda net, rank: [layer(x) for layer, x in zip(net, inputs, strict=True)], range(2))
+    with pytest.raises(SyncError, match=r"rank 0: SyncBatchNorm\(3\), layer 0; rank 1: SyncBatchNorm\(64\), layer 1"):
+        simulation.run(lambda net, rank: net[rank](inputs[rank]), range(2))
+    with pytest.raises(ArgumentError, match="2 ranks need as many parts"):
+        simulation.run(lambda net, rank: None, range(3))
+    with pytest.raises(ArgumentError, match="at least 1"):
+        normkit.simulate(net, ranks=0)
+
+
+def test_a_thousand_ranks_merge_as_exactly_as_one_sum():
+    x = torch.randn(1000, 7, 5, dtype=torch.float64) + 1e4
+    means = x.mean(1)
+    mean, squares = merge_moments(
+        torch.full((1000,), 7.0, dtype=torch.float64), means, (x - means[:, None]).square().sum(1)
+    )
+    assert (mean - x.flatten(0, 1).mean(0)).abs().max() < 1e-11
+    var = x.flatten(0, 1).var(0, correction=0)
+    assert ((squares / 7000 - var) / var).abs().max() < 1e-12
