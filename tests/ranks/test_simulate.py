@@ -8,12 +8,6 @@ from normkit.errors import ArgumentError, SyncError
 from normkit.functional.exchange import merge_moments
 
 from .cases import CASES, names, of_rank
-from .processes import run
-
-
-@pytest.fixture(scope="module")
-def matrix(tmp_path_factory):
-    return run("matrix", 4, tmp_path_factory.mktemp("matrix"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=names)

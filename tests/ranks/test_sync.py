@@ -12,11 +12,6 @@ from .processes import run
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory):
-    return run("matrix", 4, tmp_path_factory.mktemp("matrix"))
-
-
-@pytest.fixture(scope="module")
 def around(tmp_path_factory):
     return run("around", 3, tmp_path_factory.mktemp("around"))
 
