@@ -53,6 +53,7 @@ _JUDGED = {
         "optimizer",
     ): "true: drop connect is a plain dropout there, before a norm",
     ("segmentation_models_pytorch/PSPNet on resnet18", "never-updated"): "true: the network does not run them",
+    ("timm/fastvit_t8", "dead-channel"): "true of these random weights: one channel's scale is 100 times the median",
     ("timm/repvgg_a0", "dead-channel"): "true: channels that are off behind their ReLU from construction on",
 }
 _JUDGED_TRAINED = {
@@ -87,8 +88,8 @@ def _opening(rows: list[Row], done: list[Row]) -> str:
     known = {architecture.name for architecture in ARCHITECTURES}
     run = sum(row["name"] in known for row in rows)
     return textwrap.fill(
-        f"{len(rows)} architectures with {norms:,} batch norms ({run} of the {len(known)} that the command knows now), with "
-        "random weights, weights and biases of their norms "
+        f"{len(rows)} architectures with {norms:,} batch norms, {run} of the {len(known)} that the command knows, "
+        "with random weights, weights and biases of their norms "
         "drawn at random and statistics measured on smooth random data; written by `python benchmarks/zoo.py "
         f"results.jsonl`, which can repeat it and downloads nothing. On the CPU, {named}.",
         width=120,
