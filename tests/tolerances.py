@@ -16,6 +16,10 @@ RELATIVE = {
     torch.float16: 2**-10,
 }
 
+# Of a derivative in float64, by its order. Each order divides by the deviation once more, and the sums of a third
+# derivative cancel: a digit for every order. A term that is lost, or wrong by a hundredth, is 10^7 times as much.
+DERIVATIVE = {1: 1e-11, 2: 1e-10, 3: 1e-9}
+
 # A central difference in float64 with step 1e-5 loses 1e-16 / 1e-5 of the loss to rounding and 1e-10 to truncation.
 FINITE_DIFFERENCE = 1e-8
 

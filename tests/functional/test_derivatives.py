@@ -21,7 +21,7 @@ import normkit
 from normkit import functional as NF
 from normkit.functional import batch_steps
 from normkit.layers.catalog import METHODS, METHODS_OF_WEIGHTS, create
-from tolerances import RELATIVE, assert_close
+from tolerances import DERIVATIVE, assert_close
 from torch_versions import uses_torchscript
 
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -29,9 +29,6 @@ Function = Callable[[Tensor], Tensor]
 
 # torch compiles decompositions the first time, with what it itself calls deprecated.
 pytestmark = uses_torchscript
-
-# Each order divides by the deviation once more, and the sums of a third derivative cancel: a digit for every order.
-_LOST = {1: 10.0, 2: 100.0, 3: 1000.0}
 
 EPS = 1e-3
 MEAN, VAR = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([1.7, 0.6], dtype=torch.float64)
@@ -328,7 +325,7 @@ def expected_of(formula: Function, point: Tensor, directions: Tensor) -> dict[in
 
 
 def is_close(found: float, expected: float, order: int) -> bool:
-    return abs(found - expected) <= RELATIVE[torch.float64] * _LOST[order] * max(1.0, abs(expected))
+    return abs(found - expected) <= DERIVATIVE[order] * max(1.0, abs(expected))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -487,7 +484,7 @@ def test_every_other_way_to_a_derivative_is_that_of_the_formula(name: str, backe
         assert expected is not None, way
         if found is None or found.shape != expected.shape:
             wrong.append(f"{way}: {'no tangent' if found is None else found.shape}")
-        elif (found - expected).abs().max() > 1000 * RELATIVE[torch.float64] * expected.abs().max().clamp(min=1.0):
+        elif (found - expected).abs().max() > DERIVATIVE[3] * expected.abs().max().clamp(min=1.0):
             wrong.append(f"{way}: off by {(found - expected).abs().max():.3g} of {expected.abs().max():.3g}")
     assert not wrong, "\n".join(wrong)
 
