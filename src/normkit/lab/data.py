@@ -54,6 +54,7 @@ class Dataset:
         classes: what each label stands for.
         description: where the data came from and how they were prepared, in a sentence or two.
         digest: SHA-256 of pixels and labels as they were read, for the record of a run.
+        whole: the data set that this one was drawn from; ``None`` where nothing was drawn.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Dataset:
     classes: tuple[str, ...]
     description: str
     digest: str
+    whole: "Dataset | None" = None
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -101,12 +103,16 @@ def _own_once(name: str) -> Dataset:
     return own_dataset(name)
 
 
-@lru_cache(maxsize=4)
-def limited(dataset: Dataset, train_images: int | None, test_images: int | None) -> Dataset:
-    """Return so many training and test images, drawn by class, the same in every run; ``None`` keeps all of them."""
-    train, test = _drawn(dataset.train_labels, train_images), _drawn(dataset.test_labels, test_images)
+@lru_cache(maxsize=16)
+def limited(dataset: Dataset, train_images: int | None, test_images: int | None, seed: int = 0) -> Dataset:
+    """Return so many training and test images, drawn by class from this seed; ``None`` keeps all of them."""
+    train, test = (
+        _drawn(labels, count, seed)
+        for labels, count in ((dataset.train_labels, train_images), (dataset.test_labels, test_images))
+    )
     return replace(
         dataset,
+        whole=dataset,
         train_images=dataset.train_images[train],
         train_labels=dataset.train_labels[train],
         test_images=dataset.test_images[test],
@@ -115,14 +121,16 @@ def limited(dataset: Dataset, train_images: int | None, test_images: int | None)
     )
 
 
-def _drawn(labels: Tensor, count: int | None) -> NDArray[np.int64]:
+def _drawn(labels: Tensor, count: int | None, seed: int) -> NDArray[np.int64]:
     """Return the indices of so many images, stratified by class; all of them where there are no more."""
     from sklearn.model_selection import train_test_split
 
     indices = np.arange(len(labels))
     if count is None or count >= len(labels):
         return indices
-    drawn: NDArray[np.int64] = train_test_split(indices, train_size=count, stratify=labels.numpy(), random_state=0)[0]
+    drawn: NDArray[np.int64] = train_test_split(indices, train_size=count, stratify=labels.numpy(), random_state=seed)[
+        0
+    ]
     return drawn
 
 
