@@ -197,7 +197,7 @@ def _fashion_mnist(data_dir: Path | None) -> Dataset:
         labels=(labels[0].astype(np.int64), labels[1].astype(np.int64)),
         classes=FASHION_CLASSES,
         description=f"FashionMNIST (Xiao, Rasul and Vollgraf 2017), 28x28 grey; its own split: {len(labels[0])} "
-        f"training and {len(labels[1])} test images.",
+        f"training and {len(labels[1])} test images. {_compared_with_published(files, FASHION_MNIST_MD5)}",
         digest=_digest(*images, *labels),
     )
 
@@ -207,6 +207,7 @@ def _cifar100(data_dir: Path | None) -> Dataset:
     advice = f"name the folder that holds {ARCHIVE}, or what is in it,"
     folder = data_dir or _fetch(CIFAR_100_ADDRESS, ARCHIVE, CIFAR_100_MD5, "cifar-100", advice).parent
     read = read_cifar100(folder)
+    archive = {ARCHIVE: folder / ARCHIVE}
     scaled = [torch.from_numpy(part.astype(np.float32) / 255.0) for part in (read.train_images, read.test_images)]
     return _standardised(
         name="cifar-100",
@@ -214,7 +215,8 @@ def _cifar100(data_dir: Path | None) -> Dataset:
         labels=(read.train_labels.astype(np.int64), read.test_labels.astype(np.int64)),
         classes=read.classes,
         description=f"CIFAR-100 (Krizhevsky 2009), 32x32 in colour, a hundred classes; its own split: "
-        f"{len(read.train_labels)} training and {len(read.test_labels)} test images.",
+        f"{len(read.train_labels)} training and {len(read.test_labels)} test images. "
+        f"{_compared_with_published(archive, {ARCHIVE: CIFAR_100_MD5})}",
         digest=_digest(read.train_images, read.test_images, read.train_labels, read.test_labels),
     )
 
@@ -244,6 +246,17 @@ def _standardised(
         description=f"{description} Pixels from 0 to 1, standardised by the training pixels' mean and deviation.",
         digest=digest,
     )
+
+
+def _compared_with_published(files: Mapping[str, Path], published: Mapping[str, str]) -> str:
+    """Say whether files have the sums that the data set's page publishes, which are those of the packed files."""
+    if any(path.name != name or not path.is_file() for name, path in files.items()):
+        return "Its files are unpacked: the published sums are of the packed ones, and cannot be checked."
+    sums = {name: hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for name, path in files.items()}
+    other = [name for name, md5 in sums.items() if published[name] != f"md5:{md5}"]
+    if other:
+        return f"Not the published files, but packed anew or altered: {', '.join(other)} (by their MD5 sums)."
+    return "Its files have the published MD5 sums."
 
 
 def _find(folder: Path, name: str) -> Path:

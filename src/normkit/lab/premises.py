@@ -9,10 +9,11 @@ from .verdicts import Evidence, Rule, single
 __all__ = ["LEARNT", "chance", "learnt"]
 
 LEARNT = Rule(
-    effect="test accuracy after the last epoch, in multiples of chance, of the side that learnt least",
-    unit="times",
+    effect="test accuracy above chance after the last epoch, as a share of all there is above chance, of the side that "
+    "learnt least",
+    unit="",
     direction="above",
-    line=3.0,
+    line=0.1,
 )
 
 
@@ -28,9 +29,10 @@ def chance(row: Row) -> float:
 def learnt(*sides: Sequence[Row], column: str = "test_accuracy") -> Evidence:
     """Return the premise that all these sides have learnt something, seed by seed."""
 
-    def times_chance(run: Sequence[Row]) -> float:
-        return as_number(run[-1][column]) / chance(run[-1])
+    def above_chance(run: Sequence[Row]) -> float:
+        guessed = chance(run[-1])
+        return (as_number(run[-1][column]) - guessed) / (1 - guessed)
 
-    reached = [per_seed(side, times_chance) for side in sides]
+    reached = [per_seed(side, above_chance) for side in sides]
     seeds = set(reached[0]).intersection(*reached[1:])
     return single(LEARNT, {seed: min(side[seed] for side in reached) for seed in sorted(seeds)})
