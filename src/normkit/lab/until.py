@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .claim import Plan
 from .claims import get_claim
@@ -51,6 +52,6 @@ def _as_it_is(plan: Plan, folder: Path) -> Plan:
     return replace(plan, seeds=tuple(sorted({row["seed"] for row in _rows(plan, folder)})))
 
 
-def _rows(plan: Plan, folder: Path) -> list[dict[str, object]]:
+def _rows(plan: Plan, folder: Path) -> list[dict[str, Any]]:
     """Return the claim's rows of finished cells."""
     return [row for row in read_cells(folder / "results.jsonl").rows if row["claim"] == plan.claim]
