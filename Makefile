@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz check clean FORCE
+.PHONY: demo test fuzz ledger check clean FORCE
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
@@ -23,6 +23,12 @@ test: .venv/test.done
 # Every norm against float64 and exact rationals on other inputs each time, for some minutes.
 fuzz: .venv/test.done
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=fuzz tests/differential $(PYTEST)
+
+# Add claims and seeds to the kept ledger for so many minutes, and quote it in the pages that show it.
+MINUTES ?= 360
+ledger: .venv/lab.done
+	$(BIN)/normkit lab run all --data fashion-mnist --until-decided --budget $(MINUTES) --out docs/ledger
+	$(BIN)/python docs/quote_ledger.py
 
 check: .venv/check.done
 	$(BIN)/ruff check .
