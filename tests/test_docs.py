@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from torch_versions import uses_torchscript
+
 PAGES = sorted((Path(__file__).parents[1] / "docs").rglob("*.md"))
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 # torch compiles its forward derivatives the first time, with what it itself calls deprecated.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@uses_torchscript
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_of_a_page_print_what_they_say(page: Path) -> None:
     blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-__all__ = ["GROUP_NORM_ERRORS", "GROUP_NORM_REFERENCES", "GROUP_NORM_SAMPLES", "NO_POSITIONS", "uses_torchscript"]
+__all__ = [
+    "GROUP_NORM_ERRORS",
+    "GROUP_NORM_REFERENCES",
+    "GROUP_NORM_REFUSES_NO_POSITIONS",
+    "GROUP_NORM_SAMPLES",
+    "NO_POSITIONS",
+    "uses_torchscript",
+]
 
 _SINCE_2_14 = TorchVersion(torch.__version__) >= "2.14"
 
@@ -18,5 +25,6 @@ GROUP_NORM_SAMPLES = 21 if _SINCE_2_14 else 17
 GROUP_NORM_REFERENCES = 33 if _SINCE_2_14 else 29
 
 # The rows of errors, and the words of the one that is torch's alone: since 2.14 it refuses what it took before.
+GROUP_NORM_REFUSES_NO_POSITIONS = _SINCE_2_14
 GROUP_NORM_ERRORS = 3 if _SINCE_2_14 else 2
 NO_POSITIONS = "Expected HxW to be greater than 0"

@@ -28,7 +28,7 @@ def network():
 
 def scripted():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch says that it will go
         return torch.jit.script(network())
 
 
@@ -54,7 +54,7 @@ def test_a_program_is_refused_in_words(words, operation):
 
 def test_a_scripted_part_without_a_norm_is_no_hindrance():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch says that it will go
         part = torch.jit.script(nn.Linear(2, 3))
     model = nn.Sequential(part, nn.BatchNorm1d(3))
     assert [layer.path for layer in norm_layers(model)] == ["1"]

@@ -22,12 +22,13 @@ from normkit import functional as NF
 from normkit.functional import batch_steps
 from normkit.layers.catalog import METHODS, METHODS_OF_WEIGHTS, create
 from tolerances import RELATIVE, assert_close
+from torch_versions import uses_torchscript
 
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 Function = Callable[[Tensor], Tensor]
 
 # torch compiles decompositions the first time, with what it itself calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = uses_torchscript
 
 # Each order divides by the deviation once more, and the sums of a third derivative cancel: a digit for every order.
 _LOST = {1: 10.0, 2: 100.0, 3: 1000.0}

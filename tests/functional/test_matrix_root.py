@@ -54,7 +54,7 @@ def test_third_derivative_of_a_number_is_the_closed_form():
         assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@uses_torchscript
 def test_derivatives_of_a_number_in_forward_mode_are_the_closed_form_to_the_eighth():
     value, one = torch.tensor([[[4.0]]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
 
@@ -68,7 +68,7 @@ def test_derivatives_of_a_number_in_forward_mode_are_the_closed_form_to_the_eigh
         assert f(value).item() == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@uses_torchscript
 @every_kind
 def test_second_and_third_derivatives_in_both_modes_agree(kind):
     seed = seeds(kind).detach()

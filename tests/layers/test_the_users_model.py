@@ -10,10 +10,9 @@ from torch import nn
 import normkit
 from normkit.layers.catalog import METHODS
 from tolerances import assert_close
+from torch_versions import uses_torchscript
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit..* is deprecated:DeprecationWarning", "ignore:torch.ao.quantization is deprecated"
-)
+pytestmark = [uses_torchscript, pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")]
 
 DIMENSIONS = {
     f"{row.name} {dimensions}": (row, dimensions)

@@ -120,7 +120,7 @@ class Scripted(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-        with pytest.warns(DeprecationWarning, match="script"):
+        with pytest.warns((DeprecationWarning, FutureWarning), match="script"):
             self.scripted = torch.jit.script(nn.Sigmoid())
 
     def forward(self, x):
@@ -282,7 +282,7 @@ def test_wrapped_models_are_served_and_programs_refused():
     record = fold(nn.DataParallel(model), IMAGES)
     assert record.into == {"bn": "conv"}
     assert "the model inside DataParallel was taken" in str(record)
-    with pytest.warns(DeprecationWarning, match="trace"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="trace"):
         traced = torch.jit.trace(model, IMAGES)
     with pytest.raises(ArgumentError, match=r"ScriptModule.*give the torch\.nn\.Module"):
         fold(traced, IMAGES)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.anatomy.frozen import is_frozen, moved
+from torch_versions import uses_torchscript
 
 LAYERS = {
     "torch": lambda: nn.BatchNorm2d(4),
@@ -114,7 +115,7 @@ SPEAKING = ("update_bn", "reset_running_stats", "reset_parameters", "apply")
 
 @every_layer
 @pytest.mark.parametrize("name", SURVIVED)
-@pytest.mark.filterwarnings("ignore:.torch.jit..* is deprecated:DeprecationWarning")
+@uses_torchscript
 def test_survives(make, name):
     model, norm = frozen_network(make)
     x = torch.randn(8, 3, 6, 6) * 3 + 1
@@ -161,7 +162,7 @@ REFUSED = {
 
 @every_layer
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.filterwarnings("ignore:.torch.jit..* is deprecated:DeprecationWarning")
+@uses_torchscript
 def test_refuses_with_the_way_out_and_nothing_changed(make, name):
     model, norm = frozen_network(make)
     by_class = isinstance(norm, nn.modules.batchnorm._BatchNorm)

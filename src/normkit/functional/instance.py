@@ -67,6 +67,7 @@ def instance_norm(
     Whenever it raises, running_mean and running_var are as they were.
 
     Example:
+        >>> import torch
         >>> instance_norm(torch.tensor([[[1.0, 3.0]], [[10.0, 30.0]]]), eps=1e-12)
         tensor([[[-1.,  1.]],
         <BLANKLINE>

@@ -1,8 +1,8 @@
 """Batch normalization as operators of torch.library, so that torch.compile sees one call of the fast kernel.
 
-``normkit::batch_norm_forward``, ``normkit::batch_norm_inference`` and ``normkit::batch_norm_backward`` are functional:
-autograd formulas are for operators that write nothing, so the forward returns the moved running statistics and the
-compiled function copies them back. Which implementation runs is decided at run time, and `use_backend` holds there too.
+``batch_norm_forward``, ``batch_norm_inference`` and ``batch_norm_backward`` are functional: autograd formulas are for
+operators that write nothing, so the forward returns the moved running statistics and the compiled function copies them
+back. Which implementation runs is decided at run time, and `use_backend` holds there too.
 
 Eager calls take the same kernels on a shorter way, past the dispatcher: functional/batch_gradients.py.
 """
@@ -23,6 +23,11 @@ from .repeated import is_repeated
 from .saved import restore, restore_statistics, restore_values
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference", "repeated"]
+
+
+# torch keeps compiled graphs on the disk and finds them by the operators' names alone, so that a graph of an older
+# normkit would be run with what these return now. Whoever changes what one takes, returns or means counts on.
+FORM = 2
 
 
 def _served_by_numba(x: Tensor) -> bool:
@@ -79,7 +84,7 @@ def _empty_counter(x: Tensor) -> Tensor:
     return x.new_empty((0,), dtype=torch.int64)
 
 
-@torch.library.custom_op("normkit::repeated", mutates_args=())
+@torch.library.custom_op(f"normkit::repeated_{FORM}", mutates_args=())
 def repeated(x: Tensor, refusal: str) -> Tensor:
     """Return whether a backward runs this again, which a graph learns at run time only; x is any tensor of the call.
 
@@ -97,7 +102,7 @@ def _(x: Tensor, refusal: str) -> Tensor:
     return x.new_empty((), dtype=torch.bool)
 
 
-@torch.library.custom_op("normkit::batch_norm_forward", mutates_args=())
+@torch.library.custom_op(f"normkit::batch_norm_forward_{FORM}", mutates_args=())
 def batch_norm_forward(
     x: Tensor,
     weight: Tensor | None,
@@ -188,7 +193,7 @@ def _plain_forward(
     return plain.activate(y if residual is None else y + residual, activation), saved, running_mean, running_var
 
 
-@torch.library.custom_op("normkit::batch_norm_inference", mutates_args=())
+@torch.library.custom_op(f"normkit::batch_norm_inference_{FORM}", mutates_args=())
 def batch_norm_inference(
     x: Tensor,
     weight: Tensor | None,
@@ -230,7 +235,7 @@ def _(
     return _fake(x)
 
 
-@torch.library.custom_op("normkit::batch_norm_backward", mutates_args=())
+@torch.library.custom_op(f"normkit::batch_norm_backward_{FORM}", mutates_args=())
 def batch_norm_backward(
     dy: Tensor,
     x: Tensor,

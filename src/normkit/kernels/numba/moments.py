@@ -9,18 +9,45 @@ import numpy as np
 
 from . import slots
 from .arguments import data, double, integer, is_null, parameter, real
-from .vectors import called, inlined, load, store
+from .vectors import called, inlined, load, lower, store, upper
 
 CHUNK = 2048  # values that float32 lanes gather before they are merged in float64
 
 
 @inlined
 def origin(a, channel):
-    """A value of the channel itself, from which partial means are told.
+    """A value of the channel itself, from which partial means are told: the middle one of three.
 
-    Their differences, which the variance is made of, then keep all digits where the mean dwarfs the deviation.
+    Their differences, which the variance is made of, then keep all digits where the mean dwarfs the deviation; and so
+    does the mean where one value is far from all others.
     """
-    return float(load(data(a, slots.X), channel * integer(a, slots.INNER)))
+    outer, channels, inner = integer(a, slots.OUTER), integer(a, slots.CHANNELS), integer(a, slots.INNER)
+    x, stride = data(a, slots.X), channels * inner
+    first = float(load(x, channel * inner))
+    second = float(load(x, outer // 2 * stride + channel * inner + inner // 2))
+    third = float(load(x, (outer - 1) * stride + channel * inner + inner - 1))
+    return middle_of(first, second, third)
+
+
+@inlined
+def middle_of(x, y, z):
+    """The middle one of three numbers."""
+    return max(min(x, y), min(max(x, y), z))
+
+
+@inlined
+def middle(x, y, z):
+    """The middle one of three, in every lane."""
+    return upper(lower(x, y), lower(upper(x, y), z))
+
+
+@inlined
+def cancels(n, total, square):
+    """Tell whether sums were gathered farther from the mean than a standard deviation: their difference loses digits.
+
+    They are then gathered again, in float64 about the mean itself, which the sums give.
+    """
+    return 2.0 * total * total > n * square
 
 
 @inlined

@@ -342,6 +342,18 @@ def not_below_zero(_: Any, x: Any) -> Any:
 
 
 @intrinsic
+def lower(_: Any, x: Any, y: Any) -> Any:
+    """X where it is below y, and y elsewhere."""
+    return x(x, x), lambda c, b, s, a: b.select(b.fcmp_ordered("<", a[0], a[1]), a[0], a[1])
+
+
+@intrinsic
+def upper(_: Any, x: Any, y: Any) -> Any:
+    """X where it is above y, and y elsewhere."""
+    return x(x, x), lambda c, b, s, a: b.select(b.fcmp_ordered(">", a[0], a[1]), a[0], a[1])
+
+
+@intrinsic
 def widen(_: Any, x: Any) -> Any:
     """The same sixteen numbers as float64."""
 

@@ -1,6 +1,6 @@
 """Normalization per channel in plain torch operations: any device, type and layout, differentiable to every order.
 
-Not fast, but right: all arithmetic is float64, and every channel is first centred on its own first value. That
+Not fast, but right: all arithmetic is float64, and every channel is first centred on a value of its own. That
 makes the variance immune to a large mean, keeps a constant channel exactly constant, and lets 1e30 through.
 
 The four steps stand alone, because synchronised, ghost and masked normalization put something between them:
@@ -32,6 +32,7 @@ __all__ = [
     "gradient_before",
     "inference_backward",
     "moved",
+    "origin",
     "pass_empty",
     "reduce",
     "statistics",
@@ -57,14 +58,25 @@ def _centred(x: Tensor, mean: Tensor) -> Tensor:
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the biased variance of each channel (Algorithm 1)."""
     axes = batch_axes(x.dim())
-    first = x.detach()[0]
-    while first.dim() > 1:
-        first = first.select(-1, 0)
-    first = first.to(_wide(x))
-    distance = _centred(x, first)
+    base = origin(x.detach(), axes).to(_wide(x)).reshape(-1)
+    distance = _centred(x, base)
     offset = distance.mean(axes)
     var = (distance - _per_channel(offset, x)).square().mean(axes)
-    return first + offset, var
+    return base + offset, var
+
+
+def origin(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return a value of x for every mean over the axes, from which that is told: the middle one of three.
+
+    The distances then keep all digits where the mean dwarfs the deviation, and where one value is far from all others.
+    """
+    first = second = third = x
+    for axis in axes:
+        size = x.shape[axis]
+        first, second = first.narrow(axis, 0, 1), second.narrow(axis, size // 2, 1)
+        third = third.narrow(axis, size - 1, 1)
+    larger = torch.maximum(first, second)
+    return torch.maximum(torch.minimum(first, second), torch.minimum(larger, third))
 
 
 def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

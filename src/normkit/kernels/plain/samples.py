@@ -10,7 +10,7 @@ Shapes: x, y, dy and dx are the view; statistics keep their axes with size one; 
 import torch
 from torch import Tensor
 
-from .channels import gate
+from .channels import gate, origin
 
 __all__ = ["backward", "forward", "forward_groups", "pass_empty", "statistics", "wide"]
 
@@ -22,13 +22,10 @@ def wide(x: Tensor) -> torch.dtype:
 
 def statistics(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over the axes, which stay with size one."""
-    first = x.detach()
-    for axis in axes:
-        first = first.narrow(axis, 0, 1)
-    first = first.to(wide(x))
-    distance = x.to(wide(x)) - first
+    base = origin(x.detach(), axes).to(wide(x))
+    distance = x.to(wide(x)) - base
     offset = distance.mean(axes, keepdim=True)
-    return first + offset, (distance - offset).square().mean(axes, keepdim=True)
+    return base + offset, (distance - offset).square().mean(axes, keepdim=True)
 
 
 def _normalized(x: Tensor, axes: tuple[int, ...], eps: float, centre: bool) -> tuple[Tensor, Tensor]:
@@ -70,9 +67,7 @@ def forward_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups
         mean = sums.reshape(-1, groups, shape[1] // groups).sum(-1, keepdim=True) / count
         return mean.expand(-1, -1, shape[1] // groups).reshape(shape)
 
-    first = x.detach().to(wide(x))
-    for axis in positions:
-        first = first.narrow(axis, 0, 1)
+    first = origin(x.detach().to(wide(x)), positions)
     first = first.reshape(-1, groups, shape[1] // groups)[:, :, :1]
     centred = x.to(wide(x)) - first.expand(-1, -1, shape[1] // groups).reshape(shape)
     centred = centred - average(centred)

@@ -2,8 +2,7 @@
 
 Rows are taken in strips, so that what a column gathers is fetched and put back once a strip. Few channels are folded: k
 rows of C are read as one row of k * C columns, which fills whole vectors, and the k columns of a channel are merged at
-the end. A column is gathered over at most `ROWS` rows about its own first value before it is
-merged in float64.
+the end. A column is gathered over at most `ROWS` rows about a value near their mean before it is merged in float64.
 
 Working memory of a block, in WIDTH columns each: mean and sum of squares (float64), then first, sum and square (of the
 type computed in).
@@ -39,22 +38,11 @@ from ..vectors import (
     widen,
     zeros,
 )
+from .columns import column_origin, columns, origins, read
 from .finish import finish_channels, finish_channels_backward, restore_channels
 
 ROWS = 64
 REGION = 5  # float64 numbers of working memory per column of a block
-
-
-@inlined
-def columns(a):
-    """How many columns a folded row has."""
-    return integer(a, slots.CHANNELS) * integer(a, slots.FOLD)
-
-
-@inlined
-def read(address, index, left, rest):
-    """Sixteen elements, or the ``left`` that the row still has."""
-    return vload(address, index) if left >= 16 else vload_first(address, index, left, rest)
 
 
 @inlined
@@ -102,15 +90,14 @@ def gather_column(x, lanes, width, column, low, high, stride, left):
 def merge_columns(a, moments, lanes, width, begin, end, count, n):
     """Merge what columns gathered over n rows into their mean and sum of squares, over ``count`` rows before.
 
-    The mean is told from the column's value in the first row; see `moments.origin`.
+    The mean is told from `origins`.
     """
-    x, stride = data(a, slots.X), columns(a)
     part, share, weight = splat(1.0 / n), splat(n / (count + n)), splat(count * (n / (count + n)))
     for column in range(begin, end, 16):
         first, total = widen(vload(lanes, column)), widen(vload(lanes, width + column))
         square = widen(vload(lanes, 2 * width + column))
         mean, m2 = vload(moments, column), vload(moments, width + column)
-        delta = first - widen(read(x, column, stride - column, zeros(a))) + total * part - mean
+        delta = first - origins(a, column) + total * part - mean
         spread = not_below_zero(square - total * total * part)
         vstore(moments, column, mean + delta * share)
         vstore(moments, width + column, m2 + spread + delta * delta * weight)
@@ -118,7 +105,7 @@ def merge_columns(a, moments, lanes, width, begin, end, count, n):
 
 @inlined
 def pivot(x, start, left, rows, stride, a):
-    """Sixteen values near the columns' means: averages of a few rows, as `planes.pivot`."""
+    """Sixteen values near the columns' means: averages of a few rows, as `contiguous.pivot`."""
     few = 16 if rows >= 16 else 4 if rows >= 4 else 1
     total = zeros(a)
     for i in range(few):
@@ -270,7 +257,7 @@ def finish(begin, end, a):
     for k in range(channels):
         count, mean, m2, base = 0.0, 0.0, 0.0, origin(a, k)
         for column in range(k, fold * channels, channels):
-            other = float(load(x, column)) - base + load(moments, column)
+            other = column_origin(a, column) - base + load(moments, column)
             mean, m2 = merge_moments(count, mean, m2, n, other, load(moments, width + column))
             count += n
         for row in range(rows // fold * fold, rows):

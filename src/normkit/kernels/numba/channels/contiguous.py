@@ -19,8 +19,9 @@ from ..arguments import (
     scratch_centres,
     scratch_double,
 )
-from ..moments import CHUNK, finish_backward, finish_channel, merge, origin, restore_coefficients, store_as
+from ..moments import CHUNK, cancels, finish_backward, finish_channel, merge, origin, restore_coefficients, store_as
 from ..vectors import (
+    called,
     fence,
     fma,
     inlined,
@@ -33,6 +34,7 @@ from ..vectors import (
     vstore_first,
     vstream,
     vsum,
+    widen,
     zeros,
 )
 
@@ -61,6 +63,23 @@ def span_moments(x, start, size, centre):
         v = vload_first(x, start + j, size - j, centre) - centre
         s1, q1 = s1 + v, fma(v, v, q1)
     return (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
+
+
+@called
+def careful_sums(x, start, size, centre):
+    """The same two sums in float64: for what float32 lanes lose."""
+    sums = squares = splat(0.0)
+    j = 0
+    while j + 16 <= size:
+        v = widen(vload(x, start + j)) - splat(centre)
+        sums, squares = sums + v, squares + v * v
+        j += 16
+    total, square = vsum(sums), vsum(squares)
+    while j < size:
+        distance = float(load(x, start + j)) - centre
+        total, square = total + distance, square + distance * distance
+        j += 1
+    return total, square
 
 
 @inlined
@@ -143,8 +162,14 @@ def gather(a, x, lanes, centres, moments, first_channel, group, chunk, count):
             vstore(lanes, 32 * g + 16, q)
     n = float((high - low) * size)
     for g in range(group):
-        first = float(load(centres, g)) - origin(a, first_channel + g)
         total, square = vsum(vload(lanes, 32 * g)), vsum(vload(lanes, 32 * g + 16))
+        centre = float(load(centres, g))
+        if cancels(n, total, square):
+            centre, total, square = centre + total / n, 0.0, 0.0
+            for i in range(low, high):
+                more = careful_sums(x, (i * channels + first_channel + g) * inner + begin, size, centre)
+                total, square = total + more[0], square + more[1]
+        first = centre - origin(a, first_channel + g)
         mean, m2 = merge(count, load(moments, 2 * g), load(moments, 2 * g + 1), n, first, total, square)
         store(moments, 2 * g, mean)
         store(moments, 2 * g + 1, m2)

@@ -1,19 +1,20 @@
 """What `moments` does for one channel, for sixteen at a time: channels-last has them side by side in memory."""
 
 from .. import slots
-from ..arguments import data, double, integer, is_null, parameter, real
+from ..arguments import double, integer, is_null, parameter, real
 from ..moments import finish_backward, finish_channel, origin, restore_coefficients
 from ..vectors import called, inlined, load, narrow, splat, square_root, vload, vstore, vsum, widen
+from .columns import origins
 
 
 @inlined
 def finish_channels(a, column, moments, width):
-    """Finish the channels of a vector: mean, told from `origin`, and sum of squares stand ``width`` apart."""
+    """Finish the channels of a vector: mean, told from its origin, and sum of squares stand ``width`` apart."""
     m2 = vload(moments, width + column)
     channels = integer(a, slots.CHANNELS)
     # An infinity or a NaN in any lane fails the comparison, and its channel is computed with care.
     if column + 16 <= channels and vsum(m2 - m2) == 0.0:
-        _finish_vector(a, column, widen(vload(data(a, slots.X), column)) + vload(moments, column), m2)
+        _finish_vector(a, column, origins(a, column) + vload(moments, column), m2)
     else:
         for k in range(column, min(column + 16, channels)):
             finish_channel(a, k, origin(a, k) + load(moments, k), load(moments, width + k))

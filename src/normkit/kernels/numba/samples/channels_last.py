@@ -10,7 +10,6 @@ from ..arguments import data, double, integer, is_null, parameter
 from ..channels.channels_last import (
     add_blocks,
     clear,
-    columns,
     first_row,
     gather,
     gather_backward,
@@ -20,6 +19,7 @@ from ..channels.channels_last import (
     write_backward,
     write_rows,
 )
+from ..channels.columns import column_origin, columns
 from ..channels.finish import set_vector_coefficients
 from ..moments import merge_moments, set_coefficient, set_coefficients, store_as
 from ..vectors import called, fence, inlined, load, narrow, splat, store, vload, vstore, vsum, widen
@@ -142,10 +142,10 @@ def spread_statistics(a, spread):
 
 @inlined
 def add_origins(a):
-    """Tell the columns' means from zero: they were gathered from each column's value in the first row."""
-    x, moments = data(a, slots.X), region(a, 0)
+    """Tell the columns' means from zero: they were gathered from each column's origin."""
+    moments = region(a, 0)
     for column in range(columns(a)):
-        store(moments, column, float(load(x, column)) + load(moments, column))
+        store(moments, column, column_origin(a, column) + load(moments, column))
 
 
 @inlined

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import slots
 from ..arguments import data, double, integer, is_null, real, scratch_centres
-from ..channels.contiguous import span_moments
-from ..moments import merge, store_as
+from ..channels.contiguous import careful_sums, span_moments
+from ..moments import cancels, merge, store_as
 from ..vectors import called, inlined, load, narrow, splat, store, vload, vsum, widen
 from . import slots as sample_slots
 
@@ -30,16 +30,13 @@ def run_moments(a, x, start, size):
         store_as(held, 0, 0.0)
         if centred:
             store_as(held, 0, vsum(vload(x, start + begin)) / 16.0 if n >= 16 else float(load(x, start + begin)))
-        total, square = 0.0, 0.0
-        for attempt in range(2):
-            s, q = span_moments(x, start + begin, n, splat(load(held, 0)))
-            total, square = vsum(s), vsum(q)
-            # Farther from the mean than a standard deviation the squares would cancel: gather about the mean itself.
-            if not centred or attempt or 2.0 * total * total <= n * square:
-                break
-            store_as(held, 0, float(load(held, 0)) + total / n)
+        s, q = span_moments(x, start + begin, n, splat(load(held, 0)))
+        total, square, first = vsum(s), vsum(q), float(load(held, 0))
+        if centred and cancels(n, total, square):
+            first += total / n
+            total, square = careful_sums(x, start + begin, n, first)
         if centred:
-            mean, m2 = merge(count, mean, m2, float(n), float(load(held, 0)), total, square)
+            mean, m2 = merge(count, mean, m2, float(n), first, total, square)
         else:
             m2 += square
         count += n
