@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz memory-check check clean FORCE
+.PHONY: demo test fuzz memory-check ledger check clean FORCE
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
@@ -27,6 +27,12 @@ fuzz: .venv/test.done
 # Every CPU kernel under valgrind (apt install valgrind), for some minutes.
 memory-check: .venv/test.done
 	$(BIN)/python tests/kernels/memory_check.py
+
+# Add claims and seeds to the kept ledger for so many minutes, and quote it in the pages that show it.
+MINUTES ?= 360
+ledger: .venv/lab.done
+	$(BIN)/normkit lab run all --data fashion-mnist --until-decided --budget $(MINUTES) --out docs/ledger
+	$(BIN)/python docs/quote_ledger.py
 
 check: .venv/check.done
 	$(BIN)/ruff check .

@@ -74,8 +74,8 @@ def test_run_writes_rows_verdict_figures_and_report(whole):
     evidence = {"settings", "versions", "commit", "device", "step_losses"}
     assert all(needed | evidence <= row.keys() for row in rows)
     verdict = json.loads((out / "verdicts.json").read_text())["convergence"]
-    assert {"verdict", "effect", "low", "high", "seeds", "rule"} <= verdict.keys()
-    assert verdict["seeds"] == 2
+    assert {"verdict", "primary", "premise", "details", "reproduced", "looks"} <= verdict.keys()
+    assert verdict["primary"]["seeds"] == 2
     assert (out / "figures" / "convergence.svg").read_text().startswith("<?xml")
     assert "](figures/convergence.svg)" in (out / "report.md").read_text()
     assert (out / "figures" / "small-convergence.svg").exists()
@@ -91,7 +91,7 @@ def test_report_is_written_in_chinese_on_request(whole, normkit):
     out, _ = whole
     code, told, _ = normkit("lab", "report", out, "--lang", "zh")
     assert code == 0
-    assert "批归一化收敛更快" in told
+    assert "训练用更少的 epoch 就收敛" in told
     assert '<html lang="zh">' in (out / "report.html").read_text()
     assert "论断" in (out / "report.md").read_text()
     code, _, refused = normkit("lab", "report", out, "--lang", "fr")

@@ -7,7 +7,7 @@ from normkit.lab.claims.batch_noise import CLAIM, PARTS, build, measure, slope, 
 from normkit.lab.data import limited, load
 
 
-def rows_of(narrower=0.03, noise=0.02, spread=0.2, power=-0.5, seeds=5):
+def rows_of(narrower=0.03, noise=0.02, spread=0.2, power=-0.5, matched=0.1, apart=0.001, seeds=5):
     """The gap is narrower by ``narrower`` with statistics of 64, and by ``noise`` more with statistics of 4."""
     rows = []
     for norm in ("none", "batch"):
@@ -23,7 +23,8 @@ def rows_of(narrower=0.03, noise=0.02, spread=0.2, power=-0.5, seeds=5):
                     rows.append(
                         {
                             "norm": norm, "part": part, "seed": seed, "epoch": epoch, "rate": 0.1,
-                            "train_accuracy": 1.0, "test_accuracy": accuracy,
+                            "train_accuracy": 1.0, "test_accuracy": accuracy, "fit_loss": 1.0 / epoch,
+                            "test_loss": 1.0 - (part == 4) * (matched + apart * (seed - 2)),
                             "sizes": list(sizes), "spreads": spreads if epoch == 2 else [],
                         }
                     )  # fmt: skip
@@ -34,19 +35,34 @@ def rows_of(narrower=0.03, noise=0.02, spread=0.2, power=-0.5, seeds=5):
     ("changes", "expected"),
     [
         ({}, "supported"),
-        ({"narrower": -0.02}, "refuted"),
-        ({"narrower": 0.0005}, "inconclusive"),
-        ({"noise": -0.02}, "refuted"),
-        ({"noise": 0.0005}, "inconclusive"),
-        ({"spread": 0.01}, "refuted"),
-        ({"spread": 0.0501}, "inconclusive"),
-        ({"power": -0.2}, "refuted"),
-        ({"power": -0.8}, "refuted"),
-        ({"power": -0.601}, "inconclusive"),
+        ({"matched": -0.1}, "refuted"),
+        ({"matched": 0.0}, "no difference worth having"),
+        ({"matched": 0.009, "apart": 0.005}, "inconclusive"),
+        ({"narrower": -0.85}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"noise": -0.02}, 0, "refuted"),
+        ({"noise": 0.0005}, 0, "inconclusive"),
+        ({"narrower": -0.02}, 1, "refuted"),
+        ({"narrower": 0.0005}, 1, "inconclusive"),
+        ({"spread": 0.01}, 2, "refuted"),
+        ({"spread": 0.0501}, 2, "inconclusive"),
+        ({"power": -0.2}, 3, "refuted"),
+        ({"power": -0.8}, 3, "refuted"),
+        ({"power": -0.601}, 3, "inconclusive"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():

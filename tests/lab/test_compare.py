@@ -5,6 +5,7 @@ import json
 import pytest
 
 from normkit.errors import ArgumentError
+from normkit.lab.claims import get_claim
 from normkit.lab.compare import compare
 from normkit.lab.record import read_record
 
@@ -15,8 +16,8 @@ def write_run(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         plan = {
-            "claim": claim, "data": "digits", "norms": list(norms), "seeds": [0, 1, 2], "device": "cpu",
-            "settings": {"epochs": epochs, "learning_rate": 0.002}, "variants": [[]],
+            "claim": claim, "data": "digits", "norms": list(norms), "seeds": [0, 1, 2, 3, 4], "device": "cpu",
+            "settings": {"epochs": epochs, "learning_rate": 0.002}, "variants": [[]], "design": get_claim(claim).design,
         }  # fmt: skip
         record = {"plan": plan, "data": "digits", "data_digest": digest, "versions": {"torch": "2"}, "commit": None}
         (folder / "run.json").write_text(json.dumps({claim: {**record, "machine": "a machine"}}))
@@ -27,7 +28,7 @@ def write_run(tmp_path):
                 "test_accuracy": 0.8 + 0.01 * seed + (lead + 0.001 * seed) * (norm != "none"),
                 "cell": f"{norm}{seed}", "row": epoch, "rows": epochs,
             }
-            for norm in norms for seed in range(3) for epoch in range(1, epochs + 1)
+            for norm in norms for seed in range(5) for epoch in range(1, epochs + 1)
         ]  # fmt: skip
         (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder
@@ -40,7 +41,7 @@ def test_effects_verdicts_and_differing_settings_stand_side_by_side(write_run):
     assert comparison.verdicts == ("supported", "refuted")
     assert comparison.settings == {"epochs": (2, 3)}
     headline = comparison.parts[0]
-    assert headline.first.effect == pytest.approx(0.051)
+    assert headline.first.effect == pytest.approx(0.052)
     assert headline.difference == pytest.approx(-0.1)
     assert comparison.parts[1].difference == pytest.approx(0.0)
 

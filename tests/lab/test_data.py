@@ -175,3 +175,17 @@ def test_validation_split_takes_nothing_from_the_test_data():
     rows = {image.numpy().tobytes() for image in digits.train_images}
     assert all(image.numpy().tobytes() in rows for image in split.test_images)
     assert set(split.test_labels.tolist()) == set(range(10))
+
+
+def test_files_of_a_folder_are_held_against_the_published_sums(tmp_path):
+    folder = write_small_fashion_mnist(tmp_path / "small")
+    assert (
+        "Not the published files, but packed anew or altered: train-images-idx3-ubyte.gz"
+        in load("fashion-mnist", folder).description
+    )
+    for path in list(folder.glob("*.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    data._load_once.cache_clear()
+    unpacked = load("fashion-mnist", folder).description
+    assert "unpacked: the published sums are of the packed ones, and cannot be checked" in unpacked

@@ -4,14 +4,20 @@ import torch
 from normkit.lab.claims.distributions import CLAIM, distance_to_normal
 
 
-def rows_of(none=1.5, batch=0.1, factor=8.0, batch_factor=1.1, seeds=5, norms=("none", "batch")):
+def rows_of(
+    none=1.5, batch=0.1, factor=8.0, batch_factor=1.1, seeds=5, norms=("none", "batch"), accuracy=0.9, jitter=0.002
+):
     return [
         {
-            "norm": norm, "seed": seed, "epoch": epoch, "means": [0.0] * 4, "densities": [[0.1] * 60] * 4,
-            "distances": [(none if norm == "none" else batch) + 0.002 * seed * (norm != "none") + 9 * (epoch == 1)] * 4,
-            "deviations": [1.0, 1.0, (factor if norm == "none" else batch_factor) * (1 + 0.01 * seed), 1.0],
+            "norm": norm, "seed": seed, "epoch": epoch, "test_accuracy": accuracy,
+            "means": [0.0] * 4, "densities": [[0.1] * 60] * 4,
+            "distances": [distance + 9 * (epoch == 1)] * 4, "deviations": [1.0, 1.0, widest, 1.0],
         }
         for norm in norms for seed in range(seeds) for epoch in (1, 2)
+        for distance, widest in [
+            (none, factor * (1 + 0.01 * seed)) if norm == "none" else
+            (batch + jitter * seed, batch_factor * (1 + 0.02 * seed))
+        ]
     ]  # fmt: skip
 
 
@@ -19,15 +25,28 @@ def rows_of(none=1.5, batch=0.1, factor=8.0, batch_factor=1.1, seeds=5, norms=("
     ("changes", "expected"),
     [
         ({}, "supported"),
-        ({"none": 0.05}, "refuted"),
-        ({"none": 0.104}, "inconclusive"),
-        ({"batch": 0.3}, "refuted"),
-        ({"batch": 0.246}, "inconclusive"),
-        ({"factor": 1.0, "batch_factor": 2.0}, "refuted"),
+        ({"none": 0.0}, "refuted"),
+        ({"none": 0.104}, "no difference worth having"),
+        ({"none": 0.11, "jitter": 0.03}, "inconclusive"),
+        ({"accuracy": 0.1}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"batch": 0.3}, 0, "refuted"),
+        ({"batch": 0.246}, 0, "inconclusive"),
+        ({"factor": 1.0, "batch_factor": 2.0}, 1, "refuted"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():

@@ -10,17 +10,17 @@ from normkit.lab.data import limited, load
 LINE = -math.log10(2)
 
 
-def rows_of(mean=-0.6, deviation=-0.6, last=0.3, seeds=5, norms=("none", "batch")):
+def rows_of(mean=-0.6, deviation=-0.6, last=0.3, seeds=5, norms=("none", "batch"), accuracy=0.9):
     """The side with the norm moves 10**mean and 10**deviation times as far as the other."""
     rows = []
     for norm in norms:
         for seed in range(seeds):
-            for epoch in (1, 2):
+            for epoch in (1, 2, 3):
                 spread = 0.002 * seed
                 lower = {"mean": mean + spread, "deviation": deviation + spread} if norm == "batch" else {}
-                row = {"norm": norm, "seed": seed, "epoch": epoch, "test_accuracy": 0.9}
+                row = {"norm": norm, "seed": seed, "epoch": epoch, "test_accuracy": accuracy}
                 for column, plural in (("mean", "means"), ("deviation", "deviations")):
-                    moved = (1.0 if epoch == 1 else last + 0.001 * seed) * 10 ** lower.get(column, 0.0)
+                    moved = (99.0 if epoch == 1 else last + 0.001 * seed) * 10 ** (lower.get(column, 0.0) * (epoch > 1))
                     row |= {column: moved, plural: [moved] * len(LAYERS)}
                 rows.append(row)
     return rows
@@ -31,15 +31,28 @@ def rows_of(mean=-0.6, deviation=-0.6, last=0.3, seeds=5, norms=("none", "batch"
     [
         ({}, "supported"),
         ({"mean": -0.2}, "refuted"),
+        ({"mean": 0.4}, "refuted"),
         ({"mean": LINE - 0.004}, "inconclusive"),
-        ({"deviation": 0.1}, "refuted"),
-        ({"deviation": LINE - 0.004}, "inconclusive"),
-        ({"last": 0.03}, "refuted"),
-        ({"last": 0.048}, "inconclusive"),
+        ({"accuracy": 0.1}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"deviation": 0.1}, 0, "refuted"),
+        ({"deviation": LINE - 0.004}, 0, "inconclusive"),
+        ({"last": 0.03}, 1, "refuted"),
+        ({"last": 0.048}, 1, "inconclusive"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():
@@ -48,7 +61,7 @@ def test_too_little_to_judge_is_inconclusive():
 
 
 def test_no_movement_at_all_is_a_small_number():
-    assert decades("mean", [{"mean": 0.0}]) == pytest.approx(-6)
+    assert decades("mean", [{"means": [0.0]}] * 2) == pytest.approx(-6)
 
 
 def test_shown_are_three_curves_and_every_layer():

@@ -26,14 +26,26 @@ def rows_of(none=0.03, batch=-0.005, seeds=5, norms=("none", "batch")):
     ("changes", "expected"),
     [
         ({}, "supported"),
-        ({"none": -0.02}, "refuted"),
-        ({"none": -0.005}, "inconclusive"),
-        ({"none": 0.06, "batch": 0.02}, "refuted"),
+        ({"batch": 0.02}, "refuted"),
         ({"batch": 0.0101}, "inconclusive"),
+        ({"none": -0.02}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"none": 0.004, "batch": 0.007}, 0, "refuted"),
+        ({"none": 0.005, "batch": 0.005}, 0, "inconclusive"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():

@@ -9,7 +9,7 @@ from normkit.lab.claims.initialization import CLAIM, SCALES, measure
 from normkit.lab.data import limited, load
 
 
-def rows_of(none=0.3, batch=0.02, worst=0.4, seeds=5, norms=("none", "batch")):
+def rows_of(none=0.3, batch=0.02, worst=0.4, seeds=5, norms=("none", "batch"), usual=0.95):
     """Every scale but 1 loses the same, but the largest loses ``worst`` more without a norm."""
     rows = []
     for norm in norms:
@@ -19,7 +19,7 @@ def rows_of(none=0.3, batch=0.02, worst=0.4, seeds=5, norms=("none", "batch")):
                 lost += worst * (norm == "none" and scale == 30)
                 rows += [
                     {"norm": norm, "scale": scale, "seed": seed, "epoch": epoch, "rate": 0.1, "test_accuracy": accuracy}
-                    for epoch, accuracy in ((1, 0.5), (2, 0.95 - lost))
+                    for epoch, accuracy in ((1, 0.5), (2, usual - lost))
                 ]
     return rows
 
@@ -28,14 +28,26 @@ def rows_of(none=0.3, batch=0.02, worst=0.4, seeds=5, norms=("none", "batch")):
     ("changes", "expected"),
     [
         ({}, "supported"),
-        ({"batch": 0.35}, "refuted"),
+        ({"batch": 0.5}, "refuted"),
         ({"worst": 0.6, "batch": 0.346}, "inconclusive"),
-        ({"none": 0.2, "worst": 0.0, "batch": 0.12}, "refuted"),
-        ({"none": 0.2, "worst": 0.0, "batch": 0.096}, "inconclusive"),
+        ({"none": 0.2, "worst": 0.0, "batch": 0.2}, "no difference worth having"),
+        ({"usual": 0.15, "none": 0.1}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"none": 0.13, "worst": 0.0, "batch": 0.05}, 0, "refuted"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():
@@ -47,8 +59,13 @@ def test_too_little_to_judge_is_inconclusive():
 def test_shown_are_both_sides_at_all_scales():
     chart, table = CLAIM.show(rows_of())
     assert [mark.label for mark in chart.panels[0].marks] == ["without norm", "with batch norm"]
-    assert table.rows[0][2:] == [*["0.650 ± 0.000"] * 3, "0.950 ± 0.000", *["0.650 ± 0.000"] * 2, "0.250 ± 0.000"]
-    assert CLAIM.show(rows_of()[:2])[1].rows[0][3] == "not run"
+    assert table.rows[0][1:] == [
+        *["0.650 ± 0.000 (0.1)"] * 3,
+        "0.950 ± 0.000 (0.1)",
+        *["0.650 ± 0.000 (0.1)"] * 2,
+        "0.250 ± 0.000 (0.1)",
+    ]
+    assert CLAIM.show(rows_of()[:2])[1].rows[0][2] == ""
 
 
 def test_measured_network_starts_from_scaled_weights(monkeypatch):
@@ -74,5 +91,5 @@ def test_measured_are_the_rate_and_every_epoch():
     )
     rows = list(measure(cell, limited(load("digits"), 200, 50)))
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert rows[0]["rate"] in (0.03, 0.1, 0.3)
+    assert rows[0]["rate"] > 0
     assert 0 <= rows[1]["test_accuracy"] <= 1

@@ -6,13 +6,13 @@ from normkit.lab.claims.placement import BUILDS, CLAIM
 from tiny_runs import tiny_run
 
 
-def rows_of(before=0.95, after=0.9, seeds=10, norms=("batch",)):
+def rows_of(before=0.95, after=0.9, seeds=10, norms=("batch",), spread=0.002):
     """Before the last epoch the sides are exchanged, so that a rule that reads another epoch is seen."""
     return [
         {
             "norm": norm, "place": place, "seed": seed, "epoch": epoch, "rate": 0.03, "train_loss": 0.1,
             "test_accuracy": (before if (place == "before") == (epoch == 2) else after)
-            + (0.002 if place == "before" else -0.002) * (seed - 4.5),
+            + (spread if place == "before" else -spread) * (seed % 5 - 2),
         }
         for norm in norms
         for place in ("before", "after")
@@ -26,10 +26,12 @@ def rows_of(before=0.95, after=0.9, seeds=10, norms=("batch",)):
     [
         ({}, "supported"),
         ({"before": 0.9, "after": 0.95}, "refuted"),
-        ({"before": 0.904, "after": 0.9}, "inconclusive"),
+        ({"before": 0.904, "after": 0.9, "seeds": 5}, "inconclusive"),
+        ({"before": 0.901, "after": 0.9, "spread": 0.001}, "no difference worth having"),
+        ({"before": 0.2, "after": 0.1}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
 
 
@@ -69,5 +71,5 @@ def test_shown_are_both_places_by_epoch():
 def test_measured_rows_can_be_judged_and_shown():
     rows = tiny_run(CLAIM, epochs=1, batch_size=16)
     assert len(rows) == 4
-    assert CLAIM.judge(rows).headline.seeds == 2
+    assert CLAIM.judge(rows).primary.seeds == 2
     assert CLAIM.show(rows)

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from normkit.lab.data import load
 from normkit.lab.networks import DenseNetwork, FourConvolutions
-from normkit.lab.probes import drift, input_moments, probe, recorded
+from normkit.lab.probes import drift, input_moments, probe, recorded, retaken
 from normkit.lab.training import TrainingSettings, deterministic, train, with_seed
 from small_fashion_mnist import write_small_fashion_mnist
 from tolerances import assert_close
@@ -76,3 +77,25 @@ def test_drift_counts_mean_and_deviation_in_units_of_the_deviation():
     means, deviations = drift({"a": (mean, deviation), "b": (mean, deviation)}, moved)
     assert means == pytest.approx([0.3 / unit, 0.0])
     assert deviations == pytest.approx([1.0, 0.0])
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_statistics_taken_again_are_the_plain_average_with_or_without_dropout(dropout):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)).double()
+    model[1].running_mean.fill_(7.0)
+    x = torch.randn(4000, 3, dtype=torch.float64) + 1
+    with retaken(model, x, 1000, dropout=dropout) as copied:
+        mean, var = copied[1].running_mean, copied[1].running_var
+        assert not copied.training
+    assert torch.allclose(mean, x.mean(0), atol=0.1)
+    expected = torch.stack([part.var(0) for part in x.split(1000)]).mean(0)
+    if not dropout:
+        assert torch.allclose(mean, x.mean(0), rtol=1e-12)
+        assert torch.allclose(var, expected, rtol=1e-12)
+    else:
+        # Dropout of a half doubles the mean square and leaves the mean: E[x^2] = 2, so the variance is 4 - 1.
+        assert torch.allclose(var, torch.full_like(var, 3.0), atol=0.3)
+    # The model itself is as it was.
+    assert model[1].running_mean.eq(7.0).all()
+    assert model[0].p == 0.5

@@ -40,6 +40,35 @@ def test_every_cut_of_the_file_keeps_the_whole_cells_before_it(tmp_path):
         assert bool(loaded.dropped) == (cut not in (0, first))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b'"value": 0.3333333333333333', b'"value": 0.4333333333333333'), (b'"row": 1', b'"row": 9')]
+)
+def test_a_number_altered_inside_a_line_is_found(tmp_path, before, after):
+    path = tmp_path / "results.jsonl"
+    append_rows(path, cell_rows("a"))
+    assert before in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(before, after))
+    with pytest.raises(ResultsError, match=r"line 1: altered after it was written.*remove the lines of a and run"):
+        read_cells(path)
+
+
+def test_rows_of_versions_before_digests_are_read(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in cell_rows("a")))
+    assert read_cells(path).rows == cell_rows("a")
+
+
+def test_full_disk_names_the_file_and_the_way_on(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    append_rows(path, cell_rows("a"))
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"make room and run the same command again") as caught:
+        append_rows(path, cell_rows("b"))
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("line", [b"{torn\n", b"[1]\n", b'{"cell": "a"}\n', b"\xff\n"])
 def test_damage_before_the_end_is_refused_with_its_line(tmp_path, line):
     path = tmp_path / "results.jsonl"
@@ -86,7 +115,7 @@ def test_rewrite_orders_rows_and_leaves_an_ordered_file_alone(tmp_path):
     append_rows(path, cell_rows("a"))
     ordered = cell_rows("a") + cell_rows("b")
     rewrite(path, ordered)
-    assert [json.loads(line) for line in path.read_bytes().splitlines()] == ordered
+    assert read_cells(path).rows == ordered
     inode = path.stat().st_ino
     rewrite(path, ordered)
     assert path.stat().st_ino == inode

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from normkit.lab.data import limited, load
-from normkit.lab.search import best_rate
+from normkit.lab.search import WIDENED_AT_MOST, best_rate
 from normkit.lab.training import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, optimizer="sgd", learning_rate=math.nan)
@@ -19,6 +19,30 @@ def linear(norm):
 @pytest.mark.parametrize("rates", [(1e-7, 0.01, 1e6), (1e6, 1e-7, 0.01)])
 def test_best_rate_is_neither_the_one_that_learns_nothing_nor_the_one_that_diverges(rates):
     assert best_rate(linear, "none", limited(load("digits"), 400, None), SETTINGS, rates) == 0.01
+
+
+def test_best_rate_on_an_edge_widens_the_grid():
+    rates = (1e-4, 3e-4, 1e-3)
+    found = best_rate(linear, "none", limited(load("digits"), 400, None), SETTINGS, rates)
+    assert found > max(rates)
+
+
+def test_grid_grows_a_few_times_at_most():
+    # Nothing is learnt at these rates: the best of them stays the largest.
+    rates = (1e-12, 1e-11)
+    found = best_rate(linear, "none", limited(load("digits"), 400, None), SETTINGS, rates)
+    assert found <= 1e-11 * 10**WIDENED_AT_MOST * 1.01
+
+
+def test_searched_is_on_images_of_no_judged_run():
+    digits = load("digits")
+    rates = (0.1, 0.001, 0.01)
+    drawn = [limited(digits, 400, None, seed) for seed in (0, 1)]
+    assert not torch.equal(drawn[0].train_images, drawn[1].train_images)
+    assert len({best_rate(linear, "none", part, SETTINGS, rates) for part in drawn}) == 1
+    poisoned = limited(digits, 400, None, 3)
+    poisoned.train_images.fill_(math.nan)
+    assert best_rate(linear, "none", poisoned, SETTINGS, rates) == best_rate(linear, "none", drawn[0], SETTINGS, rates)
 
 
 def test_best_rate_does_not_look_at_the_test_data():

@@ -1,14 +1,17 @@
 """A reader's own data and network: taken where they fit, refused with the key and what is allowed where not."""
 
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 
 from normkit.errors import ArgumentError
+from normkit.lab.cells import Surroundings, run_cell
 from normkit.lab.claim import Request, plan
-from normkit.lab.claims import all_claims
+from normkit.lab.claims import all_claims, get_claim
+from normkit.lab.claims.learning_rate import final_loss
 from normkit.lab.settings_file import KEYS, LEAST, read_settings
 
 SOUND = """
@@ -83,6 +86,27 @@ def test_own_network_and_data_run_to_a_verdict_and_a_changed_network_is_refused(
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
     assert "network's file (SHA-256)" in done.stderr
+
+
+def test_own_data_of_a_hundred_classes_have_their_own_chance_and_no_column_of_the_source(tmp_path, monkeypatch):
+    (tmp_path / "mine_hundred.py").write_text(
+        MODULE.replace("(images[:, 0] > 0).long()", "torch.arange(60) % 100").replace(
+            "nn.Linear(7, 2)", "nn.Linear(7, 100)"
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    training = {"batch_size": 8, "learning_rate": 0.05, "epochs": 1}
+    request = Request(data="mine_hundred:load", network="mine_hundred:build", seeds=1, training=training)
+    around = Surroundings(data_dir=None, folder=None, commit=None, parent=None, keeps=False)
+    rates, table = (get_claim(name) for name in ("learning-rate", "convergence"))
+    rows = [row for cell in plan(rates, request).cells() for row in run_cell(cell, around)]
+    # The labels end at 59.
+    assert {row["classes"] for row in rows} == {60}
+    assert 0 < max(final_loss([row]) for row in rows) <= math.log(60)
+    assert f"{math.log(60):.4f}" in rates.show(rows)[1].note
+    rows = [row for cell in plan(table, request).cells() for row in run_cell(cell, around)]
+    assert table.show(rows)[1].header == ["epoch", "without norm", "with batch norm"]
+    assert [number.holds for number in table.judge(rows).reproduced] == [None, None]
 
 
 @pytest.mark.parametrize(

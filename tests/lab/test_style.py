@@ -28,25 +28,37 @@ def rows_of(style=0.1, plain_style=0.99, class_lost=0.0, float64=1e-15, float32=
     ("changes", "expected"),
     [
         ({}, "supported"),
-        ({"style": 0.3}, "refuted"),
-        ({"style": 0.15}, "inconclusive"),
-        ({"plain_style": 0.4}, "refuted"),
-        ({"plain_style": 0.6}, "inconclusive"),
-        ({"class_lost": 0.2}, "refuted"),
-        ({"class_lost": 0.05}, "inconclusive"),
         ({"float64": 1e-11}, "refuted"),
-        ({"float32": 1e-5}, "refuted"),
-        ({"float32": 1.96e-6}, "inconclusive"),
+        ({"float64": 0.98e-12}, "inconclusive"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"float32": 1e-5}, 0, "refuted"),
+        ({"float32": 1.96e-6}, 0, "inconclusive"),
+        ({"style": 0.3}, 1, "refuted"),
+        ({"style": 0.15}, 1, "inconclusive"),
+        ({"plain_style": 0.4}, 2, "refuted"),
+        ({"plain_style": 0.6}, 2, "inconclusive"),
+        ({"class_lost": 0.2}, 3, "refuted"),
+        ({"class_lost": 0.05}, 3, "inconclusive"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():
     assert CLAIM.judge([]).verdict == "inconclusive"
     assert CLAIM.judge(rows_of(seeds=1)).verdict == "inconclusive"
-    assert CLAIM.judge(rows_of(sides=("no",))).verdict == "inconclusive"
+    assert CLAIM.judge(rows_of(sides=("no",))).details[1].outcome == "inconclusive"
 
 
 def test_deviation_sees_statistics_that_are_not_the_style_s():
@@ -78,6 +90,7 @@ def test_shown_are_style_and_class_and_the_exactness():
 def test_measured_rows_can_be_judged_and_shown():
     rows = tiny_run(CLAIM, train_images=300, test_images=100, epochs=6)
     verdict = CLAIM.judge(rows)
-    assert [part.verdict for part in verdict.parts[3:]] == ["supported", "supported"]
-    assert verdict.parts[0].effect < 0.3 < 0.8 < max(row["accuracy_style"] for row in rows if row["instance"] == "no")
+    assert verdict.primary.effect < 1e-12
+    assert verdict.details[0].effect < 2e-6
+    assert verdict.details[1].effect < 0.3 < 0.8 < max(row["accuracy_style"] for row in rows if row["instance"] == "no")
     assert CLAIM.show(rows)

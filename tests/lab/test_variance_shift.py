@@ -3,11 +3,13 @@ import pytest
 from normkit.lab.claims.variance_shift import CLAIM, variance_ratio
 
 
-def rows_of(formula=0.002, shift=0.2, gain=0.02, seeds=5):
+def rows_of(formula=0.002, shift=0.2, gain=0.02, after=0.0, accuracy=0.8, jitter=0.0005, seeds=5):
     return [
         {
             "order": order, "seed": seed, "epoch": epoch, "test_loss": 0.5,
-            "test_accuracy": 0.8 + 0.01 * seed + (order == "after") * (gain + 0.001 * seed),
+            "test_accuracy": accuracy, "training_accuracy": accuracy + 0.01 * seed,
+            "prediction_accuracy": accuracy + 0.01 * seed + (gain if order == "before" else after)
+            + (jitter if order == "before" else -0.0003) * (seed - 2),
             "ratios": [1.0, 1.0, 1.0 - (order == "before") * 3 * (shift + 0.001 * seed)],
             "formula": [1 + formula * (1 + 0.01 * seed), 1 - formula] if order == "before" else [],
         }
@@ -19,24 +21,40 @@ def rows_of(formula=0.002, shift=0.2, gain=0.02, seeds=5):
     ("changes", "expected"),
     [
         ({}, "supported"),
-        ({"formula": 0.02}, "refuted"),
-        ({"formula": 0.00995}, "inconclusive"),
-        ({"shift": 0.01}, "refuted"),
-        ({"shift": 0.048}, "inconclusive"),
         ({"gain": -0.02}, "refuted"),
-        ({"gain": -0.002}, "inconclusive"),
+        ({"gain": 0.0}, "no difference worth having"),
+        ({"gain": 0.002, "jitter": 0.002}, "inconclusive"),
+        ({"accuracy": 0.1}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
 
 
-def test_only_the_last_epoch_is_judged():
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({}, 0, "no difference worth having"),
+        ({"after": 0.02}, 0, "supported"),
+        ({"after": 0.04}, 1, "refuted"),
+        ({"shift": 0.01}, 2, "refuted"),
+        ({"shift": 0.048}, 2, "inconclusive"),
+        ({"formula": 0.02}, 3, "refuted"),
+        ({"formula": 0.00995}, 3, "inconclusive"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
+
+
+def test_ratios_are_those_of_the_last_epoch():
     rows = rows_of()
     for row in rows:
         if row["epoch"] == 1:
-            row["ratios"], row["test_accuracy"] = [9.0, 9.0, 9.0], 0.0
-    assert CLAIM.judge(rows).verdict == "supported"
+            row["ratios"] = [9.0, 9.0, 9.0]
+    assert CLAIM.judge(rows) == CLAIM.judge(rows_of())
 
 
 def test_too_little_to_judge_is_inconclusive():
@@ -46,7 +64,8 @@ def test_too_little_to_judge_is_inconclusive():
 
 def test_shown_are_both_orders():
     chart, table = CLAIM.show(rows_of())
-    assert [mark.label for mark in chart.panels[0].marks] == ["dropout before", "dropout after"]
+    assert [mark.label for mark in chart.panels[0].marks] == ["as stored", "taken with dropout", "taken without"]
+    assert [mark.label for mark in chart.panels[2].marks] == ["batch norm 1", "batch norm 2", "batch norm 3"]
     assert table.rows[0][3] == "0.394 ± 0.005"
 
 

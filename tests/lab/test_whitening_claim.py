@@ -4,14 +4,15 @@ from normkit.lab.claims.whitening import CLAIM
 from tiny_runs import tiny_run
 
 
-def rows_of(ratio=3.0, gain=0.0, seeds=5, norms=("batch", "whitening")):
+def rows_of(ratio=3.0, gain=0.0, stored=0.0, accuracy=0.9, seeds=5, norms=("batch", "whitening")):
     """In the first epoch the gain is the other way, so that a rule that reads another epoch is seen."""
     return [
         {
             "norm": norm, "seed": seed, "epoch": epoch, "rate": 0.03, "train_loss": 0.1,
-            "test_accuracy": 0.9
+            "test_accuracy": accuracy
             + (gain if epoch == 2 else 0.02 - gain) * (norm == "whitening")
             + (0.001 if norm == "batch" else -0.001) * (seed - 2),
+            "stored_accuracy": accuracy + (stored + 0.001 * seed) * (norm == "whitening"),
             "milliseconds_batch": 8.0 if norm == "whitening" else None,
             "milliseconds_whitening": 8.0 * ratio + 0.1 * (seed - 2) if norm == "whitening" else None,
         }
@@ -26,14 +27,27 @@ def rows_of(ratio=3.0, gain=0.0, seeds=5, norms=("batch", "whitening")):
     [
         ({}, "supported"),
         ({"gain": -0.1}, "supported"),
-        ({"ratio": 1.3}, "refuted"),
-        ({"ratio": 1.5}, "inconclusive"),
         ({"gain": 0.03}, "refuted"),
         ({"gain": 0.01}, "inconclusive"),
+        ({"accuracy": 0.1}, "not testable here"),
     ],
 )
-def test_rule_decides_synthetic_rows(changes, expected):
+def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({"ratio": 1.3}, 0, "refuted"),
+        ({"ratio": 1.5}, 0, "inconclusive"),
+        ({"stored": 0.05}, 1, "refuted"),
+    ],
+)
+def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert verdict.verdict == "supported"
+    assert verdict.details[place].outcome == expected
 
 
 def test_too_little_to_judge_is_inconclusive():
@@ -55,5 +69,5 @@ def test_measured_rows_hold_the_times_of_both_norms_in_the_cells_of_whitening():
     timed = [row for row in rows if row["norm"] == "whitening"]
     assert all(row["milliseconds_whitening"] > row["milliseconds_batch"] > 0 for row in timed)
     assert all(row["milliseconds_batch"] is None for row in rows if row["norm"] == "batch")
-    assert [part.seeds for part in CLAIM.judge(rows).parts] == [2, 2]
+    assert CLAIM.judge(rows).primary.seeds == 2
     assert CLAIM.show(rows)

@@ -13,7 +13,8 @@ import normkit.report
 from normkit.errors import ArgumentError
 from normkit.lab.charts import Bars, Chart, Line, Panel, Table
 from normkit.lab.claims import all_claims
-from normkit.lab.verdicts import Rule, judge_values
+from normkit.lab.sequential import LEVEL
+from normkit.lab.verdicts import OUTCOMES, Rule, conclude, single
 from normkit.report.figures import inline_miniature, inline_panels
 from normkit.report.language import ENGLISH, LANGUAGES, effect_in_words, language, rule_in_words
 from normkit.report.markdown import ledger_table, render_markdown
@@ -21,6 +22,7 @@ from normkit.report.miniature import interval_picture
 from normkit.report.page import render
 from normkit.report.readout import MOST_POINTS
 from normkit.report.settings import named_settings
+from normkit.report.statement import counted, family, needed
 
 from .test_page import HOSTILE, entry_of, rows_of
 
@@ -29,19 +31,19 @@ TEMPLATES = Path(normkit.report.__file__).parent / "templates"
 SAID = re.compile(r"say\(\s*([\"'])(.+?)\1[,)]")
 
 
-def part_of(values, direction="above", threshold=0.0):
-    rule = Rule(effect="gain", unit="", direction=direction, threshold=threshold)
-    return judge_values(rule, dict(enumerate(values)))
+def part_of(values, direction="above", line=0.0, band=None):
+    rule = Rule(effect="gain", unit="", direction=direction, line=line, band=band)
+    return single(rule, dict(enumerate(values))).answer(range(len(values)), LEVEL)
 
 
 def test_every_word_of_the_report_is_said_in_chinese():
     zh = language("zh")
     code = (TEMPLATES / "report.html.j2").read_text() + (TEMPLATES.parent / "language.py").read_text()
-    code += (TEMPLATES.parent / "markdown.py").read_text() + (TEMPLATES.parent / "settings.py").read_text()
+    code += "".join((TEMPLATES.parent / name).read_text() for name in ("markdown.py", "settings.py", "statement.py"))
     said = {words for _, words in SAID.findall(code)}
     assert len(said) > 20
     assert said <= zh.words.keys()
-    assert {"supported", "refuted", "inconclusive"} <= zh.words.keys()
+    assert set(OUTCOMES) <= zh.words.keys()
     # Every place for a value is in the translation too.
     for english, chinese in zh.words.items():
         assert set(re.findall(r"{\w+}", english)) == set(re.findall(r"{\w+}", chinese)), english
@@ -52,15 +54,19 @@ def test_every_claim_has_a_chinese_title():
 
 
 @pytest.mark.parametrize("direction", ["above", "below"])
-def test_rules_are_said_in_both_languages(direction):
-    rule = Rule(effect="gain", unit="", direction=direction, threshold=0.5)
-    assert rule_in_words(rule) == f"G{rule.text[1:]}"
-    assert "supported" not in rule_in_words(rule, language("zh"))
-    assert "0.5" in rule_in_words(rule, language("zh"))
+@pytest.mark.parametrize("kind", ["t", "share", "sign"])
+def test_rules_are_said_in_both_languages(direction, kind):
+    rule = Rule(effect="gain", unit="", direction=direction, line=0.5, band=(0.25, 0.75), kind=kind)
+    assert rule_in_words(rule).startswith("Gain: ")
+    assert f"lies {direction} 0.5" in rule_in_words(rule)
+    assert ("exact" in rule_in_words(rule)) == (kind == "share")
+    said = rule_in_words(rule, language("zh"))
+    assert not re.search("[a-z]{3}", said.removeprefix("gain"))
+    assert all(number in said for number in ("0.25", "0.75", " 0.5 "))
 
 
 def test_effects_are_said_in_chinese_with_and_without_interval():
-    assert effect_in_words(part_of([1.0, 1.0]), language("zh")) == "+1.0000（95 % 区间 +1.0000 到 +1.0000，2 个种子）"
+    assert effect_in_words(part_of([1.0, 1.0]), language("zh")) == "+1.0000（区间 +1.0000 到 +1.0000，2 个种子）"
     assert effect_in_words(part_of([1.0]), language("zh")).startswith("+1.0000（1 个种子；没有区间：")
 
 
@@ -73,9 +79,9 @@ def test_page_in_chinese_says_so_and_keeps_the_numbers():
     page = render([entry_of(rows_of())], language("zh"))
     assert '<html lang="zh">' in page
     assert "成立" in page
-    assert "批归一化收敛更快" in page
+    assert "训练用更少的 epoch 就收敛" in page
     assert "论断的原文" in page
-    assert "+0.0510" in page
+    assert "+0.0520" in page
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
@@ -91,7 +97,7 @@ def test_markdown_has_the_table_then_a_section_per_claim(code):
     for section in sections:
         assert "](figures/convergence.svg)" in section
         assert "normkit lab run" in section
-        assert "+0.0510" in section
+        assert "+0.0520" in section
         # Every line of a table has the cells of its header.
         for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
             assert len({line.count(" | ") for line in block.splitlines()}) == 1
@@ -115,22 +121,66 @@ def test_ledger_table_for_another_file_points_into_this_one():
 
 @pytest.mark.parametrize(("direction", "side"), [("above", "right"), ("below", "left")])
 def test_interval_picture_puts_the_bar_where_the_numbers_are(direction, side):
-    root = ElementTree.fromstring(interval_picture(part_of([2.0, 3.0, 4.0], direction, threshold=1.0)))
+    root = ElementTree.fromstring(interval_picture(part_of([2.0, 3.0, 4.0], direction, line=1.5)))
     shapes = {shape.get("class"): shape for shape in root}
     line = float(shapes["threshold"].get("x1"))
     dot, low = float(shapes["dot"].get("cx")), float(shapes["bar"].get("x"))
     high = low + float(shapes["bar"].get("width"))
     assert low < dot < high
-    # 95 % of 3 ± 2.48 is 0.52 to 5.48: the line lies within.
+    # 3 ± 4.66: the line lies within.
     assert low < line < dot
     shaded = float(shapes["holds"].get("x"))
     assert shaded == (line if side == "right" else 0)
-    assert "95 % interval +0.5159 to +5.4841" in root.get("aria-label")
+    assert "interval -1.6608 to +7.6608" in root.get("aria-label")
+
+
+def test_interval_picture_shows_the_band_where_there_is_one():
+    shapes = [shape.get("class") for shape in ElementTree.fromstring(interval_picture(part_of([1.0, 2.0])))]
+    assert "band" not in shapes
+    banded = interval_picture(part_of([1.0, 2.0], band=(-1.0, 1.0)))
+    (band,) = [shape for shape in ElementTree.fromstring(banded) if shape.get("class") == "band"]
+    assert float(band.get("width")) > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "reason"),
+    [
+        ([1.0, 2.0, 1.5, 1.4, 1.6], "supported", ""),
+        ([0.1, -0.1, 0.2, -0.2, 0.1], "inconclusive", "would be shown by"),
+        ([1.0] * 5, "inconclusive", "Nothing is decided: all seeds gave the same number"),
+        ([1.0], "inconclusive", "Nothing is decided"),
+    ],
+)
+def test_reason_says_the_power_that_is_missing(values, verdict, reason):
+    rule = Rule(effect="gain", unit="", direction="above", line=0.0)
+    found = conclude(single(rule, dict(enumerate(values))), compared="")
+    assert found.verdict == verdict
+    assert reason in needed(found)
+    assert bool(reason) == bool(needed(found))
+
+
+def test_reason_names_the_premise_that_is_not_shown():
+    rule = Rule(effect="gain", unit="", direction="above", line=0.0)
+    values = dict(enumerate([1.0, 2.0, 1.5, 1.4, 1.6]))
+    premise = single(dataclasses.replace(rule, effect="help"), {seed: -value for seed, value in values.items()})
+    found = conclude(single(rule, values), compared="", premises=[premise])
+    assert needed(found).startswith("The premise is not shown: help (-1.5000; its interval should lie above 0)")
+
+
+def test_table_as_a_whole_says_what_it_promises():
+    entries = [entry_of(rows_of()), entry_of(rows_of())]
+    assert counted(entries) == ("Claims put to the test on digits: 2 supported.",)
+    formula = dataclasses.replace(entries[0], claim=dataclasses.replace(entries[0].claim, kind="formula"))
+    assert len(counted([entries[0], formula])) == 2
+    assert "Of 2 verdicts that decide, 2 stand at a level that keeps 5 % for the whole table: E1, E1." in family(
+        entries
+    )
+    assert "98.5 %" in family(entries)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [float("nan"), 1.0], [1.0, 1.0]])
 def test_interval_picture_of_missing_numbers_is_sound(values):
-    assert ElementTree.fromstring(interval_picture(part_of(values, threshold=1.0))) is not None
+    assert ElementTree.fromstring(interval_picture(part_of(values, line=1.0))) is not None
 
 
 def test_values_lie_on_the_curve_and_say_what_they_are():

@@ -11,14 +11,15 @@ import pytest
 from normkit.lab.charts import Bars, Chart, Line, Panel, Table
 from normkit.lab.claims import get_claim
 from normkit.lab.ledger import Entry, write_verdicts
-from normkit.lab.verdicts import Rule, judge_values
+from normkit.lab.sequential import LEVEL
+from normkit.lab.verdicts import Rule, single
 from normkit.report.figures import draw, inline_panels
 from normkit.report.page import effect_in_words, render
 
 HOSTILE = "</script><script>alert('&amp; $x$')</script>\"<img src=x onerror=alert(1)>"
 
 
-def rows_of(norms=("none", "batch"), seeds=3, epochs=2):
+def rows_of(norms=("none", "batch"), seeds=5, epochs=2):
     return [
         {
             "claim": "convergence", "data": "digits", "norm": norm, "seed": seed, "epoch": epoch,
@@ -34,7 +35,7 @@ def entry_of(rows, **changes):
     claim = get_claim("convergence")
     record = {
         "plan": {
-            "data": "digits", "norms": ["none", "batch"], "seeds": [0, 1, 2], "device": "cpu",
+            "data": "digits", "norms": ["none", "batch"], "seeds": [0, 1, 2, 3, 4], "device": "cpu",
             "settings": {"epochs": 2, "optimizer": "adam", "learning_rate": 0.002, "momentum": 0.0},
             "variants": [[]],
         },
@@ -42,7 +43,7 @@ def entry_of(rows, **changes):
     }  # fmt: skip
     fields = {
         "claim": claim, "record": record, "verdict": claim.judge(rows), "shown": claim.show(rows) if rows else (),
-        "finished": 6, "total": 6, "rows": rows,
+        "finished": 10, "total": 10, "rows": rows,
     }  # fmt: skip
     return Entry(**{**fields, **changes})
 
@@ -51,8 +52,8 @@ def test_page_opens_with_verdict_then_figure_then_table():
     page = render([entry_of(rows_of())])
     places = [page.index(mark) for mark in ("<strong>Supported", "<svg", "<table", "supported if", "normkit lab run")]
     assert places == sorted(places)
-    assert "+0.0510" in page
-    assert "0.8859" in page
+    assert "+0.0520" in page
+    assert "0.9023" in page
 
 
 def test_page_of_several_claims_opens_with_the_table_of_verdicts():
@@ -62,7 +63,7 @@ def test_page_of_several_claims_opens_with_the_table_of_verdicts():
     )
     page = render([first, second])
     ledger = page[: page.index("<main")]
-    assert [ledger.count(words) for words in ("E1<", "E9<", "&lt;Other&gt;", 'href="#other"', "+0.0510")] == [
+    assert [ledger.count(words) for words in ("E1<", "E9<", "&lt;Other&gt;", 'href="#other"', "+0.0520")] == [
         1,
         1,
         1,
@@ -77,8 +78,8 @@ def test_page_of_several_claims_opens_with_the_table_of_verdicts():
     ("effect", "words"), [(2e-5, "+2.0e-05"), (-2e-5, "-2.0e-05"), (0.0, "+0.0000"), (1.5, "+1.5")]
 )
 def test_small_effects_keep_their_digits(effect, words):
-    rule = Rule(effect="deviation", unit="", direction="below", threshold=1.0)
-    assert effect_in_words(judge_values(rule, {0: effect, 1: effect})).startswith(words)
+    rule = Rule(effect="deviation", unit="", direction="below", line=1.0)
+    assert effect_in_words(single(rule, {0: effect, 1: effect}).answer([0, 1], LEVEL)).startswith(words)
 
 
 def test_page_fetches_nothing_and_says_so_to_the_browser():
@@ -114,7 +115,7 @@ def test_embedded_verdict_is_json_without_markup():
 
 
 def test_unfinished_run_is_said():
-    assert "Unfinished: 3 of 6 cells" in render([entry_of(rows_of(seeds=1), finished=3)])
+    assert "Unfinished: 3 of 10 cells" in render([entry_of(rows_of(seeds=1), finished=3)])
     assert "Unfinished" not in render([entry_of(rows_of())])
 
 
@@ -156,17 +157,17 @@ def test_bars_and_logarithmic_axes_are_drawn(tmp_path):
     assert "$x" in words
 
 
-@pytest.mark.parametrize(("seeds", "expected"), [(1, "no interval: an interval needs two"), (3, "95 % interval +")])
+@pytest.mark.parametrize(("seeds", "expected"), [(1, "no interval: an interval needs two"), (3, "interval +")])
 def test_effect_in_words_names_interval_or_why_there_is_none(seeds, expected):
-    assert expected in effect_in_words(entry_of(rows_of(seeds=seeds)).verdict.headline)
+    assert expected in effect_in_words(entry_of(rows_of(seeds=seeds)).verdict.primary)
 
 
 def test_verdicts_file_maps_the_claim_to_its_verdict(tmp_path):
     write_verdicts(tmp_path, [entry_of(rows_of())])
     verdict = json.loads((tmp_path / "verdicts.json").read_text())["convergence"]
     assert verdict["verdict"] == "supported"
-    assert verdict["low"] < verdict["effect"] < verdict["high"]
-    assert verdict["seeds"] == 3
+    assert verdict["primary"]["low"] < verdict["primary"]["effect"] < verdict["primary"]["high"]
+    assert verdict["primary"]["seeds"] == 5
 
 
 @pytest.mark.parametrize("low", [1e-15, 0.5])

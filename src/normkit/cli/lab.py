@@ -62,6 +62,12 @@ def run_claims(
         typer.Option(help="Address of a Dask scheduler whose workers run the cells, such as tcp://host:8786."),
     ] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files.")] = None,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds, to 5, 10, 20 and 40, until every claim is decided.")
+    ] = False,
+    budget: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="With --until-decided: begin nothing after so many minutes.")
+    ] = None,
 ) -> None:
     """Run claims, or go on with a run that was broken off, and write the report."""
     from ..lab.claim import Request, concerning, plan
@@ -71,6 +77,7 @@ def run_claims(
 
     if jobs is not None and jobs < 1:
         raise ArgumentError(f"--jobs {jobs}: expected 1 or more")
+    _check_until(until_decided, budget, seeds, processes())
     language(lang)
     chosen = _chosen(claims)
     names = None if norms is None else tuple(name.strip() for name in norms.split(","))
@@ -94,6 +101,8 @@ def run_claims(
         scheduler=scheduler,
         tensorboard=tensorboard,
         modules=own.folder if own else None,
+        until_decided=until_decided,
+        minutes=budget,
     )
     raise typer.Exit(run_and_report(todo))
 
@@ -139,6 +148,16 @@ def _own(settings: Path | None, data: str | None) -> "SettingsFile | None":
     return own
 
 
+def _check_until(until_decided: bool, budget: float | None, seeds: int | None, processes: int) -> None:
+    """Refuse options that contradict each other."""
+    if budget is not None and not (until_decided and budget > 0):
+        raise ArgumentError(f"--budget {budget:g}: expected minutes above 0, together with --until-decided")
+    if until_decided and seeds is not None:
+        raise ArgumentError(f"--until-decided chooses the seeds itself; leave --seeds {seeds} out")
+    if until_decided and processes > 1:
+        raise ArgumentError("--until-decided runs whole cells; start it without torchrun, with --jobs or --scheduler")
+
+
 def _chosen(names: list[str]) -> "list[Claim]":
     """Return the claims of these ids, each once; ``all`` stands for every one."""
     from ..lab.claims import all_claims, get_claim
@@ -157,7 +176,10 @@ def _described(claim: "Claim") -> dict[str, object]:
         "statement": claim.statement,
         "source": claim.source,
         "prediction": claim.prediction,
-        "rules": [rule.text for rule in claim.rules],
+        "question": claim.question.text,
+        "premises": [rule.text for rule in claim.premises],
+        "details": [rule.text for rule in claim.details],
+        "kind": claim.kind,
         "data": claim.data,
         "norms": claim.norms,
         "own_network": claim.own_network,

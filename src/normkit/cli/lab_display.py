@@ -18,11 +18,15 @@ from ..lab.ledger import Entry
 from ..lab.results import read_cells
 from ..lab.verdicts import Outcome
 from ..report.language import ENGLISH, Language, effect_in_words, signed
+from ..report.statement import needed
 from .terminal import Terminal
 
 __all__ = ["RunProgress", "print_claims", "print_comparisons", "print_entries", "print_interrupted"]
 
-COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+COLOURS = {
+    "supported": "green", "refuted": "red", "no difference worth having": "cyan", "inconclusive": "yellow",
+    "not testable here": "yellow",
+}  # fmt: skip
 
 
 class RunProgress:
@@ -109,6 +113,9 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
             table.add_row("", escape(part.effect), *effects, difference)
     console.print(table)
     for comparison in comparisons:
+        if comparison.rows:
+            console.print(escape(f"{comparison.claim}: {comparison.rows}"), soft_wrap=True)
+    for comparison in comparisons:
         for name, (first_value, second_value) in comparison.settings.items():
             console.print(escape(f"{comparison.claim}: {name} {first_value} in A, {second_value} in B"), soft_wrap=True)
 
@@ -141,9 +148,14 @@ def _verdict(entry: Entry, lang: Language) -> str:
     """Return the verdict with each part's effect and interval."""
     outcome = entry.verdict.verdict
     lines = [f"[bold {COLOURS[outcome]}]{lang.say(outcome).upper()}[/]: {escape(lang.title(entry.claim))}"]
+    primary = entry.verdict.primary
+    lines.append(f"  {escape(primary.rule.effect)}: {escape(effect_in_words(primary, lang))}")
+    if reason := needed(entry.verdict, lang):
+        lines.append(f"  {escape(reason)}")
     lines += [
-        f"  {escape(part.rule.effect)}: {escape(effect_in_words(part, lang))}, {lang.say(part.verdict)}"
-        for part in entry.verdict.parts
+        f"  {lang.say('detail')}: {escape(part.rule.effect)}: {escape(effect_in_words(part, lang))}, "
+        f"{lang.say(part.outcome)}"
+        for part in entry.verdict.details
     ]
     if entry.finished < entry.total:
         unfinished = "Unfinished: {finished} of {total} cells are done."

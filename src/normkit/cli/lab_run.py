@@ -1,5 +1,6 @@
 """What ``normkit lab run`` does once its options are read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class Run:
         scheduler: the address of a Dask scheduler.
         tensorboard: the folder for TensorBoard's files.
         modules: the folder in which a reader's modules are found.
+        until_decided: whether seeds are added until every claim is decided.
+        minutes: how long cells are begun, then; ``None`` for no end.
     """
 
     plans: "Sequence[Plan]"
@@ -36,6 +39,8 @@ class Run:
     scheduler: str | None
     tensorboard: Path | None
     modules: str | None
+    until_decided: bool = False
+    minutes: float | None = None
 
 
 def run_and_report(todo: Run) -> int:
@@ -67,6 +72,7 @@ def run_and_report(todo: Run) -> int:
 def _run(todo: Run, progress: "RunProgress | None") -> None:
     from ..lab.grid import run
     from ..lab.tensorboard import write_cell
+    from ..lab.until import run_until_decided
 
     def on_event(event: "Event") -> None:
         if progress is not None:
@@ -74,10 +80,16 @@ def _run(todo: Run, progress: "RunProgress | None") -> None:
         if event.kind == "cell" and todo.tensorboard is not None:
             write_cell(todo.tensorboard, event.rows)
 
-    run(
-        todo.plans, todo.folder, jobs=todo.jobs, data_dir=todo.data_dir, on_event=on_event, scheduler=todo.scheduler,
-        modules=todo.modules,
-    )  # fmt: skip
+    def run_plans(plans: "Sequence[Plan]", deadline: float) -> None:
+        run(
+            plans, todo.folder, jobs=todo.jobs, data_dir=todo.data_dir, on_event=on_event, scheduler=todo.scheduler,
+            modules=todo.modules, deadline=deadline,
+        )  # fmt: skip
+
+    if todo.until_decided:
+        run_until_decided(todo.plans, todo.folder, run_plans, minutes=todo.minutes)
+    else:
+        run_plans(todo.plans, math.inf)
 
 
 def _write_tensorboard(todo: Run) -> None:

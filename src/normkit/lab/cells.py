@@ -19,7 +19,7 @@ from .claim import Cell
 from .claims import get_claim
 from .data import limited, load
 from .own import searched
-from .record import device_name, versions
+from .record import device_name, machine, versions
 from .searches import sharing
 from .training import deterministic
 
@@ -57,7 +57,10 @@ def run_cell(cell: Cell, surroundings: Surroundings) -> list[dict[str, Any]]:
     if surroundings.parent is not None:
         _serve(surroundings.parent)
     searched(surroundings.modules)
-    dataset = limited(load(cell.data, surroundings.data_dir), cell.settings.train_images, cell.settings.test_images)
+    dataset = load(cell.data, surroundings.data_dir)
+    settings = cell.settings
+    if settings.train_images is not None or settings.test_images is not None:
+        dataset = limited(dataset, settings.train_images, settings.test_images, cell.seed)
     folder = surroundings.folder
     keeper = folder if surroundings.keeps else None
     identity = f"{versions()}{surroundings.commit}"
@@ -81,7 +84,9 @@ def run_cell(cell: Cell, surroundings: Surroundings) -> list[dict[str, Any]]:
         "seed": cell.seed,
     }
     evidence = {
+        "classes": len(dataset.classes),
         "device": device_name(cell.device),
+        "machine": machine(cell.device),
         "backend": dict(sorted(backends.items())),
         "settings": asdict(cell.settings),
         "versions": versions(),

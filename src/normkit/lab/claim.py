@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ArgumentError
 from .charts import Chart, Table
@@ -21,6 +21,16 @@ from .training import TrainingSettings
 from .verdicts import Outcome, Rule, Verdict
 
 __all__ = ["Cell", "Claim", "Plan", "Request", "Row", "Value", "concerning", "plan"]
+
+# What is the same for every claim that says nothing of its own.
+MEANING: Mapping[Outcome, str] = {
+    "no difference worth having": "The whole interval lies inside the band that was set beforehand: whatever the "
+    "difference is, it is too small to choose by.",
+    "inconclusive": "The interval holds the rule's line, or too few seeds were run. More seeds make it narrower; the "
+    "rule stays.",
+    "not testable here": "What the claim takes for granted is not shown on these data with these settings, so that its "
+    "question has no answer here.",
+}
 
 # One line of results.jsonl.
 Row = Mapping[str, Any]
@@ -91,6 +101,7 @@ class Plan:
         settings: how the networks are trained.
         variants: what else the claim varies.
         network: the function that builds the network, as ``"package.module:name"``; ``None`` for the claim's own.
+        design: the number of the claim's design.
     """
 
     claim: str
@@ -101,6 +112,7 @@ class Plan:
     settings: TrainingSettings
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
     network: str | None = None
+    design: int = 1
 
     def cells(self) -> tuple[Cell, ...]:
         """Return all cells in the order in which results are kept: by variant, norm, seed."""
@@ -136,7 +148,11 @@ class Claim:
         statement: the claim in a sentence.
         source: who makes it, and where.
         prediction: what the claim predicts, with a number.
-        rules: the lines that the effects must be beyond, fixed before the data.
+        question: the one rule that decides, which the title asks; fixed before the data.
+        premises: what must be shown before the question means anything.
+        details: rules for what else is measured; they never change the verdict.
+        kind: ``"formula"`` for a check of algebra or of this library, which is not counted among the empirical claims.
+        design: its number goes up when what is measured changes; rows of another design are not judged.
         settings_rule: by which rule the settings were chosen.
         meaning: what each verdict means, in two sentences.
         data: the data sets it can run on, the default first.
@@ -158,7 +174,7 @@ class Claim:
     statement: str
     source: str
     prediction: str
-    rules: tuple[Rule, ...]
+    question: Rule
     settings_rule: str
     meaning: Mapping[Outcome, str]
     data: tuple[str, ...]
@@ -168,6 +184,10 @@ class Claim:
     measure: Callable[[Cell, Dataset], Iterator[dict[str, Any]]]
     judge: Callable[[Sequence[Row]], Verdict]
     show: Callable[[Sequence[Row]], tuple[Chart | Table, ...]]
+    premises: tuple[Rule, ...] = ()
+    details: tuple[Rule, ...] = ()
+    kind: Literal["empirical", "formula"] = "empirical"
+    design: int = 1
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
     rates: tuple[float, ...] = ()
     any_norm: bool = True
@@ -177,6 +197,10 @@ class Claim:
     def trains(self) -> bool:
         """Whether networks are trained, so that a number of epochs means something."""
         return all(settings.optimizer != "none" for settings in self.settings.values())
+
+    def means(self, outcome: Outcome) -> str:
+        """Return what this outcome means for the claim, or what it always means where the claim adds nothing."""
+        return self.meaning.get(outcome, MEANING.get(outcome, ""))
 
 
 def concerning(claim: Claim, request: Request) -> Request:
@@ -220,6 +244,7 @@ def plan(claim: Claim, request: Request) -> Plan:
         settings=replace(settings, epochs=epochs, processes=request.processes),
         variants=claim.variants,
         network=request.network,
+        design=claim.design,
     )
 
 

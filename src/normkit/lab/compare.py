@@ -1,20 +1,20 @@
 """Two folders of results beside each other: each claim's effects and verdicts, and what changed between them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
 from .ledger import Entry, read_ledger
 from .record import differing
-from .verdicts import Outcome, Part
+from .verdicts import Answer, Outcome
 
-__all__ = ["Comparison", "PartComparison", "compare"]
+__all__ = ["AnswerComparison", "Comparison", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartComparison:
+class AnswerComparison:
     """One rule in both folders.
 
     Attributes:
@@ -26,8 +26,8 @@ class PartComparison:
 
     effect: str
     unit: str
-    first: Part
-    second: Part
+    first: Answer
+    second: Answer
 
     @property
     def difference(self) -> float | None:
@@ -46,22 +46,25 @@ class Comparison:
         title: the claim in a few words.
         verdicts: the verdict of the first and of the second folder.
         settings: what the two runs were made with where it differs, by name: the first's and the second's.
-        parts: the claim's rules, the headline first.
+        parts: the claim's rules, the one that decides first.
+        rows: what rows of the same cell differ in though they should not, in words; empty where they agree.
     """
 
     claim: str
     title: str
     verdicts: tuple[Outcome, Outcome]
     settings: Mapping[str, tuple[Any, Any]]
-    parts: tuple[PartComparison, ...]
+    parts: tuple[AnswerComparison, ...]
+    rows: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the comparison as JSON holds it."""
         parts = []
         for part in self.parts:
-            sides = {name: asdict(side) for name, side in (("first", part.first), ("second", part.second))}
-            for side in sides.values():
-                del side["rule"]
+            sides = {
+                name: {**side.record(), "outcome": side.outcome}
+                for name, side in (("first", part.first), ("second", part.second))
+            }
             parts.append(
                 {"effect": part.effect, "unit": part.unit, "difference": part.difference, **sides}
             )  # fmt: skip
@@ -70,6 +73,7 @@ class Comparison:
             "verdicts": list(self.verdicts),
             "settings": {name: list(values) for name, values in self.settings.items()},
             "parts": parts,
+            "rows": self.rows,
         }
 
 
@@ -103,7 +107,7 @@ def _compared(ours: Entry, theirs: Entry, first: Path, second: Path) -> Comparis
                 f"{claim.id} cannot be compared: {name} {here} in {first}, {there} in {second}; compare runs on the "
                 "same data"
             )
-    mine, other = (entry.verdict.parts for entry in (ours, theirs))
+    mine, other = ((entry.verdict.primary, *entry.verdict.details) for entry in (ours, theirs))
     if [part.rule for part in mine] != [part.rule for part in other]:
         raise ArgumentError(
             f"{claim.id} cannot be compared: its effects are '{mine[0].rule.effect}' in {first} and "
@@ -115,7 +119,27 @@ def _compared(ours: Entry, theirs: Entry, first: Path, second: Path) -> Comparis
         verdicts=(ours.verdict.verdict, theirs.verdict.verdict),
         settings=settings,
         parts=tuple(
-            PartComparison(effect=a.rule.effect, unit=a.rule.unit, first=a, second=b)
+            AnswerComparison(effect=a.rule.effect, unit=a.rule.unit, first=a, second=b)
             for a, b in zip(mine, other, strict=True)
         ),
+        rows="" if settings.keys() - {"seeds"} else _differing_rows(ours, theirs),
     )
+
+
+# What two runs with the same settings may differ in: where and when, not what came out.
+CIRCUMSTANCES = frozenset({"machine", "commit"})
+
+
+def _differing_rows(ours: Entry, theirs: Entry) -> str:
+    """Say which cells of two runs with the same settings, versions and machine hold other numbers."""
+    sides = []
+    for entry in (ours, theirs):
+        cells: dict[str, list[dict[str, Any]]] = {}
+        for row in entry.rows:
+            cells.setdefault(row["cell"], []).append({k: v for k, v in row.items() if k not in CIRCUMSTANCES})
+        sides.append(cells)
+    first, second = sides
+    other = [cell for cell in first if cell in second and first[cell] != second[cell]]
+    if not other:
+        return ""
+    return f"{len(other)} of {len(first)} cells hold other numbers though nothing that they hang on differs: {other[0]}"

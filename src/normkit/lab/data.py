@@ -54,6 +54,7 @@ class Dataset:
         classes: what each label stands for.
         description: where the data came from and how they were prepared, in a sentence or two.
         digest: SHA-256 of pixels and labels as they were read, for the record of a run.
+        whole: the data set that this one was drawn from; ``None`` where nothing was drawn.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Dataset:
     classes: tuple[str, ...]
     description: str
     digest: str
+    whole: "Dataset | None" = None
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -101,12 +103,16 @@ def _own_once(name: str) -> Dataset:
     return own_dataset(name)
 
 
-@lru_cache(maxsize=4)
-def limited(dataset: Dataset, train_images: int | None, test_images: int | None) -> Dataset:
-    """Return so many training and test images, drawn by class, the same in every run; ``None`` keeps all of them."""
-    train, test = _drawn(dataset.train_labels, train_images), _drawn(dataset.test_labels, test_images)
+@lru_cache(maxsize=16)
+def limited(dataset: Dataset, train_images: int | None, test_images: int | None, seed: int = 0) -> Dataset:
+    """Return so many training and test images, drawn by class from this seed; ``None`` keeps all of them."""
+    train, test = (
+        _drawn(labels, count, seed)
+        for labels, count in ((dataset.train_labels, train_images), (dataset.test_labels, test_images))
+    )
     return replace(
         dataset,
+        whole=dataset,
         train_images=dataset.train_images[train],
         train_labels=dataset.train_labels[train],
         test_images=dataset.test_images[test],
@@ -115,14 +121,16 @@ def limited(dataset: Dataset, train_images: int | None, test_images: int | None)
     )
 
 
-def _drawn(labels: Tensor, count: int | None) -> NDArray[np.int64]:
+def _drawn(labels: Tensor, count: int | None, seed: int) -> NDArray[np.int64]:
     """Return the indices of so many images, stratified by class; all of them where there are no more."""
     from sklearn.model_selection import train_test_split
 
     indices = np.arange(len(labels))
     if count is None or count >= len(labels):
         return indices
-    drawn: NDArray[np.int64] = train_test_split(indices, train_size=count, stratify=labels.numpy(), random_state=0)[0]
+    drawn: NDArray[np.int64] = train_test_split(indices, train_size=count, stratify=labels.numpy(), random_state=seed)[
+        0
+    ]
     return drawn
 
 
@@ -189,7 +197,7 @@ def _fashion_mnist(data_dir: Path | None) -> Dataset:
         labels=(labels[0].astype(np.int64), labels[1].astype(np.int64)),
         classes=FASHION_CLASSES,
         description=f"FashionMNIST (Xiao, Rasul and Vollgraf 2017), 28x28 grey; its own split: {len(labels[0])} "
-        f"training and {len(labels[1])} test images.",
+        f"training and {len(labels[1])} test images. {_compared_with_published(files, FASHION_MNIST_MD5)}",
         digest=_digest(*images, *labels),
     )
 
@@ -199,6 +207,7 @@ def _cifar100(data_dir: Path | None) -> Dataset:
     advice = f"name the folder that holds {ARCHIVE}, or what is in it,"
     folder = data_dir or _fetch(CIFAR_100_ADDRESS, ARCHIVE, CIFAR_100_MD5, "cifar-100", advice).parent
     read = read_cifar100(folder)
+    archive = {ARCHIVE: folder / ARCHIVE}
     scaled = [torch.from_numpy(part.astype(np.float32) / 255.0) for part in (read.train_images, read.test_images)]
     return _standardised(
         name="cifar-100",
@@ -206,7 +215,8 @@ def _cifar100(data_dir: Path | None) -> Dataset:
         labels=(read.train_labels.astype(np.int64), read.test_labels.astype(np.int64)),
         classes=read.classes,
         description=f"CIFAR-100 (Krizhevsky 2009), 32x32 in colour, a hundred classes; its own split: "
-        f"{len(read.train_labels)} training and {len(read.test_labels)} test images.",
+        f"{len(read.train_labels)} training and {len(read.test_labels)} test images. "
+        f"{_compared_with_published(archive, {ARCHIVE: CIFAR_100_MD5})}",
         digest=_digest(read.train_images, read.test_images, read.train_labels, read.test_labels),
     )
 
@@ -236,6 +246,17 @@ def _standardised(
         description=f"{description} Pixels from 0 to 1, standardised by the training pixels' mean and deviation.",
         digest=digest,
     )
+
+
+def _compared_with_published(files: Mapping[str, Path], published: Mapping[str, str]) -> str:
+    """Say whether files have the sums that the data set's page publishes, which are those of the packed files."""
+    if any(path.name != name or not path.is_file() for name, path in files.items()):
+        return "Its files are unpacked: the published sums are of the packed ones, and cannot be checked."
+    sums = {name: hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for name, path in files.items()}
+    other = [name for name, md5 in sums.items() if published[name] != f"md5:{md5}"]
+    if other:
+        return f"Not the published files, but packed anew or altered: {', '.join(other)} (by their MD5 sums)."
+    return "Its files have the published MD5 sums."
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ run to run.
 """
 
 import json
+import math
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ from .claim import Cell, Plan, Row
 from .claims import all_claims
 from .data import Dataset, load
 from .processes import from_first, is_first, joined, processes
-from .record import check_record, check_versions, commit, read_record, write_record
+from .record import check_record, check_versions, commit, elsewhere, read_record, write_record
 from .results import append_rows, locked, read_cells, rewrite
 from .searches import forget_locks
 from .workers import Where, workers
@@ -40,7 +41,8 @@ class Event:
     """Something happened that a progress display may want to show.
 
     Attributes:
-        kind: ``"begin"`` (all cells are known), ``"dropped"`` (unfinished rows were left out), ``"epoch"``, ``"cell"``.
+        kind: ``"begin"`` (all cells are known), ``"dropped"`` (unfinished rows were left out, or the folder is of
+            another machine), ``"epoch"``, ``"cell"``.
         cell: the cell's key, for the last two.
         steps: all measurements of the run, for ``"begin"``.
         done: how many of them were done before, for ``"begin"``.
@@ -69,6 +71,7 @@ def run(
     on_event: OnEvent,
     scheduler: str | None = None,
     modules: str | None = None,
+    deadline: float = math.inf,
 ) -> None:
     """Run what is not done yet of these plans, and leave ``results.jsonl`` complete and in order.
 
@@ -80,6 +83,7 @@ def run(
         on_event: called as the work goes on, also from another thread.
         scheduler: the address of a Dask scheduler whose workers run the cells, in the place of processes here.
         modules: a folder in which workers find a reader's modules too.
+        deadline: no cell is begun after this time of `time.monotonic`; those that are running end.
 
     Raises:
         ArgumentError: the device is not there, or the scheduler's workers cannot run the cells.
@@ -103,7 +107,7 @@ def run(
                 _run_shared(from_first(pending), surroundings, on_event)
             elif pending:
                 where = Where(jobs=min(jobs, len(pending)), scheduler=scheduler)
-                _run_pending(pending, folder, where, surroundings, on_event)
+                _run_pending(pending, folder, where, surroundings, on_event, deadline)
             forget_locks(folder / SEARCHES)
             results = folder / "results.jsonl"
             rewrite(results, _in_order(folder, read_cells(results).cells))
@@ -115,6 +119,9 @@ def _begin(plans: Sequence[Plan], folder: Path, datasets: dict[str, Dataset], on
     for plan in plans:
         check_record(folder, plan, datasets[plan.claim])
     loaded = read_cells(results)
+    told = dict.fromkeys(elsewhere(folder, plan) for plan in plans if _unfinished(plan, loaded.cells))
+    for text in filter(None, told):
+        on_event(Event(kind="dropped", text=text))
     pending = _pending(plans, folder, set(loaded.cells), datasets)
     if loaded.dropped:
         on_event(Event(kind="dropped", text=f"{results}: dropped {loaded.dropped}; it is run again"))
@@ -124,6 +131,10 @@ def _begin(plans: Sequence[Plan], folder: Path, datasets: dict[str, Dataset], on
     counts = [Counter(cell.claim for cell in part) for part in (cells, pending)]
     on_event(Event(kind="begin", steps=steps, done=steps - left, cells=counts[0], left=counts[1]))
     return pending
+
+
+def _unfinished(plan: Plan, done: Mapping[str, object]) -> bool:
+    return any(cell.key not in done for cell in plan.cells())
 
 
 def available_jobs() -> int:
@@ -156,7 +167,12 @@ def _pending(plans: Sequence[Plan], folder: Path, done: set[str], datasets: dict
 
 
 def _run_pending(
-    pending: Sequence[Cell], folder: Path, where: Where, surroundings: Surroundings, on_event: OnEvent
+    pending: Sequence[Cell],
+    folder: Path,
+    where: Where,
+    surroundings: Surroundings,
+    on_event: OnEvent,
+    deadline: float,
 ) -> None:
     """Run cells where they are to be run and append each one's rows when it is done."""
     if where.scheduler:
@@ -166,7 +182,9 @@ def _run_pending(
         surroundings = replace(surroundings, parent=os.getpid())
     begun = time.perf_counter()
     with _follow(folder / "log.jsonl", on_event), workers(where, folder) as parallel:
-        for rows in parallel(delayed(run_cell)(cell, surroundings) for cell in pending):
+        # joblib takes tasks from this as workers fall idle.
+        tasks = (delayed(run_cell)(cell, surroundings) for cell in pending if time.monotonic() < deadline)
+        for rows in parallel(tasks):
             append_rows(folder / "results.jsonl", rows)
             forget_checkpoints(folder, rows[0]["cell"])
             if where.scheduler:

@@ -24,7 +24,7 @@ class Entry:
     Attributes:
         claim: the claim.
         record: what ``run.json`` says of its run.
-        verdict: the claim's rule applied to the finished cells.
+        verdict: the claim's rules applied to the finished cells.
         shown: figures and tables, none before the first cell is finished.
         finished: cells that are done.
         total: cells that the run has.
@@ -47,8 +47,12 @@ class Entry:
         program = "normkit" if processes == 1 else f"torchrun --standalone --nproc-per-node {processes} -m normkit"
         return (
             f"{program} lab run {self.claim.id} --data {plan['data']} --norms {','.join(plan['norms'])} "
-            f"--seeds {len(plan['seeds'])} --epochs {plan['settings']['epochs']} --device {plan['device']}"
+            f"--seeds {len(plan['seeds'])}{self._epochs} --device {plan['device']}"
         )
+
+    @property
+    def _epochs(self) -> str:
+        return f" --epochs {self.record['plan']['settings']['epochs']}" if self.claim.trains else ""
 
 
 def read_ledger(folder: Path) -> tuple[Entry, ...]:
@@ -69,7 +73,7 @@ def read_ledger(folder: Path) -> tuple[Entry, ...]:
 
 
 def write_verdicts(folder: Path, entries: Sequence[Entry]) -> None:
-    """Write ``verdicts.json``: each claim's verdict, effect, interval, seeds and rule."""
+    """Write ``verdicts.json``: each claim's verdict, and what it rests on."""
     verdicts = {entry.claim.id: entry.verdict.record() for entry in entries}
     atomic_write(folder / "verdicts.json", json.dumps(verdicts, indent=2, ensure_ascii=False).encode() + b"\n")
 
@@ -81,6 +85,11 @@ def _entry(folder: Path, name: str, record: Mapping[str, Any], cells: Mapping[st
         total = len(plan["norms"]) * len(plan["seeds"]) * len(plan["variants"])
     except (ArgumentError, KeyError, TypeError) as error:
         raise ResultsError(f"{folder / 'run.json'}: cannot be read by this version: {error}") from error
+    if plan.get("design", 1) != claim.design:
+        raise ResultsError(
+            f"{folder} holds {name} by its design number {plan.get('design', 1)}; this version's is {claim.design} and "
+            "measures something else, so that these rows cannot be judged; run it into another --out"
+        )
     mine = [rows for rows in cells.values() if rows[0]["claim"] == name]
     rows = [row for cell in mine for row in cell]
     shown = claim.show(rows) if rows else ()

@@ -1,6 +1,7 @@
 """The networks of the sources. The norm is passed in by its name in the catalog, so that any can take BN's place."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -8,7 +9,9 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from ..layers.catalog import METHODS, create
 
-__all__ = ["AlexNet", "DenseNetwork", "FourConvolutions", "LeNet5", "known_norms", "norm_layer"]
+__all__ = ["AlexNet", "DenseNetwork", "FourConvolutions", "LeNet5", "he_initialized", "known_norms", "norm_layer"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
@@ -36,6 +39,19 @@ def norm_layer(norm: str, num_features: int, dimensions: int) -> nn.Module:
     if norm not in known_norms():
         raise ArgumentError(f"unknown normalization {norm!r}; known are: {', '.join(known_norms())}")
     return create(norm, num_features, dimensions)
+
+
+def he_initialized(model: Module) -> Module:
+    """Draw every weight anew with He's variance, 2 over the inputs, which keeps the scale of ReLU layers.
+
+    He et al. 2015, arXiv:1502.01852. Biases start at zero. Returns the model, changed in place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
 
 
 class LeNet5(nn.Module):

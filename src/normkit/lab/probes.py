@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["drift", "input_moments", "probe", "recorded"]
+__all__ = ["drift", "input_moments", "probe", "recorded", "retaken"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,6 +52,30 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def retaken(model: Module, images: Tensor, batch_size: int, *, dropout: bool = False) -> Iterator[Module]:
+    """Give a copy whose stored statistics are taken again: the plain average over batches, with the weights held.
+
+    The statistics are those of a net without its dropout, or of the net in training. The copy is in evaluation mode.
+
+    >>> model = nn.BatchNorm1d(1)
+    >>> with retaken(model, torch.tensor([[1.0], [3.0]]), batch_size=2) as copied:
+    ...     copied.running_mean
+    tensor([2.])
+    """
+    with probe(model) as copied, torch.no_grad():
+        copied.train()
+        for module in copied.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = module.p if dropout else 0.0
+            elif isinstance(getattr(module, "num_batches_tracked", None), Tensor):
+                module.reset_running_stats()  # type: ignore[operator]
+                module.momentum = None  # type: ignore[assignment]
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            copied(images[start : start + batch_size])
+        yield copied.eval()
 
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "check_versions",
     "commit",
     "differing",
+    "elsewhere",
     "machine",
     "read_record",
     "versions",
@@ -59,6 +61,8 @@ def check_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
         return
     asked = {"plan": plan.record(), "data_digest": dataset.digest, "network_digest": source_digest(plan.network)}
     found = differing({name: known.get(name) for name in asked}, asked)
+    # Seeds may be added: every one is an experiment of its own.
+    found.pop("seeds", None)
     if found:
         listed = "; ".join(f"{name} {there} there, {now} now" for name, (there, now) in found.items())
         raise ResultsError(
@@ -73,7 +77,8 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
         named = {"data files (SHA-256)": record.get("data_digest")}
         named["network's file (SHA-256)"] = record.get("network_digest")
         named |= {name: record.get(name) for name in ("commit", "machine")}
-        flat.append({**named, **_flat(record.get("plan") or {}), **_flat(record.get("versions") or {})})
+        # Runs from before designs had a number are of the first.
+        flat.append({**named, "design": 1, **_flat(record.get("plan") or {}), **_flat(record.get("versions") or {})})
     names = list(dict.fromkeys([*flat[0], *flat[1]]))
     return {name: (flat[0].get(name), flat[1].get(name)) for name in names if flat[0].get(name) != flat[1].get(name)}
 
@@ -92,10 +97,27 @@ def check_versions(folder: Path, plan: Plan) -> None:
         )
 
 
+def elsewhere(folder: Path, plan: Plan) -> str:
+    """Return in words what a folder was begun with that is another one now, and may change a number; else nothing."""
+    known = read_record(folder).get(plan.claim)
+    if known is None:
+        return ""
+    now = {"machine": machine(plan.device), "commit": commit()}
+    found = [f"{name} {known.get(name)} there, {value} now" for name, value in now.items() if known.get(name) != value]
+    return f"{folder} goes on with another {'; '.join(found)}; every row says which it is of" if found else ""
+
+
 def write_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
-    """Add the plan to ``run.json``, before its first row is written."""
+    """Add the plan to ``run.json``, before its first row is written, or the seeds that are new to it."""
     record = read_record(folder)
     if plan.claim in record:
+        known = record[plan.claim]
+        seeds = sorted({*known["plan"]["seeds"], *plan.seeds})
+        if seeds == known["plan"]["seeds"]:
+            return
+        known["plan"]["seeds"] = seeds
+        known["fingerprint"] = replace(plan, seeds=tuple(seeds)).fingerprint
+        atomic_write(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
         return
     record[plan.claim] = {
         "plan": plan.record(),

@@ -7,6 +7,7 @@ of processes and however often it was killed.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,9 @@ from filelock import FileLock, Timeout
 from ..errors import ResultsError
 from .claim import Row
 from .files import atomic_write
+
+# The name of a row's digest; rows of versions before it have none.
+DIGEST = "digest"
 
 __all__ = ["Loaded", "append_rows", "atomic_write", "locked", "read_cells", "rewrite"]
 
@@ -77,6 +81,10 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
         try:
             _write_all(file, b"".join(_line(row) for row in rows))
             os.fsync(file)
+        except OSError as error:
+            os.ftruncate(file, size)
+            told = f"{error.strerror}; finished cells are kept: make room and run the same command again"
+            raise OSError(error.errno, told, str(path)) from error
         except BaseException:
             os.ftruncate(file, size)
             raise
@@ -110,8 +118,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _line(row: Row) -> bytes:
-    """Return the row as one line of JSON, with null for what is not finite."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    """Return the row as one line of JSON, with null for what is not finite, and with its digest at the end."""
+    content = _finite(row)
+    return json.dumps({**content, DIGEST: _digest(content)}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return sixteen digits that change with every number and every word of a row."""
+    words = json.dumps(content, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def _finite(value: Any) -> Any:
@@ -133,6 +148,12 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     needed = ("cell", "row", "rows")
     if not isinstance(row, dict) or any(name not in row for name in needed):
         raise ResultsError(f"{path}, line {number}: not a row of results; expected an object with {', '.join(needed)}")
+    digest = row.pop(DIGEST, None)
+    if digest is not None and digest != _digest(row):
+        raise ResultsError(
+            f"{path}, line {number}: altered after it was written: its digest does not fit what it holds; remove the "
+            f"lines of {row['cell']} and run the same command again"
+        )
     return row
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "compared_norms",
     "curve_per_seed",
     "last_accuracies",
+    "matched",
     "mean_and_spread",
     "mean_curve",
     "of_norm",
@@ -60,6 +61,44 @@ def curve_per_seed(rows: Sequence[Row], column: str) -> list[list[float]]:
 def last_accuracies(rows: Sequence[Row]) -> dict[int, float]:
     """Return each seed's test accuracy after the last epoch."""
     return per_seed(rows, lambda run: as_number(run[-1]["test_accuracy"]))
+
+
+def matched(first: Sequence[Row], second: Sequence[Row], *, fit: str, read: str) -> tuple[dict[int, float], ...]:
+    """Return what a column reads on either side where both fit the training data equally well, seed by seed.
+
+    The fit is the lowest that both sides of a seed reach (the higher of their lowest); the column is read there,
+    between the two epochs in which a side first comes so low, along the fit. A seed with a number that is not finite
+    gives NaN.
+
+    >>> slow = [{"seed": 0, "fit": 2.0, "test": 3.0}, {"seed": 0, "fit": 1.0, "test": 2.0}]
+    >>> fast = [{"seed": 0, "fit": 2.0, "test": 3.0}, {"seed": 0, "fit": 0.0, "test": 1.0}]
+    >>> matched(slow, fast, fit="fit", read="test")
+    ({0: 2.0}, {0: 2.0})
+    """
+    seeds = sorted({row["seed"] for row in first} & {row["seed"] for row in second})
+    sides: tuple[dict[int, float], ...] = ({}, {})
+    for seed in seeds:
+        runs = [
+            [(as_number(row[fit]), as_number(row[read])) for row in side if row["seed"] == seed]
+            for side in (first, second)
+        ]
+        level = max(min(fitted for fitted, _ in run) for run in runs)
+        for side, run in zip(sides, runs, strict=True):
+            side[seed] = _read_at(run, level)
+    return sides
+
+
+def _read_at(run: Sequence[tuple[float, float]], level: float) -> float:
+    """Return the second number where the first comes down to the level for the first time."""
+    if any(not math.isfinite(number) for pair in run for number in pair):
+        return math.nan
+    before = run[0]
+    for here in run:
+        if here[0] <= level:
+            share = 1.0 if here is run[0] or before[0] == here[0] else (before[0] - level) / (before[0] - here[0])
+            return before[1] + share * (here[1] - before[1]) if here is not run[0] else here[1]
+        before = here
+    return math.nan
 
 
 def as_number(value: float | None) -> float:

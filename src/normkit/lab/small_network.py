@@ -6,7 +6,7 @@ from torch.nn import functional
 from ..layers import LocalResponseNorm
 from .networks import norm_layer
 
-__all__ = ["SmallLeNet"]
+__all__ = ["SmallLeNet", "SmallResidual"]
 
 
 class SmallLeNet(nn.Module):
@@ -52,3 +52,54 @@ class SmallLeNet(nn.Module):
     def _activate(self, x: Tensor, norm: nn.Module) -> Tensor:
         activated: Tensor = norm(functional.relu(x)) if self.norm_after_activation else functional.relu(norm(x))
         return activated
+
+
+class SmallResidual(nn.Module):
+    """A residual net made small, with norms on convolutions alone: the smallest map still gives 16 values per channel.
+
+    ``conv(1,16,3,stride 2) norm ReLU  block(16)  block(16 to 32, stride 2)  block(32, stride 2)  mean over space
+    fc(32,10)``, a block being ``conv norm ReLU conv norm``, added to its input and followed by ReLU.
+
+    Args:
+        norm: ``"none"`` or a name of the catalog.
+
+    Shape:
+        Input ``(N, 1, 28, 28)``, output ``(N, 10)``.
+
+    >>> import torch
+    >>> SmallResidual("batch")(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, norm: str = "none") -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 16, kernel_size=3, stride=2, padding=1), norm_layer(norm, 16, dimensions=2), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(_Block(norm, 16, 16, 1), _Block(norm, 16, 32, 2), _Block(norm, 32, 32, 2))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the ten logits of each image."""
+        logits: Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
+        return logits
+
+
+class _Block(nn.Module):
+    """Two convolutions with norms, added to what comes in; a convolution of size 1 where the shapes differ."""
+
+    def __init__(self, norm: str, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(ins, outs, kernel_size=3, stride=stride, padding=1),
+            norm_layer(norm, outs, dimensions=2),
+            nn.ReLU(),
+            nn.Conv2d(outs, outs, kernel_size=3, padding=1),
+            norm_layer(norm, outs, dimensions=2),
+        )
+        same = ins == outs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(ins, outs, kernel_size=1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        return functional.relu(self.body(x) + self.shortcut(x))

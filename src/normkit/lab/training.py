@@ -32,8 +32,8 @@ class TrainingSettings:
         learning_rate: its rate, the same in every step.
         momentum: of ``"sgd"``.
         weight_decay: the L2 penalty's factor.
-        train_images: how many of the training images are used, drawn by class and the same in every run; ``None`` for
-            all of them.
+        train_images: how many of the training images are used, drawn by class, others for every seed; ``None`` for all
+            of them.
         test_images: as for the training images.
         processes: how many share every batch, under torchrun; one otherwise.
     """

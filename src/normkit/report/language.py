@@ -8,9 +8,10 @@ from importlib.resources import files
 
 from ..errors import ArgumentError
 from ..lab.claim import Claim
-from ..lab.verdicts import Part, Rule
+from ..lab.sequential import LEVEL
+from ..lab.verdicts import Answer, Rule
 
-__all__ = ["ENGLISH", "LANGUAGES", "Language", "effect_in_words", "language", "rule_in_words", "signed"]
+__all__ = ["ENGLISH", "LANGUAGES", "Language", "confidence", "effect_in_words", "language", "rule_in_words", "signed"]
 
 LANGUAGES = ("en", "zh")
 
@@ -60,13 +61,13 @@ def language(code: str) -> Language:
     return Language(code=code, words=table["words"], titles=table["titles"])
 
 
-def effect_in_words(part: Part, lang: Language = ENGLISH) -> str:
+def effect_in_words(part: Answer, lang: Language = ENGLISH) -> str:
     """Return an effect with its interval and the number of seeds.
 
-    >>> from normkit.lab.verdicts import Rule, judge
-    >>> rule = Rule(effect="gain", unit="nats", direction="above", threshold=0.0)
-    >>> effect_in_words(judge(rule, {0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}))
-    '+1.0000 nats (95 % interval +1.0000 to +1.0000, 2 seeds)'
+    >>> from normkit.lab.verdicts import Rule, single
+    >>> rule = Rule(effect="gain", unit="nats", direction="above", line=0.0)
+    >>> effect_in_words(single(rule, {0: 2.0, 1: 3.0}).answer([0, 1], level=0.05))
+    '+2.5000 nats (interval -3.8531 to +8.8531, 2 seeds)'
     """
     if part.effect is None:
         return lang.say("no number: {note}", note=part.note)
@@ -77,24 +78,44 @@ def effect_in_words(part: Part, lang: Language = ENGLISH) -> str:
         return lang.say("{effect} ({seeds}; no interval: {note})", effect=effect, seeds=seeds, note=part.note)
     low, high = signed(part.low), signed(part.high)
     return lang.say(
-        "{effect} (95 % interval {low} to {high}, {seeds})", effect=effect, low=low, high=high, seeds=seeds
+        "{effect} (interval {low} to {high}, {seeds})", effect=effect, low=low, high=high, seeds=seeds
     )  # fmt: skip
 
 
 def rule_in_words(rule: Rule, lang: Language = ENGLISH) -> str:
     """Return the rule in one sentence.
 
-    >>> rule_in_words(Rule(effect="gain", unit="", direction="above", threshold=0.5), language("zh"))
-    'gain：95 % 区间整个高于 0.5 则成立，整个低于它则不成立，其余情况无法判断。'
+    >>> rule_in_words(Rule(effect="gain", unit="", direction="above", line=0.5), language("zh"))
+    'gain：区间整个高于 0.5 则成立，整个低于它则不成立，其余情况无法判断。'
     """
     other = "below" if rule.direction == "above" else "above"
     sentence = (
-        f"supported if its whole 95 % interval lies {rule.direction} {{threshold}}, refuted if it lies {other}, "
-        "inconclusive otherwise."
+        f"supported if its whole interval lies {rule.direction} {{line}}, refuted if it lies {other}, inconclusive "
+        "otherwise."
     )
+    band = ""
+    if rule.band is not None:
+        low, high = (f"{end:g}" for end in rule.band)
+        band = lang.say(
+            "no difference worth having if its whole interval lies inside {low} to {high}; ", low=low, high=high
+        )
+    kinds = {
+        "t": "",
+        "share": lang.say("(exact interval of a share of seeds) "),
+        "sign": lang.say("(sign test over the seeds in which the sides differ) "),
+    }
     effect = f"{rule.effect[0].upper()}{rule.effect[1:]}" if lang is ENGLISH else rule.effect
     colon = ": " if lang is ENGLISH else "："
-    return f"{effect}{colon}{lang.say(sentence, threshold=f'{rule.threshold:g}')}"
+    return f"{effect}{colon}{kinds[rule.kind]}{band}{lang.say(sentence, line=f'{rule.line:g}')}"
+
+
+def confidence() -> str:
+    """Return the confidence of every interval, in percent.
+
+    >>> confidence()
+    '98.5 %'
+    """
+    return f"{100 * (1 - LEVEL):g} %"
 
 
 def signed(number: float) -> str:

@@ -1,12 +1,12 @@
 """The report as Markdown, for a repository: the same table and sections, with the figures as files beside it."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from ..lab.charts import Chart, Table
 from ..lab.ledger import Entry
 from .language import ENGLISH, Language, effect_in_words, rule_in_words
 from .settings import named_settings
+from .statement import counted, family, needed, number
 
 __all__ = ["ledger_table", "render_markdown"]
 
@@ -14,13 +14,10 @@ __all__ = ["ledger_table", "render_markdown"]
 def render_markdown(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
     """Return the report. Its pictures are those that `report.page.write_report` draws into ``figures/``."""
     say = lang.say
-    counts = Counter(entry.verdict.verdict for entry in entries)
-    data = ", ".join(dict.fromkeys(entry.record["plan"]["data"] for entry in entries))
-    sentence = "{supported} supported, {refuted} refuted, {inconclusive} inconclusive; {total} claims on {data}."
-    outcomes = {outcome: counts[outcome] for outcome in ("supported", "refuted", "inconclusive")}
     opening = [
         f"# {say('Claims made for batch normalization')}",
-        say(sentence, **outcomes, total=len(entries), data=data),
+        " ".join(counted(entries, lang)),
+        family(entries, lang),
     ]
     if lang is not ENGLISH:
         opening.append(say("The claims' own words are in English."))
@@ -39,15 +36,16 @@ def ledger_table(entries: Sequence[Entry], lang: Language = ENGLISH, sections: s
     figures = f"{folder}/figures" if folder else "figures"
     lines = []
     for entry in entries:
-        claim, part = entry.claim, entry.verdict.headline
+        claim, part = entry.claim, entry.verdict.primary
         verdict = f"**{lang.say(entry.verdict.verdict)}**"
         if entry.finished < entry.total:
             verdict += f" ({lang.say('unfinished')})"
         picture = f"![]({figures}/small-{claim.id}.svg)" if any(isinstance(it, Chart) for it in entry.shown) else ""
         title = f"[{_cell(lang.title(claim))}]({sections}#{claim.id})"
         effect = f"{_cell(part.rule.effect)}: {_cell(effect_in_words(part, lang))}"
-        if len(entry.verdict.parts) > 1:
-            effect += f" · {lang.say('first of {count} rules', count=len(entry.verdict.parts))}"
+        reason = needed(entry.verdict, lang)
+        if reason:
+            effect += f" · {_cell(reason)}"
         lines.append([claim.number, title, verdict, effect, picture])
     header = ["", *(lang.say(name) for name in ("claim", "verdict", "effect", "picture"))]
     return _table(header, lines)
@@ -57,7 +55,9 @@ def _section(entry: Entry, lang: Language) -> str:
     claim, say = entry.claim, lang.say
     # An anchor of its own: the one that is made of a heading follows its words, which change with the language.
     parts = [f'<a id="{claim.id}"></a>\n\n## {claim.number}. {_text(lang.title(claim))}']
-    parts.append(f"**{say(entry.verdict.verdict)}.** {_text(claim.meaning[entry.verdict.verdict])}")
+    parts.append(f"**{say(entry.verdict.verdict)}.** {_text(claim.means(entry.verdict.verdict))}")
+    if reason := needed(entry.verdict, lang):
+        parts.append(_text(reason))
     if entry.finished < entry.total:
         unfinished = say(
             "Unfinished: {finished} of {total} cells are done.", finished=entry.finished, total=entry.total
@@ -67,11 +67,27 @@ def _section(entry: Entry, lang: Language) -> str:
         parts += _chart(shown) if isinstance(shown, Chart) else _shown_table(shown)
     parts += [f"### {say('What is claimed, and by whom')}", _text(claim.statement), f"{_text(claim.source)}."]
     parts += [f"### {say('Prediction and rule, written before the data were seen')}", _text(claim.prediction)]
-    rules = [
-        [_cell(rule_in_words(part.rule, lang)), _cell(effect_in_words(part, lang)), say(part.verdict)]
-        for part in entry.verdict.parts
+    verdict = entry.verdict
+    judged = [
+        *((say("premise"), answer, say("shown") if shown else say("not shown")) for answer, shown in verdict.premises),
+        (say("the question"), verdict.primary, f"**{say(verdict.verdict)}**"),
+        *((say("detail"), answer, say(answer.outcome)) for answer in verdict.details),
     ]
-    parts.append(_table([say("rule"), say("measured"), say("verdict")], rules))
+    rules = [
+        [role, _cell(rule_in_words(answer.rule, lang)), _cell(effect_in_words(answer, lang)), outcome]
+        for role, answer, outcome in judged
+    ]
+    parts.append(_table(["", say("rule"), say("measured"), say("verdict")], rules))
+    if verdict.reproduced:
+        words = {True: say("reproduced"), False: say("not reproduced"), None: say("not run on the source's data")}
+        numbers = [
+            [_cell(it.what), number(it.source), number(it.ours, lang), f"{it.within:g}", words[it.holds]]
+            for it in verdict.reproduced
+        ]
+        title = say("Does the source's number come out?")
+        parts.append(f"### {title}")
+        header = [say("number"), say("source"), say("ours"), say("to within"), ""]
+        parts.append(_table(header, numbers))
     parts += [f"### {say('Settings')}", f"{say('The same on both sides.')} {_text(claim.settings_rule)}"]
     parts.append("\n".join(f"- {_text(name)}: {_text(value)}" for name, value in named_settings(entry, lang)))
     parts += [f"### {say('Repeat it')}", f"```sh\n{entry.command}\n```"]

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +19,7 @@ from .language import ENGLISH, Language, effect_in_words, rule_in_words
 from .markdown import render_markdown
 from .miniature import interval_picture
 from .settings import named_settings
+from .statement import counted, family, needed, number
 
 __all__ = ["effect_in_words", "render", "write_report"]
 
@@ -65,14 +65,17 @@ def render(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
     )  # fmt: skip
     environment.filters["effect"] = lambda part: effect_in_words(part, lang)
     environment.filters["rule"] = lambda rule: rule_in_words(rule, lang)
+    environment.filters["needed"] = lambda verdict: needed(verdict, lang)
+    environment.filters["number"] = lambda value: number(value, lang)
+    environment.filters["slug"] = lambda outcome: outcome.replace(" ", "-")
     environment.tests["banded"] = _has_bands
     script = (files("normkit.report") / "templates" / "readout.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         sections=[_section(entry, lang) for entry in entries],
         lang=lang,
         say=lang.say,
-        counts=Counter(entry.verdict.verdict for entry in entries),
-        data=", ".join(dict.fromkeys(entry.record["plan"]["data"] for entry in entries)),
+        counted=counted(entries, lang),
+        family=family(entries, lang),
         # Our own file, which the page's policy names by its sum: no other script runs, wherever it came from.
         script=Markup(script),  # noqa: S704
         script_sum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -92,7 +95,7 @@ def _section(entry: Entry, lang: Language) -> Section:
     return Section(
         entry=entry,
         miniature=Markup(inline_miniature(charts[0])) if charts else Markup(),  # noqa: S704
-        interval=Markup(interval_picture(entry.verdict.headline, lang)),  # noqa: S704
+        interval=Markup(interval_picture(entry.verdict.primary, lang)),  # noqa: S704
         charts=tuple((chart, tuple(Markup(panel) for panel in inline_panels(chart))) for chart in charts),  # noqa: S704
         tables=tuple(table for table in entry.shown if isinstance(table, Table)),
         settings=named_settings(entry, lang),

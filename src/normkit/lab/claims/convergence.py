@@ -1,7 +1,7 @@
-"""E1: batch normalization converges faster and to a lower loss (the source's figure 2 and its table of accuracies)."""
+"""E1: with batch normalization training converges in fewer epochs (the source's figure 2 and table of accuracies)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -10,9 +10,10 @@ from ..claim import Cell, Claim, Row
 from ..data import Dataset
 from ..networks import LeNet5
 from ..own import build_network
+from ..premises import LEARNT, learnt
 from ..rows import as_number, compared_norms, curve_per_seed, mean_and_spread, mean_curve, of_norm, per_seed
 from ..training import TrainingSettings, train, with_seed
-from ..verdicts import Rule, Verdict, combine, judge
+from ..verdicts import Reproduced, Rule, Verdict, conclude, paired
 
 __all__ = ["CLAIM", "SOURCE_ACCURACY"]
 
@@ -22,18 +23,23 @@ SOURCE_ACCURACY = {
     "none": (0.8592, 0.8734, 0.8751, 0.8810, 0.8895),
 }
 
-# The rule, fixed before any run. "Faster": the curve of test accuracies lies higher, in the mean over the epochs, by at
-# least half a percentage point, a fifth of what the source's table shows. "Lower": the last epoch's training loss.
+# The rule, fixed before any run. "Faster": the curve of test accuracies lies higher, in the mean over the first five
+# epochs, by at least half a percentage point, a third of what the source's table shows.
+FIRST = 5
 FASTER = Rule(
-    effect="test accuracy averaged over the epochs, with the norm minus without",
+    effect=f"test accuracy averaged over the first {FIRST} epochs, with the norm minus without",
     unit="",
     direction="above",
-    threshold=0.005,
-    predicted=fmean(SOURCE_ACCURACY["batch"]) - fmean(SOURCE_ACCURACY["none"]),
+    line=0.005,
+    band=(-0.005, 0.005),
 )
 LOWER = Rule(
-    effect="training loss of the last epoch, with the norm minus without", unit="nats", direction="below", threshold=0.0
+    effect="training loss of the last epoch, with the norm minus without", unit="nats", direction="below", line=0.0
 )
+
+LEAD = fmean(SOURCE_ACCURACY["batch"]) - fmean(SOURCE_ACCURACY["none"])
+# How far from the source's printed accuracy ours may lie and still count as the same.
+WITHIN = 0.01
 
 # Chosen once, by the net without a norm alone: see settings_rule.
 SETTINGS = TrainingSettings(epochs=5, batch_size=64, optimizer="adam", learning_rate=0.002)
@@ -53,9 +59,37 @@ def decide(rows: Sequence[Row]) -> Verdict:
     """Apply both rules to the pairs of runs that share a seed."""
     candidate, baseline = compared_norms(rows)
     sides = [of_norm(rows, candidate), of_norm(rows, baseline)]
-    accuracy = [per_seed(side, lambda run: fmean(as_number(row["test_accuracy"]) for row in run)) for side in sides]
+    accuracy = [per_seed(side, _early) for side in sides]
     loss = [per_seed(side, lambda run: as_number(run[-1]["train_loss"])) for side in sides]
-    return combine((judge(FASTER, *accuracy), judge(LOWER, *loss)), compared=f"{candidate} against {baseline}")
+    return conclude(
+        paired(FASTER, *accuracy),
+        premises=[learnt(*sides)],
+        details=[paired(LOWER, *loss)],
+        reproduced=_reproduced(rows),
+        compared=f"{candidate} against {baseline}",
+    )
+
+
+def _early(run: Sequence[Row]) -> float:
+    return fmean(as_number(row["test_accuracy"]) for row in run[:FIRST])
+
+
+def _reproduced(rows: Sequence[Row]) -> list[Reproduced]:
+    """Put our mean accuracy after the last printed epoch, and the mean lead, beside the source's."""
+    last = len(SOURCE_ACCURACY["batch"])
+    here = rows if rows and rows[0]["data"] == "fashion-mnist" else []
+    ours = {}
+    for norm, printed in SOURCE_ACCURACY.items():
+        accuracies = [as_number(row["test_accuracy"]) for row in of_norm(here, norm) if row["epoch"] == last]
+        ours[norm] = fmean(accuracies) if accuracies else None
+        assert len(printed) == last
+    return [
+        Reproduced(
+            what=f"test accuracy after epoch {last}, {_label(norm)}", source=SOURCE_ACCURACY[norm][-1], ours=mean,
+            within=WITHIN,
+        )
+        for norm, mean in ours.items()
+    ]  # fmt: skip
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
@@ -102,7 +136,7 @@ def _accuracy_panel(rows: Sequence[Row], norms: Sequence[str]) -> Panel:
     for colour, norm in enumerate(norms):
         mean, low, high = mean_curve(curve_per_seed(of_norm(rows, norm), "test_accuracy"))
         marks.append(Line(label=_label(norm), x=epochs, y=mean, low=low, high=high, colour=colour))
-        if norm in SOURCE_ACCURACY and rows[0]["data"] == "fashion-mnist":
+        if norm in SOURCE_ACCURACY and _of_source(rows):
             source = SOURCE_ACCURACY[norm][: len(epochs)]
             label = f"{_label(norm)}, source"
             marks.append(Line(label=label, x=epochs[: len(source)], y=source, colour=colour, dashed=True))
@@ -113,7 +147,7 @@ def _accuracy_table(rows: Sequence[Row], norms: Sequence[str]) -> Table:
     """Put our mean and spread beside the source's number, epoch by epoch."""
     header = ["epoch"]
     for norm in norms:
-        header += [_label(norm)] + ([f"{_label(norm)}, source"] if norm in SOURCE_ACCURACY else [])
+        header += [_label(norm)] + ([f"{_label(norm)}, source"] if norm in SOURCE_ACCURACY and _of_source(rows) else [])
     lines = []
     for epoch in sorted({row["epoch"] for row in rows}):
         line = [str(epoch)]
@@ -121,7 +155,7 @@ def _accuracy_table(rows: Sequence[Row], norms: Sequence[str]) -> Table:
             here = [row["test_accuracy"] for row in of_norm(rows, norm) if row["epoch"] == epoch]
             mean, spread = mean_and_spread([as_number(value) for value in here])
             line.append(f"{mean:.4f} ± {spread:.4f}")
-            if norm in SOURCE_ACCURACY:
+            if norm in SOURCE_ACCURACY and _of_source(rows):
                 source = SOURCE_ACCURACY[norm]
                 line.append(f"{source[epoch - 1]:.4f}" if epoch <= len(source) else "")
         lines.append(line)
@@ -129,9 +163,14 @@ def _accuracy_table(rows: Sequence[Row], norms: Sequence[str]) -> Table:
         title="Test accuracy after each epoch",
         header=header,
         rows=lines,
-        note="Mean ± standard deviation over seeds. The source's numbers are one run on FashionMNIST, with settings it "
-        "does not name; on another data set they stand here for comparison of the shape only.",
+        note="Mean ± standard deviation over seeds."
+        + (" The source's numbers are one run, with settings it does not name." if _of_source(rows) else ""),
     )
+
+
+def _of_source(rows: Sequence[Row]) -> bool:
+    """Tell whether the rows are of the source's own data, beside whose numbers ours may stand."""
+    return bool(rows[0]["data"] == "fashion-mnist")
 
 
 def _in_words(rows: Sequence[Row], norms: Sequence[str]) -> str:
@@ -157,14 +196,17 @@ def _label(norm: str) -> str:
 CLAIM = Claim(
     id="convergence",
     number="E1",
-    title="Batch normalization converges faster and to a lower loss",
+    title="With batch normalization training converges in fewer epochs",
     statement="LeNet-5 with batch normalization after every convolution and every hidden dense layer reaches a given "
-    "accuracy in fewer epochs than the same net without, and its loss ends lower.",
+    "accuracy in fewer epochs than the same net without.",
     source="Batch normalization built from scratch, section 3.1: figure 2 and the accuracies printed in section 2.2; "
     "Ioffe and Szegedy 2015, arXiv:1502.03167",
-    prediction=f"From the source's table: test accuracy averaged over five epochs is higher by {FASTER.predicted:.4f} "
-    "with batch normalization, and the training loss of the last epoch is lower.",
-    rules=(FASTER, LOWER),
+    prediction=f"From the source's table: test accuracy averaged over the first five epochs is higher by {LEAD:.4f} "
+    "with batch normalization; held to be supported from half a point on. Beside it: the training loss of the last "
+    "epoch.",
+    question=FASTER,
+    premises=(LEARNT,),
+    details=(LOWER,),
     settings_rule="The source names no optimiser, rate or batch size. They were chosen once, for the net without a "
     "norm, on FashionMNIST's training data with a stratified tenth held out: of Adam at 0.001, 0.002 and 0.004 and SGD "
     "with momentum 0.9 at 0.01, 0.03 and 0.1, each with batches of 64 and 128, the pair with the best "
@@ -173,17 +215,17 @@ CLAIM = Claim(
     "0.03 with batches of 128 would have been taken. No net with a norm was in the search, and no test data.",
     meaning={
         "supported": "On this data and with these settings the net with batch normalization is ahead after the same "
-        "number of epochs, and its training loss is lower at the end. That is convergence per epoch, not per second, "
-        "and says nothing yet of why.",
-        "refuted": "On this data and with these settings batch normalization does not bring what the source shows. "
-        "Either the lead in accuracy stays below half a percentage point, or the training loss does not end lower.",
+        "number of epochs. That is convergence per epoch, not per second, and says nothing yet of why.",
+        "refuted": "On this data and with these settings batch normalization does not bring what the source shows: the "
+        "lead in accuracy stays below half a percentage point, or is none.",
         "inconclusive": "The runs do not decide: an interval holds the line, or too few seeds were run. More seeds "
         "make the intervals narrower; the rule stays.",
     },
     data=("digits", "fashion-mnist"),
     norms=("none", "batch"),
     seeds=5,
-    settings={"digits": SETTINGS, "fashion-mnist": SETTINGS},
+    # As many epochs as the source ran; it prints five.
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=20)},
     measure=measure,
     judge=decide,
     show=show,

@@ -11,11 +11,12 @@ from ..charts import Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
 from ..curves import norm_label, over_epochs
 from ..data import Dataset
+from ..premises import LEARNT, learnt
 from ..rows import compared_norms, last_accuracies, of_norm, spread_in_words, where
 from ..search import RATE_RULE, train_at_best_rate
 from ..small_network import SmallLeNet
 from ..training import TrainingSettings
-from ..verdicts import Rule, Verdict, combine, judge
+from ..verdicts import Rule, Verdict, conclude, paired
 
 __all__ = ["CLAIM"]
 
@@ -29,15 +30,13 @@ NOT_NEEDED = Rule(
     effect="test accuracy after the last epoch, norm and local response norm minus the norm alone",
     unit="",
     direction="below",
-    threshold=LITTLE,
-    predicted=0.0,
+    line=LITTLE,
 )
 DOES_LITTLE = Rule(
     effect="test accuracy after the last epoch, local response norm alone minus no norm",
     unit="",
     direction="below",
-    threshold=LITTLE,
-    predicted=0.0,
+    line=LITTLE,
 )
 SETTINGS = TrainingSettings(
     epochs=10, batch_size=32, optimizer="sgd", learning_rate=0.0, momentum=0.9, train_images=500
@@ -52,13 +51,13 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
 def decide(rows: Sequence[Row]) -> Verdict:
     """Judge what local response norm adds, with the norm and without one."""
     candidate, baseline = compared_norms(rows)
-    gains = []
-    for rule, norm in ((NOT_NEEDED, candidate), (DOES_LITTLE, baseline)):
-        with_response, alone = (
-            last_accuracies(where(of_norm(rows, norm), response=response)) for response in ("yes", "no")
-        )
-        gains.append(judge(rule, with_response, alone))
-    return combine(gains, compared=f"local response norm added to {candidate} and to {baseline}")
+    sides = {norm: [where(of_norm(rows, norm), response=it) for it in ("yes", "no")] for norm in (candidate, baseline)}
+    return conclude(
+        paired(NOT_NEEDED, *map(last_accuracies, sides[candidate])),
+        premises=[learnt(*sides[candidate])],
+        details=[paired(DOES_LITTLE, *map(last_accuracies, sides[baseline]))],
+        compared=f"local response norm added to {candidate} and to {baseline}",
+    )
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
@@ -100,19 +99,21 @@ CLAIM = Claim(
     "even where it is alone.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.2.1; repeated in the sources S3 and S4. Against the "
     "second half: Krizhevsky, Sutskever and Hinton 2012, section 3.3, who report 1.4 points less top-1 error with it",
-    prediction="Local response norm raises test accuracy by less than 1 percentage point, both beside batch "
-    "normalization and alone.",
-    rules=(NOT_NEEDED, DOES_LITTLE),
+    prediction="Beside batch normalization local response norm raises test accuracy by less than 1 percentage point. "
+    "Beside it: the same where it is alone.",
+    question=NOT_NEEDED,
+    premises=(LEARNT,),
+    details=(DOES_LITTLE,),
+    design=2,
     settings_rule="A small LeNet (two convolutions, one hidden dense layer) and few training images, so that there is "
     "room for a gain. Local response norm stands behind the ReLU of each convolution with AlexNet's constants "
     "(n = 5, k = 2, alpha = 1e-4, beta = 0.75). Gradient descent with momentum 0.9 on batches of 32 at a rate of 0.03, "
     f"0.1 or 0.3. {RATE_RULE}",
     meaning={
-        "supported": "In this net local response norm brings less than a point, with batch normalization and without. "
+        "supported": "In this net local response norm brings less than a point beside batch normalization. "
         "With AlexNet's constants it is close to a constant factor on activations of this size, so little was there "
         "to be gained.",
-        "refuted": "In this net local response norm brings a point or more on one side at least. The table of rules "
-        "says whether beside batch normalization or alone.",
+        "refuted": "In this net local response norm brings a point or more beside batch normalization.",
         "inconclusive": "A gain of one point is inside an interval: the spread over seeds is too wide to rule it out. "
         "More seeds make the intervals narrower.",
     },

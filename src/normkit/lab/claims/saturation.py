@@ -13,10 +13,11 @@ from ..claim import Cell, Claim, Row
 from ..curves import norm_label, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
+from ..premises import LEARNT, learnt
 from ..probes import probe, recorded
 from ..rows import as_number, compared_norms, mean_and_spread, of_norm, per_seed
 from ..training import TrainingSettings, train, with_seed
-from ..verdicts import Rule, Verdict, combine, judge, judge_values
+from ..verdicts import Rule, Verdict, conclude, paired, single
 
 __all__ = ["CLAIM", "SATURATED"]
 
@@ -27,13 +28,20 @@ LESS = Rule(
     effect="share of saturated sigmoid inputs, mean over layers and epochs, with the norm minus without",
     unit="",
     direction="below",
-    threshold=0.0,
+    line=0.0,
+    band=(-0.005, 0.005),
+)
+LAST = Rule(
+    effect="share of saturated inputs of the last hidden layer, mean over epochs, with the norm minus without",
+    unit="",
+    direction="below",
+    line=0.0,
 )
 FEW = Rule(
     effect="share of saturated sigmoid inputs, mean over layers and epochs, with the norm",
     unit="",
     direction="below",
-    threshold=0.05,
+    line=0.05,
 )
 SETTINGS = TrainingSettings(epochs=40, batch_size=60, optimizer="sgd", learning_rate=0.1)
 
@@ -92,7 +100,17 @@ def decide(rows: Sequence[Row]) -> Verdict:
     """Judge the share of saturated inputs over the whole training."""
     candidate, baseline = compared_norms(rows)
     shares = [per_seed(of_norm(rows, norm), _mean_share) for norm in (candidate, baseline)]
-    return combine([judge(LESS, *shares), judge_values(FEW, shares[0])], compared=f"{candidate} against {baseline}")
+    sides = [of_norm(rows, norm) for norm in (candidate, baseline)]
+    return conclude(
+        paired(LESS, *shares),
+        premises=[learnt(*sides)],
+        details=[single(FEW, shares[0]), paired(LAST, *(per_seed(side, _last_layer) for side in sides))],
+        compared=f"{candidate} against {baseline}",
+    )
+
+
+def _last_layer(run: Sequence[Row]) -> float:
+    return fmean(as_number(row["shares"][-1]) for row in run)
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
@@ -145,16 +163,20 @@ CLAIM = Claim(
     statement="In a network of sigmoids batch normalization keeps the inputs of the non-linearity where its slope is "
     "alive; without it more of them drift into saturation.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.1 and figure 1; repeated in the sources S1 and S2",
-    prediction="With batch normalization fewer than 5 % of the sigmoids' inputs are saturated (of a standard normal "
-    "input 0.028 % would be), and the share is below that of the net without a norm.",
-    rules=(LESS, FEW),
+    prediction="The share of saturated inputs, mean over the layers, is smaller with batch normalization than without; "
+    "a difference within half a percent is none. Beside it: with the norm it is below 5 % (of a standard normal input "
+    "0.028 % would be), and the share of the last layer, which the paper's figure shows.",
+    question=LESS,
+    premises=(LEARNT,),
+    details=(FEW, LAST),
     settings_rule="The paper's network and batch of 60: three hidden layers of 100 sigmoids, initial weights normal "
-    "with deviation 0.1, binary images; plain gradient descent at 0.1, for 40 epochs. Nothing was searched.",
+    "with deviation 0.1, binary images; plain gradient descent at 0.1, for 40 epochs of digits and 5 of FashionMNIST, "
+    "which are 5,000 steps. Nothing was searched.",
     meaning={
-        "supported": "In this network the norm lowers the share of saturated inputs, and keeps it small throughout. "
-        "That is what the paper's figure suggests, counted.",
-        "refuted": "In this network saturation is not what the norm removes: the share with it is not lower, or not "
-        "small. Where accuracies differ all the same, look at the scale of the gradients instead (claim "
+        "supported": "In this network the norm lowers the share of saturated inputs. That is what the paper's figure "
+        "suggests, counted.",
+        "refuted": "In this network saturation is not what the norm removes: the share with it is not lower. "
+        "Where accuracies differ all the same, look at the scale of the gradients instead (claim "
         "gradient-flow).",
         "inconclusive": "An interval holds its line, or too few seeds were run. More seeds make the intervals "
         "narrower.",

@@ -15,11 +15,13 @@ from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
 from ..curves import norm_label, over_epochs
 from ..data import Dataset
-from ..rows import as_number, last_accuracies, of_norm, per_seed, spread_in_words
-from ..search import RATE_RULE, train_at_best_rate
+from ..premises import LEARNT, learnt
+from ..probes import retaken
+from ..rows import as_number, of_norm, per_seed, spread_in_words
+from ..search import RATE_RULE, best_rate
 from ..small_network import SmallLeNet
-from ..training import TrainingSettings, with_seed
-from ..verdicts import Rule, Verdict, combine, judge, judge_values
+from ..training import TrainingSettings, evaluate, train, with_seed
+from ..verdicts import Rule, Verdict, conclude, paired, single
 
 __all__ = ["CLAIM", "step_milliseconds"]
 
@@ -31,13 +33,19 @@ COSTS = Rule(
     effect="time per training step, whitening over batch norm, medians of interleaved steps",
     unit="times",
     direction="above",
-    threshold=1.5,
+    line=1.5,
 )
 GIVES_LITTLE = Rule(
-    effect="test accuracy after the last epoch, whitening minus batch norm",
+    effect="test accuracy after the last epoch with statistics taken again, whitening minus batch norm",
     unit="",
     direction="below",
-    threshold=0.01,
+    line=0.01,
+)
+STORED = Rule(
+    effect="test accuracy after the last epoch with the stored statistics, whitening minus batch norm",
+    unit="",
+    direction="below",
+    line=0.01,
 )
 SETTINGS = TrainingSettings(
     epochs=12, batch_size=64, optimizer="sgd", learning_rate=0.0, momentum=0.9, train_images=960
@@ -48,8 +56,21 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train the small LeNet at the norm's best rate; the cells of whitening also time a step of both nets."""
     times = step_milliseconds(cell, dataset) if cell.norm == "whitening" else dict.fromkeys(NORMS)
     columns = {f"milliseconds_{norm}": times[norm] for norm in NORMS}
-    for row in train_at_best_rate(SmallLeNet, cell, dataset, RATES):
-        yield {**row, **columns}
+    rate = best_rate(SmallLeNet, cell.norm, dataset, cell.settings, RATES, cell.device)
+    model = with_seed(lambda: SmallLeNet(cell.norm), cell.seed)
+    images = dataset.train_images.to(cell.device)
+    test = dataset.test_images.to(cell.device), dataset.test_labels.to(cell.device)
+    for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
+        with retaken(model, images, cell.settings.batch_size) as copied:
+            accuracy = evaluate(copied, *test)[1]
+        yield {
+            "rate": rate,
+            "epoch": epoch.epoch,
+            "train_loss": epoch.train_loss,
+            "stored_accuracy": epoch.test_accuracy,
+            "test_accuracy": accuracy,
+            **columns,
+        }
 
 
 def step_milliseconds(cell: Cell, dataset: Dataset) -> dict[str, float]:
@@ -95,11 +116,20 @@ def _ratio(run: Sequence[Row]) -> float:
 def decide(rows: Sequence[Row]) -> Verdict:
     """Judge the cost and the gain."""
     batch, whitening = (of_norm(rows, norm) for norm in NORMS)
-    parts = [
-        judge_values(COSTS, per_seed(whitening, _ratio)),
-        judge(GIVES_LITTLE, last_accuracies(whitening), last_accuracies(batch)),
-    ]
-    return combine(parts, compared="whitening against batch norm")
+    retaken_again, stored = (
+        [per_seed(side, partial(_last, column)) for side in (whitening, batch)]
+        for column in ("test_accuracy", "stored_accuracy")
+    )
+    return conclude(
+        paired(GIVES_LITTLE, *retaken_again),
+        premises=[learnt(whitening, batch)],
+        details=[single(COSTS, per_seed(whitening, _ratio)), paired(STORED, *stored)],
+        compared="whitening against batch norm",
+    )
+
+
+def _last(column: str, run: Sequence[Row]) -> float:
+    return as_number(run[-1][column])
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
@@ -114,8 +144,11 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         times = [as_number(row[f"milliseconds_{norm}"]) for row in of_norm(rows, "whitening") if row["epoch"] == 1]
         if times:
             timed.append(replace(line, x=[epoch * median(times) for epoch in line.x]))
-        accuracy = spread_in_words(list(last_accuracies(mine).values()))
-        lines.append([norm, spread_in_words(times, digits=2), f"{mine[0]['rate']:g}", accuracy])
+        accuracies = [
+            spread_in_words(list(per_seed(mine, partial(_last, column)).values()))
+            for column in ("test_accuracy", "stored_accuracy")
+        ]
+        lines.append([norm, spread_in_words(times, digits=2), f"{mine[0]['rate']:g}", *accuracies])
     panels = (
         Panel(title="Accuracy by epoch", x_label="epoch", y_label="test accuracy", marks=marks),
         Panel(
@@ -128,7 +161,13 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     ratio = spread_in_words(list(per_seed(of_norm(rows, "whitening"), _ratio).values()), digits=2)
     table = Table(
         title="Time per training step, and test accuracy after the last epoch",
-        header=["norm", "milliseconds per step", "rate chosen", "test accuracy"],
+        header=[
+            "norm",
+            "milliseconds per step",
+            "rate chosen",
+            "test accuracy, statistics again",
+            "with the stored ones",
+        ],
         rows=lines,
         note=f"Mean ± standard deviation over seeds. A step with whitening takes {ratio} times as long. Rates tried: "
         f"{', '.join(f'{rate:g}' for rate in RATES)}.",
@@ -141,25 +180,30 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="whitening",
     number="E21",
-    title="Full whitening costs too much for what it gives over batch normalization",
+    title="Full whitening classifies no better than batch normalization by a point",
     statement="Whitening removes the correlation of channels too, which is what batch normalization is the cheap form "
     "of. It makes training steps dearer, and what it adds in accuracy does not pay for that.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 3; repeated in the source S4. Whitening as in Huang et "
     "al. 2018, arXiv:1804.08450",
-    prediction="A training step with whitening takes more than 1.5 times as long as one with batch normalization, and "
-    "the test accuracy is higher by less than one percentage point. No source gives a number.",
-    rules=(COSTS, GIVES_LITTLE),
+    prediction="The test accuracy with whitening is higher than with batch normalization by less than one percentage "
+    "point, both with statistics taken again after training. Beside it: a training step takes more than 1.5 times as "
+    "long, and the same with the stored statistics. No source gives a number.",
+    question=GIVES_LITTLE,
+    premises=(LEARNT,),
+    details=(COSTS, STORED),
+    design=2,
     settings_rule="A small LeNet (two convolutions, one hidden dense layer, a norm at each). Whitening takes groups of "
     "16 channels at most, so its cost here is less than that of all 32 at once. Gradient descent with momentum 0.9 on "
-    f"batches of 64 at a rate of 0.03, 0.1 or 0.3. {RATE_RULE} Steps of both nets take turns on the same batch, one "
-    "thread; processor time on a CPU. Times differ from run to run, so this claim's rows do not repeat bit for bit.",
+    f"batches of 64 at a rate of 0.03, 0.1 or 0.3. {RATE_RULE} Both sides predict with statistics taken again over the "
+    "training images, weights held, because a moving average costs whitening more. Steps of both nets take turns on "
+    "the same batch, one thread; processor time on a CPU. Times differ from run to run, so this claim's rows do not "
+    "repeat bit for bit.",
     meaning={
-        "supported": "In this net whitening is half as dear again or more, and gains less than a point. In a larger "
-        "net the convolutions take a larger part of a step and the ratio is smaller.",
-        "refuted": "In this net either whitening is not that dear, or it gains a point or more. The table of rules "
-        "says which half fails.",
-        "inconclusive": "The time is clear or the accuracy is, but an interval holds the other's line. More seeds "
-        "make it narrower.",
+        "supported": "In this net whitening gains less than a point, for a step that is dearer. In a larger net the "
+        "convolutions take a larger part of a step and the ratio of times is smaller.",
+        "refuted": "In this net whitening gains a point or more. Whether that is worth a dearer step is for whoever "
+        "pays.",
+        "inconclusive": "A gain of one point is inside the interval. More seeds make it narrower.",
     },
     data=("digits", "fashion-mnist"),
     norms=NORMS,
