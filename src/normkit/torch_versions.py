@@ -13,6 +13,7 @@ TESTED = ("2.13.0", "2.14.1")
 
 # Every private name that this package reads. A test looks for others in the source.
 PRIVATE = (
+    "_C.DisableTorchFunctionSubclass",
     "_C._TorchDispatchModeKey.PROXY",
     "_C._are_functorch_transforms_active",
     "_C._autograd._top_saved_tensors_default_hooks",
@@ -24,6 +25,7 @@ PRIVATE = (
     "_C._get_tracing_state",
     "_C._has_storage",
     "_C._len_torch_dispatch_stack",
+    "_compile._disable_dynamo",
     "_functorch.eager_transforms",
     "_functorch.pyfunctorch.temporarily_clear_interpreter_stack",
     "_ops.OpOverload",

@@ -45,7 +45,8 @@ def words(call) -> str:
 def _net(**given) -> nn.Module:
     torch.manual_seed(0)
     norms = [normkit.SyncBatchNorm(4, **given), normkit.SyncBatchNorm(2, **given)]
-    return nn.Sequential(nn.Linear(3, 4), norms[0], nn.Tanh(), nn.Linear(4, 2), norms[1])
+    # A bias before a norm would have a gradient of rounding alone.
+    return nn.Sequential(nn.Linear(3, 4, bias=False), norms[0], nn.Tanh(), nn.Linear(4, 2, bias=False), norms[1])
 
 
 def _share(rank: int, ranks: int) -> torch.Tensor:

@@ -72,9 +72,10 @@ def origin(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """
     first = second = third = x
     for axis in axes:
-        size = x.shape[axis]
-        first, second = first.narrow(axis, 0, 1), second.narrow(axis, size // 2, 1)
-        third = third.narrow(axis, size - 1, 1)
+        # By an index that is a tensor: by a number, a graph for any size would be one for some sizes.
+        middle = torch.full((1,), x.shape[axis] // 2, dtype=torch.int64, device=x.device)
+        first, second = first.narrow(axis, 0, 1), second.index_select(axis, middle)
+        third = third.narrow(axis, -1, 1)
     larger = torch.maximum(first, second)
     return torch.maximum(torch.minimum(first, second), torch.minimum(larger, third))
 
