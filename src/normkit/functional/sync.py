@@ -1,6 +1,5 @@
 """Batch normalization whose statistics are those of all ranks of a process group."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +8,14 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from ..axes import batch_axes, values_per_channel
-from ..errors import ArgumentError, ShapeError, StatisticsError, SyncError
+from ..errors import ArgumentError, ShapeError, StatisticsError
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from ..kernels.saved import restore
 from . import batch_steps, checks
+from .agreement import BACKWARD, DTYPES, FORWARD, SECOND, SyncCall, bring, check_heads
 from .batch import batch_norm, check_arguments, check_fusion, update_statistics
-from .exchange import Exchange, add_up, enter, exchange_of, fingerprint, merge_moments
+from .exchange import add_up, enter, exchange_of, fingerprint, merge_moments
 from .first_runs import find_first_run, keep_first_run
 from .inplace import is_recorded
 from .transforms import is_forward_mode, must_be_followed
@@ -23,12 +23,6 @@ from .transforms import is_forward_mode, must_be_followed
 # torch calls these methods by name and documents them: forward, backward.
 
 __all__ = ["sync_batch_norm"]
-
-# What stands before the numbers of a row: which call it is, and what the ranks must have in common.
-_FIELDS = ("way", "call", "layer", "failed", "dtype", "settings", "recorded", "count", "differentiated")
-_FORWARD, _BACKWARD, _SECOND = 1.0, 2.0, 3.0
-_WAYS = {_FORWARD: "forward", _BACKWARD: "backward", _SECOND: "second derivative"}
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def sync_batch_norm(
@@ -166,12 +160,12 @@ def sync_batch_norm(
         else:
             # What an empty batch is normalized with does not matter.
             whole = _Whole(mean, var, 2, True)
-        return _normalize(*tensors, whole, _Call(exchange, eps, activation, _words(caller), -1.0))
+        return _normalize(*tensors, whole, SyncCall(exchange, eps, activation, _words(caller), -1.0))
     settings = (momentum, eps, unbiased, running_mean is None, weight is None, bias is None)
     device = input.device if isinstance(input, Tensor) else torch.device("cpu")
     words = _words(caller)
     number = enter(exchange, caller, words, _settings(caller), device)
-    call = _Call(exchange, eps, activation, words, float(number))
+    call = SyncCall(exchange, eps, activation, words, float(number))
     refused: Exception | None = None
     header = {"settings": fingerprint(*settings), "recorded": is_recorded(*tensors)}
     local: tuple[Tensor, ...] = (torch.zeros(2 * channels, dtype=torch.float64, device=device),)
@@ -180,15 +174,15 @@ def sync_batch_norm(
         mean, var, count = _local_statistics(input)
         local = (mean, var * count)
         wanted = header["recorded"] and input.requires_grad
-        header |= {"dtype": _DTYPES.index(input.dtype), "count": count, "differentiated": wanted}
+        header |= {"dtype": DTYPES.index(input.dtype), "count": count, "differentiated": wanted}
     except Exception as error:
         # The others are told, so that none waits.
         refused = error
         header["failed"] = True
-    heads, rows = _bring(call, _FORWARD, header, local)
+    heads, rows = bring(call, FORWARD, header, local)
     if refused is not None:
         raise refused
-    _check_heads(heads, call)
+    check_heads(heads, call)
     counts = heads["count"]
     total = int(sum(counts))
     if total == 1:
@@ -209,17 +203,6 @@ def sync_batch_norm(
 
 # torch.compiler.disable imports dynamo where it stands, this when a graph is compiled.
 _outside_graph: Any = _disable_dynamo(sync_batch_norm)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of one layer: with whom, how, and what it is called to the others."""
-
-    exchange: Exchange
-    eps: float
-    activation: str | None
-    words: str
-    number: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,60 +254,8 @@ def _local_statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
     return zero, zero.clone(), 0
 
 
-def _bring(
-    call: _Call, way: float, header: dict[str, Any], values: Sequence[Tensor]
-) -> tuple[dict[str, list[float]], Tensor]:
-    """Exchange rows; return the fields of all ranks, and what they brought, ``(R, K)``."""
-    book = call.exchange.book
-    book.calls += 1
-    known = {"way": way, "call": book.calls, "layer": call.number, **header}
-    fields = [float(known.get(name, 0.0)) for name in _FIELDS]
-    row = torch.cat([torch.tensor(fields, dtype=torch.float64).to(values[0].device), *values])
-    rows = call.exchange.gather(row, f"{call.words}, {_WAYS[way]}")
-    heads = rows[:, : len(_FIELDS)].T.tolist()
-    return dict(zip(_FIELDS, heads, strict=True)), rows[:, len(_FIELDS) :]
-
-
-def _check_heads(heads: dict[str, list[float]], call: _Call) -> None:
-    """Refuse ranks that differ in what they must have in common; all of them see it alike.
-
-    Raises:
-        SyncError: they do, or one failed.
-    """
-    ranks = range(len(heads["way"]))
-
-    def apart(said: str, each: Any) -> None:
-        raise SyncError(f"{call.words}: {said}. " + "; ".join(f"rank {rank}: {each(rank)}" for rank in ranks))
-
-    names = call.exchange.book.names
-    if any(len(set(heads[field])) > 1 for field in ("way", "call", "layer")):
-
-        def where(rank: int) -> str:
-            number = int(heads["layer"][rank])
-            layer = f"layer {number}, {names[number]}" if 0 <= number < len(names) else "no layer"
-            return f"{_WAYS.get(heads['way'][rank], 'another call')} of {layer}, call {int(heads['call'][rank])}"
-
-        apart("the ranks are in different calls, a branch was taken or a batch left out on some only", where)
-    failed = [str(rank) for rank in ranks if heads["failed"][rank]]
-    if failed:
-        raise SyncError(f"{call.words}: refused on rank {', '.join(failed)}, whose own message says why")
-    if len(set(heads["dtype"])) > 1:
-        apart("the ranks have inputs of different types; cast them alike", lambda r: _DTYPES[int(heads["dtype"][r])])
-    if len(set(heads["settings"])) > 1:
-        own = heads["settings"][call.exchange.rank]
-        apart(
-            "the ranks have different settings (momentum, eps, unbiased, which parameters and statistics there are)",
-            lambda rank: "as here" if heads["settings"][rank] == own else "others",
-        )
-    if len(set(heads["recorded"])) > 1:
-        apart(
-            "some ranks record a gradient and some do not, whose backward would be missed",
-            lambda rank: "recorded" if heads["recorded"][rank] else "not recorded",
-        )
-
-
 def _normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, whole: _Whole, call: _Call
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, whole: _Whole, call: SyncCall
 ) -> Tensor:
     if not is_recorded(x, weight, bias, residual):
         return _apply(x, weight, bias, residual, whole, call)
@@ -334,7 +265,7 @@ def _normalize(
 
 
 def _apply(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, whole: _Whole, call: _Call
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, whole: _Whole, call: SyncCall
 ) -> Tensor:
     if x.numel() == 0:
         return x.clone()
@@ -353,7 +284,7 @@ class _Synchronized(torch.autograd.Function):
         residual: Tensor | None,
         mean: Tensor,
         var: Tensor,
-        job: tuple[_Whole, _Call],
+        job: tuple[_Whole, SyncCall],
     ) -> Tensor:
         whole, call = job
         y = _apply(x, weight, bias, residual, whole, call)
@@ -392,7 +323,7 @@ def _backward(
     var: Tensor,
     other: Tensor | None,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    call: _Call = ctx.call
+    call: SyncCall = ctx.call
     rstd, dz = (var + call.eps).rsqrt(), dy
     if x.numel() == 0:
         dbias = dweight = torch.zeros_like(mean)
@@ -405,8 +336,8 @@ def _backward(
         dbias, dweight = batch_steps.reduce(dz, x, mean, rstd)
     if not ctx.differentiated:
         return None, dweight, dbias, dz
-    heads, rows = _bring(call, _BACKWARD, {"count": ctx.count}, (dbias, dweight))
-    _check_heads(heads, call)
+    heads, rows = bring(call, BACKWARD, {"count": ctx.count}, (dbias, dweight))
+    check_heads(heads, call)
     if x.numel() == 0:
         return torch.zeros_like(x), dweight, dbias, dz
     sums = add_up(rows)
@@ -422,7 +353,7 @@ def _differentiable_backward(
     The statistics are computed again, about the mean that is known: ``mean + sum(x - mean) / m``, whose value is the
     mean and whose derivative is that of the mean.
     """
-    call: _Call = ctx.call
+    call: SyncCall = ctx.call
     axes, channels = batch_axes(x.dim()), len(mean)
     distance = x.to(mean.dtype) - mean.reshape(1, -1, *(1 for _ in axes[1:]))
     sums = torch.cat([distance.sum(axes), distance.square().sum(axes)])
@@ -444,10 +375,10 @@ class _AddUp(torch.autograd.Function):
     """The sum of all ranks' rows on every rank. Each row counts in every rank's sum: the backward adds up too."""
 
     @staticmethod
-    def forward(ctx: Any, row: Tensor, call: _Call) -> Tensor:
+    def forward(ctx: Any, row: Tensor, call: SyncCall) -> Tensor:
         ctx.call = call
-        heads, rows = _bring(call, _SECOND, {}, (row.contiguous(),))
-        _check_heads(heads, call)
+        heads, rows = bring(call, SECOND, {}, (row.contiguous(),))
+        check_heads(heads, call)
         return add_up(rows)
 
     @staticmethod
