@@ -19,14 +19,21 @@ def origin(a, channel):
     """A value of the channel itself, from which partial means are told: the middle one of three.
 
     Their differences, which the variance is made of, then keep all digits where the mean dwarfs the deviation; and so
-    does the mean where one value is far from all others.
+    does the mean where one value is far from all others. The three stand in the first plane, or in the first of many
+    small ones: memory that is read at once in any case.
     """
     outer, channels, inner = integer(a, slots.OUTER), integer(a, slots.CHANNELS), integer(a, slots.INNER)
-    x, stride = data(a, slots.X), channels * inner
-    first = float(load(x, channel * inner))
-    second = float(load(x, outer // 2 * stride + channel * inner + inner // 2))
-    third = float(load(x, (outer - 1) * stride + channel * inner + inner - 1))
-    return middle_of(first, second, third)
+    x, start, step, last = data(a, slots.X), channel * inner, 1, inner - 1
+    if inner < 3:
+        step, last = channels * inner, last_of_few(outer)
+    first, second = float(load(x, start)), float(load(x, start + last // 2 * step))
+    return middle_of(first, second, float(load(x, start + last * step)))
+
+
+@inlined
+def last_of_few(outer):
+    """The last of the planes, or rows, of which an origin is taken."""
+    return min(outer, 64) - 1
 
 
 @inlined

@@ -67,7 +67,7 @@ def forward_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups
         mean = sums.reshape(-1, groups, shape[1] // groups).sum(-1, keepdim=True) / count
         return mean.expand(-1, -1, shape[1] // groups).reshape(shape)
 
-    first = origin(x.detach().to(wide(x)), positions)
+    first = origin(x.detach(), positions).to(wide(x))
     first = first.reshape(-1, groups, shape[1] // groups)[:, :, :1]
     centred = x.to(wide(x)) - first.expand(-1, -1, shape[1] // groups).reshape(shape)
     centred = centred - average(centred)

@@ -2,7 +2,7 @@
 
 from .. import slots
 from ..arguments import data, integer
-from ..moments import middle, middle_of
+from ..moments import last_of_few, middle, middle_of
 from ..vectors import inlined, load, vload, vload_first, widen, zeros
 
 
@@ -19,18 +19,24 @@ def read(address, index, left, rest):
 
 
 @inlined
+def last_row(a):
+    """The last row, of folded ones, of which the origins are taken."""
+    return last_of_few(integer(a, slots.OUTER) // integer(a, slots.FOLD))
+
+
+@inlined
 def origins(a, column):
     """What the means of sixteen columns are told from: `moments.origin`, where a column is a channel."""
-    x, stride, rows = data(a, slots.X), columns(a), integer(a, slots.OUTER) // integer(a, slots.FOLD)
+    x, stride, last = data(a, slots.X), columns(a), last_row(a)
     first = read(x, column, stride - column, zeros(a))
-    second = read(x, rows // 2 * stride + column, stride - column, zeros(a))
-    third = read(x, (rows - 1) * stride + column, stride - column, zeros(a))
+    second = read(x, last // 2 * stride + column, stride - column, zeros(a))
+    third = read(x, last * stride + column, stride - column, zeros(a))
     return widen(middle(first, second, third))
 
 
 @inlined
 def column_origin(a, column):
     """The same for one column."""
-    x, stride, rows = data(a, slots.X), columns(a), integer(a, slots.OUTER) // integer(a, slots.FOLD)
-    first, second = float(load(x, column)), float(load(x, rows // 2 * stride + column))
-    return middle_of(first, second, float(load(x, (rows - 1) * stride + column)))
+    x, stride, last = data(a, slots.X), columns(a), last_row(a)
+    first, second = float(load(x, column)), float(load(x, last // 2 * stride + column))
+    return middle_of(first, second, float(load(x, last * stride + column)))
