@@ -132,8 +132,7 @@ def _normalize_any_number(x: Tensor, ghost_size: int, weight: Tensor | None, bia
         sums = values.sum(positions) if positions else values
         return (torch.zeros_like(sums).index_add(0, part, sums)[part] / count)[each]
 
-    first = x.detach()[0].flatten(1).select(-1, 0) if positions else x.detach()[0]
-    centred = x.to(wide(x)) - first.to(wide(x)).reshape(broadcast)
+    centred = x.to(wide(x)) - plain_channels.origin(x.detach(), batch_axes(x.dim())).to(wide(x))
     centred = centred - average(centred)
     y = centred * (average(centred.square()) + eps).rsqrt()
     if weight is not None:

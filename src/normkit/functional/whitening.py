@@ -97,10 +97,10 @@ def whitening_batch_norm(
         return plain.pass_empty(input, weight, bias)
     x = input.to(wide(input)).transpose(0, 1).reshape(num_groups, input.shape[1] // num_groups, -1)
     if training:
-        # Centred on the first value before it is averaged, so that a large mean costs nothing.
-        first = x.detach()[..., :1]
-        offset = (x - first).mean(-1, keepdim=True)
-        mean, deviation = first + offset, x - first - offset
+        # Centred on a value of its own before it is averaged, so that a large mean costs nothing.
+        base = plain.origin(x.detach(), (2,))
+        offset = (x - base).mean(-1, keepdim=True)
+        mean, deviation = base + offset, x - base - offset
         covariance = deviation @ deviation.mT / x.shape[-1]
     else:
         assert running_mean is not None

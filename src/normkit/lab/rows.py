@@ -14,6 +14,7 @@ __all__ = [
     "matched",
     "mean_and_spread",
     "mean_curve",
+    "mean_of",
     "of_norm",
     "per_seed",
     "spread_in_words",
@@ -50,6 +51,15 @@ def per_seed(rows: Sequence[Row], reduce: Callable[[Sequence[Row]], float]) -> d
     """Return one number per seed: what ``reduce`` makes of that seed's rows, in their order."""
     seeds = sorted({row["seed"] for row in rows})
     return {seed: reduce([row for row in rows if row["seed"] == seed]) for seed in seeds}
+
+
+def mean_of(column: str, rows: Sequence[Row]) -> float:
+    """Return the mean of a column over the rows.
+
+    >>> mean_of("loss", [{"loss": 0.5}, {"loss": 0.25}])
+    0.375
+    """
+    return fmean(as_number(row[column]) for row in rows)
 
 
 def curve_per_seed(rows: Sequence[Row], column: str) -> list[list[float]]:

@@ -19,7 +19,7 @@ from ..data import Dataset
 from ..networks import LeNet5
 from ..premises import LEARNT, learnt
 from ..probes import probe
-from ..rows import as_number, compared_norms, mean_and_spread, of_norm, per_seed
+from ..rows import as_number, compared_norms, mean_and_spread, mean_of, of_norm, per_seed
 from ..training import TrainingSettings, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
@@ -125,8 +125,8 @@ def decide(rows: Sequence[Row]) -> Verdict:
     """Judge range and change as means over the epochs, and the theorem where batch norm took part."""
     candidate, baseline = compared_norms(rows)
     sides = [of_norm(rows, candidate), of_norm(rows, baseline)]
-    ranges = [per_seed(side, partial(_mean_of, "log_range")) for side in sides]
-    changes = [per_seed(side, partial(_mean_of, "log_change")) for side in sides]
+    ranges = [per_seed(side, partial(mean_of, "log_range")) for side in sides]
+    changes = [per_seed(side, partial(mean_of, "log_change")) for side in sides]
     details = [paired(CHANGE, *changes)]
     if candidate == "batch":
         details.append(single(THEOREM, per_seed(sides[0], lambda run: as_number(run[0]["theorem"]))))
@@ -136,10 +136,6 @@ def decide(rows: Sequence[Row]) -> Verdict:
         details=details,
         compared=f"{candidate} against {baseline}",
     )
-
-
-def _mean_of(column: str, run: Sequence[Row]) -> float:
-    return fmean(as_number(row[column]) for row in run)
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
@@ -160,7 +156,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     ]
     lines = []
     for norm in norms:
-        means = [per_seed(of_norm(rows, norm), partial(_mean_of, column)) for column in columns]
+        means = [per_seed(of_norm(rows, norm), partial(mean_of, column)) for column in columns]
         spreads = [mean_and_spread(list(values.values())) for values in means]
         lines.append([norm, *(f"{mean:+.3f} ± {spread:.3f}" for mean, spread in spreads)])
     words = "; ".join(f"{norm_label(line[0])}, range {line[1]} and change {line[2]}" for line in lines)

@@ -18,7 +18,7 @@ from ..data import Dataset
 from ..networks import LeNet5
 from ..premises import LEARNT, learnt
 from ..probes import probe
-from ..rows import as_number, compared_norms, of_norm, per_seed, spread_in_words
+from ..rows import compared_norms, mean_of, of_norm, per_seed, spread_in_words
 from ..training import TrainingSettings, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
@@ -91,18 +91,14 @@ def sensitivity(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float
     return whole, others
 
 
-def _mean_of(column: str, run: Sequence[Row]) -> float:
-    return fmean(as_number(row[column]) for row in run)
-
-
 def decide(rows: Sequence[Row]) -> Verdict:
     """Judge the whole batch's gradient; beside it the gradient of the samples that are not abnormal."""
     candidate, baseline = compared_norms(rows)
     sides = [of_norm(rows, candidate), of_norm(rows, baseline)]
     return conclude(
-        paired(LESS, *(per_seed(side, partial(_mean_of, "whole")) for side in sides)),
+        paired(LESS, *(per_seed(side, partial(mean_of, "whole")) for side in sides)),
         premises=[learnt(*sides)],
-        details=[single(OTHERS, per_seed(sides[0], partial(_mean_of, "others")))],
+        details=[single(OTHERS, per_seed(sides[0], partial(mean_of, "others")))],
         compared=f"{candidate} against {baseline}",
     )
 
@@ -127,7 +123,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         [
             norm,
             *(
-                spread_in_words(list(per_seed(of_norm(rows, norm), partial(_mean_of, column)).values()), 2)
+                spread_in_words(list(per_seed(of_norm(rows, norm), partial(mean_of, column)).values()), 2)
                 for column in columns
             ),
         ]

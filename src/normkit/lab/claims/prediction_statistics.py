@@ -19,7 +19,7 @@ from ..data import Dataset
 from ..networks import LeNet5
 from ..premises import LEARNT, learnt
 from ..probes import probe, recorded
-from ..rows import as_number, mean_and_spread, per_seed, where
+from ..rows import as_number, mean_and_spread, mean_of, per_seed, where
 from ..training import TrainingSettings, evaluate, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
@@ -169,15 +169,11 @@ def _compare(
     return compared
 
 
-def _mean_of(column: str, run: Sequence[Row]) -> float:
-    return fmean(as_number(row[column]) for row in run)
-
-
 def decide(rows: Sequence[Row]) -> Verdict:
     """Judge the usual momentum: the formula, the statistics' error, and the accuracy."""
     usual = where(rows, momentum=USUAL)
     accuracies, errors = (
-        [per_seed(usual, partial(_mean_of, f"{column}_{way}")) for way in ("population", "unbiased")]
+        [per_seed(usual, partial(mean_of, f"{column}_{way}")) for way in ("population", "unbiased")]
         for column in ("accuracy", "error")
     )
     return conclude(
@@ -210,7 +206,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     for momentum in MOMENTA:
         mine = where(rows, momentum=momentum)
         for way, label in WAYS.items() if mine else ():
-            columns = [per_seed(mine, partial(_mean_of, f"{column}_{way}")) for column in ("error", "accuracy")]
+            columns = [per_seed(mine, partial(mean_of, f"{column}_{way}")) for column in ("error", "accuracy")]
             (error, _), (accuracy, spread) = (mean_and_spread(list(column.values())) for column in columns)
             lines.append([f"{momentum:g}", label, f"{10**error:.3f}", f"{accuracy:.4f} ± {spread:.4f}"])
     table = Table(

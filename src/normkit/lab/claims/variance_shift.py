@@ -17,7 +17,7 @@ from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
 from ..probes import probe, recorded, retaken
-from ..rows import as_number, mean_and_spread, per_seed, where
+from ..rows import as_number, mean_and_spread, mean_of, per_seed, where
 from ..training import TrainingSettings, evaluate, seeded, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
@@ -133,7 +133,7 @@ def decide(rows: Sequence[Row]) -> Verdict:
         for order, side in sides.items()
     }
     stored, again = (
-        {order: per_seed(side, partial(_mean_of, column)) for order, side in sides.items()}
+        {order: per_seed(side, partial(mean_of, column)) for order, side in sides.items()}
         for column in ("training_accuracy", "prediction_accuracy")
     )
     gained = {
@@ -150,10 +150,6 @@ def decide(rows: Sequence[Row]) -> Verdict:
         ],
         compared="statistics taken without dropout against those with it, in the same nets",
     )
-
-
-def _mean_of(column: str, run: Sequence[Row]) -> float:
-    return fmean(as_number(row[column]) for row in run)
 
 
 ACCURACIES = {
