@@ -1,5 +1,21 @@
-"""Batch normalization and its family for PyTorch, from the equation to the deployed model."""
+"""Batch normalization and its family for PyTorch, from the equation to the deployed model.
 
+Where to look:
+
+- layers: `BatchNorm2d` and its kin, `GroupNorm`, `LayerNorm`, `BatchNormAct2d`, ...; as functions `functional`
+- which kernel serves a call: `explain`, `use_backend`
+- what is wrong with a model: `diagnose`, `watch`, `doctor`
+- mend or change one: `recalibrate`, `freeze`, `unfreeze`, `fold`, `convert`, `repair`, `mask_padding`, `port_state`,
+  `merge_states`, `param_groups`, `register_norm`, `hold_statistics`, `simulate`
+- hold a layer of one's own to its contract: `testing.check_norm_layer`
+- the mathematics in NumPy, to read: `reference`
+- claims put to the test: `lab`, and ``normkit lab`` on the command line
+
+Each has a page of its own: ``help(normkit.fold)``. ``help(normkit)`` as a whole is long, because every layer lists all
+that it inherits from ``torch.nn.Module``.
+"""
+
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +60,13 @@ from .layers import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
+    from . import anatomy as anatomy
+    from . import doctor as doctor
+    from . import lab as lab
+    from . import reference as reference
+    from . import surgery as surgery
+    from . import testing as testing
+    from . import training as training
     from .anatomy.explain import explain
     from .anatomy.forms import register_norm
     from .anatomy.hold import hold_statistics
@@ -115,7 +138,9 @@ __all__ = [
     "watch",
 ]
 
-# Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
+# Rooms that are imported when first asked for: `import normkit` stays light.
+_LATER = ("anatomy", "doctor", "lab", "reference", "surgery", "testing", "training")
+# Public names of the rooms above the layers, likewise.
 _ROOMS = {
     "convert": "surgery",
     "diagnose": "doctor",
@@ -137,15 +162,18 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the room that a public name stands in."""
+    """Import the room that a public name stands in, or a room itself."""
+    if name in _LATER:
+        return import_module(f".{name}", __name__)
     if name in _ROOMS:
         return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # With these two Python itself asks "Did you mean: ...?".
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:
     """List the public names, those not yet imported among them."""
-    return __all__
+    return [*__all__, *_LATER]
 
 
 def _page(*shown: object) -> str:

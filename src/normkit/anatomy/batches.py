@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import ArgumentError
 
@@ -28,6 +29,11 @@ def iterate(batches: Any) -> Iterator[Any]:
     """
     if isinstance(batches, Tensor | Mapping):
         return iter([batches])
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise ArgumentError(
+            f"batches is {_describe(batches)}, a data set, which yields single samples; give "
+            "DataLoader(dataset, batch_size=32), or with batch_size=None where its items are batches"
+        )
     if isinstance(batches, str | bytes) or (not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__")):
         raise ArgumentError(
             f"batches is {_describe(batches)}; give a tensor, a dict, a DataLoader, or anything that yields batches"
@@ -79,6 +85,9 @@ def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
     if isinstance(batch, Mapping):
         return (), _named(model, batch)
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes) and len(batch):
+        if all(isinstance(entry, int) for entry in batch):
+            sizes = ", ".join(map(str, batch[:6]))
+            raise ArgumentError(f"a batch is ({sizes}), numbers as of a shape; pass a tensor: torch.randn({sizes})")
         required = _required(model)
         if len(required) > 1 and len(batch) >= len(required) and isinstance(batch[0], Tensor):
             return tuple(batch[: len(required)]), {}
@@ -107,11 +116,19 @@ def _required(model: nn.Module) -> list[str]:
 
 
 def _unfit(model: nn.Module, batch: Any) -> str:
+    if isinstance(batch, DataLoader | Dataset):
+        return f"{_describe(batch)} holds batches or samples, and one batch is needed; {_one_batch(batch)}"
     signature = inspect.signature(model.forward)
     return (
         f"a batch is {_describe(batch)}, and {type(model).__name__}.forward takes {signature}; "
         "say how to call the model, for example call=lambda model, batch: model(batch['image'])"
     )
+
+
+def _one_batch(source: Any) -> str:
+    if isinstance(source, DataLoader):
+        return "pass next(iter(loader))"
+    return "pass next(iter(DataLoader(dataset, batch_size=32)))"
 
 
 def _describe(value: Any) -> str:

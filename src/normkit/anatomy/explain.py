@@ -26,7 +26,7 @@ _WITHOUT_KERNELS_IN_TRAINING = frozenset({"renorm", "ghost"})
 _FUSED = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelExplanation(Explanation):
     """What `explain` found in a model: printed, a line for every normalization layer.
 

@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ..errors import ArgumentError
 from ..layers import SyncBatchNorm
 from ..layers.catalog import METHODS
+from ..spelling import alternatives
 from .tails import Tailed, tail_modules
 
 __all__ = ["NormForm", "WeightIs", "candidates", "known_form", "register_norm", "registered_form"]
@@ -280,11 +281,11 @@ def register_norm(cls: Class, *, method: str = "batch", **names: Any) -> Class:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ArgumentError(f"register_norm takes a class of torch.nn.Module, and {cls!r} is none")
     if method not in REGISTRABLE:
-        raise ArgumentError(f"method is {method!r}; registered can be {', '.join(REGISTRABLE)}")
+        raise ArgumentError(f"method is {method!r}; {alternatives(method, REGISTRABLE)}")
     allowed = NormForm.__dataclass_fields__.keys() - {"method"}
     unknown = sorted(names.keys() - allowed)
     if unknown:
-        raise ArgumentError(f"register_norm has no {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+        raise ArgumentError(f"register_norm has no {', '.join(unknown)}; {alternatives(unknown[0], sorted(allowed))}")
     _check_words(names)
     form = NormForm(method=method, **{**names, "tail": tuple(names.get("tail", ()))})
     _REGISTERED[cls] = form
@@ -307,4 +308,4 @@ def _check_words(names: Mapping[str, Any]) -> None:
         raise ArgumentError(f"tail={tail!r}: names of attributes are needed, as in tail=('drop', 'act')")
     for name, known in (("weight_is", WeightIs.__args__), ("over", ("last", "channels", "sample"))):  # type: ignore[attr-defined]
         if names.get(name, known[0]) not in known:
-            raise ArgumentError(f"{name}={names[name]!r}; allowed are {', '.join(map(repr, known))}")
+            raise ArgumentError(f"{name}={names[name]!r}; {alternatives(names[name], known)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 
 __all__ = ["CHAINS", "DTYPES", "LAYOUTS", "SETS", "WORKS", "Row", "Shape", "plan"]
 
@@ -257,5 +258,5 @@ def _chosen(
         return default
     for name in names:
         if name not in known:
-            raise ArgumentError(f"{option}: unknown {name!r}; known are: {', '.join(known)}")
+            raise ArgumentError(f"{option}: unknown {name!r}; {alternatives(name, known)}")
     return tuple(dict.fromkeys(names))

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import ArgumentError
 from ..files import check_place
+from ..spelling import alternatives
 from .terminal import echo
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _sections(only: str | None, quick: bool, rows_chosen: bool) -> list[str]:
     names = only.split(",")
     for name in names:
         if name not in SECTIONS:
-            raise ArgumentError(f"--only: unknown {name!r}; known are: {', '.join(SECTIONS)}")
+            raise ArgumentError(f"--only: unknown {name!r}; {alternatives(name, SECTIONS)}")
     if rows_chosen and "rows" not in names:
         raise ArgumentError(
             f"--shapes, --dtype, --layout, --work and --chain choose rows, and --only {only} leaves the rows out"

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..anatomy import Call
 from ..errors import ArgumentError
+from ..spelling import alternatives
 
 __all__ = ["DEMOS", "Demo", "Patient", "build"]
 
@@ -64,7 +65,7 @@ def build(name: str) -> Patient:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 return demo.make()
-    raise ArgumentError(f"unknown demo {name!r}; known are {', '.join(demo.name for demo in DEMOS)}")
+    raise ArgumentError(f"unknown demo {name!r}; {alternatives(name, [demo.name for demo in DEMOS])}")
 
 
 def patterns(count: int = 1024, scale: float = 1.0, shift: float = 0.0) -> TensorDataset:

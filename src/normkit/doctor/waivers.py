@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .findings import Finding
 
 __all__ = ["Waiver", "parse_waivers", "set_aside"]
@@ -22,13 +23,18 @@ def parse_waivers(waive: Mapping[str, str] | None, known: Iterable[str]) -> list
     """Split ``{"check:layer pattern": "the reason"}``.
 
     Raises:
-        ArgumentError: a check is unknown, or a reason is missing.
+        ArgumentError: a check is unknown, a reason is missing, or what came is no mapping.
     """
     parsed, names = [], tuple(known)
+    if waive is not None and not isinstance(waive, Mapping):
+        raise ArgumentError(
+            f"waive= is a {type(waive).__name__}; every waived finding has its reason: give a dict, such as "
+            'waive={"never-updated:*": "not trained yet"}'
+        )
     for key, reason in (waive or {}).items():
         check, _, pattern = key.partition(":")
         if check not in names:
-            raise ArgumentError(f"waive= names the check {check!r}; known are {', '.join(names)}")
+            raise ArgumentError(f"waive= names an unknown check {check!r}; {alternatives(check, names)}")
         if not isinstance(reason, str) or not reason.strip():
             raise ArgumentError(f"waive={{{key!r}: ...}} needs a reason: say why this finding is meant to be")
         parsed.append(Waiver(check, pattern or "*", reason))

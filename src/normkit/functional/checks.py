@@ -19,6 +19,7 @@ from torch.jit._trace import TracerWarning
 from ..axes import values_per_channel
 from ..errors import ArgumentError, DtypeError, NormkitError, ShapeError, StatisticsError
 from ..kernels.dispatch import ACTIVATIONS
+from ..spelling import alternatives
 from .overlaps import overlaps_itself, share_memory
 from .transforms import is_mapped
 
@@ -352,8 +353,9 @@ def check_activation(activation: object, caller: nn.Module | None) -> None:
         ArgumentError: an unknown activation.
     """
     if activation is not None and activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        refuse(ArgumentError, f"unknown activation {activation!r}; known are: {known}, None", caller)
+        refuse(
+            ArgumentError, f"unknown activation {activation!r}; {alternatives(activation, ACTIVATIONS)}, None", caller
+        )
 
 
 def check_number(name: str, value: object, example: float, caller: nn.Module | None = None) -> None:

@@ -69,9 +69,16 @@ def check_divides(num_groups: int, channels: int, caller: nn.Module | None = Non
         checks.refuse(
             ArgumentError,
             f"num_channels ({channels}) must be divisible by num_groups ({num_groups}); {channels} channels go into "
-            f"{divisors} groups",
+            f"{divisors} groups{_swapped(num_groups, channels)}",
             caller,
         )
+
+
+def _swapped(num_groups: int, channels: int) -> str:
+    """Ask whether two numbers that would fit the other way round were given in the wrong order."""
+    if num_groups % channels:
+        return ""
+    return f". The number of groups comes first: did you mean num_groups={channels}, num_channels={num_groups}?"
 
 
 def check_group_input(x: Tensor, num_groups: int, caller: nn.Module | None = None) -> None:

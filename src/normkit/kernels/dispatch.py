@@ -8,12 +8,13 @@ Left alone, a call takes the first that can serve it. Inside `use_backend` it ta
 is honoured or refused, never quietly replaced.
 """
 
-import contextlib
 import contextvars
 import functools
 import importlib.util
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,14 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..errors import ArgumentError, BackendError
+from ..spelling import alternatives
 from .threads import unavailable
 
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
+    "Activation",
+    "Backend",
     "Explanation",
     "cannot",
     "cannot_compile",
@@ -38,17 +42,59 @@ __all__ = [
     "use_backend",
 ]
 
-BACKENDS = ("numba", "triton", "plain")
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
+Backend = Literal["numba", "triton", "plain"]
+Activation = Literal["relu", "relu6", "leaky_relu", "silu"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# Who thinks of devices finds the implementation that serves one.
+_SERVES = {"cpu": "numba", "cuda": "triton"}
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _REQUESTED: contextvars.ContextVar[str | None] = contextvars.ContextVar("normkit_backend", default=None)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _HAS_TRITON = all(map(importlib.util.find_spec, ("triton", "normkit.kernels.triton.channels.passes")))
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every normalization inside with one implementation, or refuse the call.
+class _Request:
+    """What `use_backend` returns: the request holds inside ``with``, or inside a function that it decorates."""
+
+    _tokens: list[contextvars.Token[str | None]] | None = None
+
+    def __init__(self, name: Backend) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        self._tokens = self._tokens or []
+        self._tokens.append(_REQUESTED.set(self.name))
+
+    def __exit__(self, *_: object) -> None:
+        assert self._tokens
+        _REQUESTED.reset(self._tokens.pop())
+
+    def __call__(self, function: _Function) -> _Function:
+        self._tokens = self._tokens or []
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            # One for each call: calls in two threads do not know of each other.
+            with _Request(self.name):
+                return function(*args, **kwargs)
+
+        return cast(_Function, inside)
+
+    def __del__(self) -> None:
+        # As Python says it of a coroutine that nobody awaited.
+        if self._tokens is None:
+            warnings.warn(
+                f"use_backend({self.name!r}) did nothing, because it was not entered; write "
+                f"`with normkit.use_backend({self.name!r}):`",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def use_backend(name: Backend) -> _Request:
+    """Run every normalization inside ``with``, or inside a decorated function, with one implementation or not at all.
 
     Args:
         name: "numba", "triton" or "plain".
@@ -57,18 +103,19 @@ def use_backend(name: str) -> Iterator[None]:
         ArgumentError: the name is unknown.
         BackendError: by a call inside, where that implementation cannot serve it; the message says why.
 
+    Warns:
+        RuntimeWarning: it was called and never entered, so that it did nothing.
+
     Example:
         >>> import normkit, torch
         >>> with normkit.use_backend("plain"):
         ...     y = normkit.BatchNorm2d(3)(torch.randn(2, 3, 4, 4))
     """
     if name not in BACKENDS:
-        raise ArgumentError(f"unknown backend {name!r}; known are: {', '.join(BACKENDS)}")
-    token = _REQUESTED.set(name)
-    try:
-        yield
-    finally:
-        _REQUESTED.reset(token)
+        serves = _SERVES.get(str(name).partition(":")[0])
+        words = f"{name} is a device, and {serves} serves it" if serves else alternatives(name, BACKENDS)
+        raise ArgumentError(f"unknown backend {name!r}; {words}")
+    return _Request(name)
 
 
 def requested() -> str | None:
@@ -188,7 +235,7 @@ def choose(x: Tensor) -> str:
     return requested
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What `explain` found: printed, it is a line for every implementation.
 
@@ -201,6 +248,10 @@ class Explanation:
     backend: str
     kernel: str
     refused: dict[str, str]
+
+    def __repr__(self) -> str:
+        """Return the implementation and its kernel in one line."""
+        return f"<{type(self).__name__}: {self.backend}: {self.kernel}>"
 
     def __str__(self) -> str:
         """One line for the kernel that runs and one for each that does not."""

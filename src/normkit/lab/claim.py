@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .charts import Chart, Table
 from .data import DATASETS, Dataset
 from .networks import known_norms
@@ -250,7 +251,7 @@ def plan(claim: Claim, request: Request) -> Plan:
 
 def _check_data(claim: Claim, data: str, network: str | None) -> None:
     if not is_own(data) and data not in DATASETS:
-        raise ArgumentError(f"unknown data set {data!r}; known are: {', '.join(DATASETS)}")
+        raise ArgumentError(f"unknown data set {data!r}; {alternatives(data, DATASETS)}")
     if not is_own(data) and data not in claim.data:
         raise ArgumentError(f"claim {claim.id} does not run on {data}; it runs on: {', '.join(claim.data)}")
     if (is_own(data) or network is not None) and not claim.own_network:
@@ -263,7 +264,7 @@ def _check_data(claim: Claim, data: str, network: str | None) -> None:
 def _check_norms(norms: tuple[str, ...]) -> None:
     for norm in norms:
         if norm not in known_norms():
-            raise ArgumentError(f"unknown normalization {norm!r}; known are: {', '.join(known_norms())}")
+            raise ArgumentError(f"unknown normalization {norm!r}; {alternatives(norm, known_norms())}")
     if not norms or len(set(norms)) < len(norms):
         raise ArgumentError(f"--norms {','.join(norms)}: expected at least one name, and each only once")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import ArgumentError, DataError
+from ..spelling import alternatives
 from .cifar import ARCHIVE, read_cifar100
 from .idx import read_idx
 
@@ -86,7 +87,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if ":" in name:
         return _own_once(name)
     if name not in DATASETS:
-        raise ArgumentError(f"unknown data set {name!r}; known are: {', '.join(DATASETS)}")
+        raise ArgumentError(f"unknown data set {name!r}; {alternatives(name, DATASETS)}")
     return _load_once(name, data_dir)
 
 

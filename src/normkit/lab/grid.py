@@ -21,6 +21,7 @@ import torch
 from joblib import delayed
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .cells import SEARCHES, SECONDS_BETWEEN_LOOKS, Surroundings, forget_checkpoints, run_cell, write_log
 from .claim import Cell, Plan, Row
 from .claims import all_claims
@@ -149,7 +150,7 @@ def check_device(device: str) -> None:
         ArgumentError: unknown, or not there.
     """
     if device not in ("cpu", "cuda"):
-        raise ArgumentError(f"unknown device {device!r}; known are: cpu, cuda")
+        raise ArgumentError(f"unknown device {device!r}; {alternatives(device, ('cpu', 'cuda'))}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
 

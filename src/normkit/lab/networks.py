@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..errors import ArgumentError
 from ..layers.catalog import METHODS, create
+from ..spelling import alternatives
 
 __all__ = ["AlexNet", "DenseNetwork", "FourConvolutions", "LeNet5", "he_initialized", "known_norms", "norm_layer"]
 
@@ -37,7 +38,7 @@ def norm_layer(norm: str, num_features: int, dimensions: int) -> nn.Module:
     if norm == "none":
         return nn.Identity()
     if norm not in known_norms():
-        raise ArgumentError(f"unknown normalization {norm!r}; known are: {', '.join(known_norms())}")
+        raise ArgumentError(f"unknown normalization {norm!r}; {alternatives(norm, known_norms())}")
     return create(norm, num_features, dimensions)
 
 

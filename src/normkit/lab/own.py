@@ -5,7 +5,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError
+from ..spelling import nearest
 from .data import Dataset
 
 __all__ = ["build_network", "function_of", "is_own", "own_dataset", "searched", "source_digest"]
@@ -52,8 +52,8 @@ def function_of(name: str) -> Callable[..., Any]:
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
-        near = get_close_matches(attribute, [word for word in vars(module) if not word.startswith("_")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(attribute, [word for word in vars(module) if not word.startswith("_")])
+        hint = f"; did you mean {near}?" if near else ""
         raise ArgumentError(f'module = "{name}": {module_name} has no function {attribute}{hint}')
     function: Callable[..., Any] = found
     return function

@@ -18,11 +18,11 @@ Modules are looked for beside the file first.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .own import function_of, searched
 
 __all__ = ["SettingsFile", "read_settings"]
@@ -97,9 +97,7 @@ def read_settings(path: Path) -> SettingsFile:
 def _check_names(path: Path, what: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ArgumentError(f"--settings {path}: unknown {what}: {name}; {hint}known are: {', '.join(known)}")
+            raise ArgumentError(f"--settings {path}: unknown {what}: {name}; {alternatives(name, known)}")
 
 
 def _check_value(where: str, key: str, value: Any, kind: type) -> None:
@@ -110,7 +108,7 @@ def _check_value(where: str, key: str, value: Any, kind: type) -> None:
     if key in LEAST and not value >= LEAST[key]:
         raise ArgumentError(f"{where} = {value!r}: expected {LEAST[key]:g} or more")
     if key == "optimizer" and value not in OPTIMIZERS:
-        raise ArgumentError(f"{where} = {value!r}: known are: {', '.join(OPTIMIZERS)}")
+        raise ArgumentError(f"{where} = {value!r}: {alternatives(value, OPTIMIZERS)}")
 
 
 def _module(path: Path, content: Mapping[str, Any], table: str) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .checkpoints import begin
 from .data import Dataset
 from .processes import averaged, my_share, wrapped
@@ -193,4 +194,6 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
-    raise ArgumentError(f"unknown optimizer {settings.optimizer!r}; known are: adam, sgd")
+    raise ArgumentError(
+        f"unknown optimizer {settings.optimizer!r}; {alternatives(settings.optimizer, ('adam', 'sgd'))}"
+    )

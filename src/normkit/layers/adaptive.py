@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import functional
 from ..axes import position_axes
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..functional import checks
 from ..functional.adaptive import check_style
 from ..kernels.plain import samples as plain_samples
@@ -19,7 +19,8 @@ class AdaptiveInstanceNorm(Unscriptable):
     """Give ``(N, C, *)`` the mean and deviation of a style: one that is passed, or one that was set.
 
     The formula and every convention stand at :func:`normkit.functional.adaptive_instance_norm`. Nothing is learnt. The
-    style that was set is a buffer, mean 0 and deviation 1 at first, and is saved with the model.
+    style that was set is a buffer, mean 0 and deviation 1 at first, and is saved with the model. Without a style,
+    passed or set, the layer would be an instance norm, and refuses.
 
     Args:
         num_features: C, at least 1.
@@ -28,7 +29,7 @@ class AdaptiveInstanceNorm(Unscriptable):
         dtype: the type of the state.
 
     Raises:
-        ArgumentError: num_features or eps out of range.
+        ArgumentError: num_features or eps out of range; in the forward, no style.
 
     Example:
         >>> layer, content = AdaptiveInstanceNorm(1, eps=0.0), torch.tensor([[[1.0, 3.0]]])
@@ -45,6 +46,7 @@ class AdaptiveInstanceNorm(Unscriptable):
 
     style_mean: Tensor
     style_std: Tensor
+    _has_style: bool = False
 
     def __init__(
         self,
@@ -69,6 +71,8 @@ class AdaptiveInstanceNorm(Unscriptable):
         if caller is not None:
             self._check_input(input)
         if style is None:
+            if caller is not None and not self._has_style:
+                self._check_style()
             return functional.instance_norm(
                 input, None, None, self.style_std, self.style_mean, True, 0.0, self.eps, caller=caller
             )
@@ -88,6 +92,20 @@ class AdaptiveInstanceNorm(Unscriptable):
         mean, var = plain_samples.statistics(style, position_axes(style.dim()))
         self.style_mean.copy_(mean.flatten())
         self.style_std.copy_((var + self.eps).sqrt().flatten())
+        self._has_style = True
+
+    def _check_style(self) -> None:
+        """Refuse a forward without any style; buffers that were filled by hand or by a state dict are one."""
+        if self.style_mean.is_meta or checks.is_tracing() or torch.compiler.is_compiling():
+            return
+        if not self.style_mean.any() and bool((self.style_std == 1).all()):
+            checks.refuse(
+                ArgumentError,
+                "there is no style, and without one this is an instance norm; pass layer(input, style), keep one with "
+                "layer.set_style(style), or take normkit.InstanceNorm2d",
+                self,
+            )
+        self._has_style = True
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)

@@ -55,9 +55,10 @@ def resolve_num_features(num_features: int) -> int:
     try:
         size = operator.index(num_features)
     except TypeError:
-        kind = type(num_features).__name__
+        kind, given = type(num_features).__name__, num_features
+        whole = int(given) if isinstance(given, float) and given.is_integer() and given >= 1 else "C of (N, C, *)"
         raise ArgumentError(
-            f"num_features must be an integer, got {kind} {num_features!r}; pass num_features=3"
+            f"num_features must be an integer, got {kind} {given!r}; pass num_features={whole}"
         ) from None
     if isinstance(num_features, bool) or not 1 <= size < 2**63:
         bound = "at least 1" if size < 2 else "below 2**63"

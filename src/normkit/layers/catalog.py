@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .adaptive import AdaptiveInstanceNorm
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
@@ -263,8 +264,7 @@ def method(name: str) -> Method:
     for row in METHODS:
         if row.name == name:
             return row
-    known = ", ".join(row.name for row in METHODS)
-    raise ArgumentError(f"unknown normalization {name!r}; known are: {known}")
+    raise ArgumentError(f"unknown normalization {name!r}; {alternatives(name, [row.name for row in METHODS])}")
 
 
 def create(name: str, num_features: int, dimensions: int = 2) -> nn.Module:

@@ -10,6 +10,7 @@ from ..errors import ArgumentError
 from ..lab.claim import Claim
 from ..lab.sequential import LEVEL
 from ..lab.verdicts import Answer, Rule
+from ..spelling import alternatives
 
 __all__ = ["ENGLISH", "LANGUAGES", "Language", "confidence", "effect_in_words", "language", "rule_in_words", "signed"]
 
@@ -54,7 +55,7 @@ def language(code: str) -> Language:
         ArgumentError: it is not one of `LANGUAGES`.
     """
     if code not in LANGUAGES:
-        raise ArgumentError(f"--lang {code}: unknown language; known are: {', '.join(LANGUAGES)}")
+        raise ArgumentError(f"--lang {code}: unknown language; {alternatives(code, LANGUAGES)}")
     if code == ENGLISH.code:
         return ENGLISH
     table = tomllib.loads((files("normkit.report") / "languages" / f"{code}.toml").read_text(encoding="utf-8"))

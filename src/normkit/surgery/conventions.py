@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 
 __all__ = ["CONVENTIONS", "Convention"]
 
@@ -55,8 +56,8 @@ class Convention:
         ours = {theirs: word for word, theirs in self.settings.items()}
         unknown = sorted(set(given) - set(ours) - self.ignored)
         if unknown:
-            known = ", ".join(sorted((*ours, *self.ignored)))
-            raise ArgumentError(f"{self.name} has no setting {', '.join(unknown)}; known are {known}")
+            words = alternatives(unknown[0], sorted((*ours, *self.ignored)))
+            raise ArgumentError(f"{self.name} has no setting {', '.join(unknown)}; {words}")
         axis = given.get("axis")
         if isinstance(axis, (tuple, list)) and len(axis) > 1 and method != "layer":
             raise ArgumentError(f"axis is {axis}; only one channel axis can be ported")
@@ -82,7 +83,7 @@ class Convention:
         unknown = sorted(set(flat) - set(ours))
         if unknown:
             raise ArgumentError(
-                f"{', '.join(unknown)} is no array of {self.name}'s {method} layer; known are {', '.join(ours)}"
+                f"{', '.join(unknown)} is no array of {self.name}'s {method} layer; {alternatives(unknown[0], ours)}"
             )
         arrays = {ours[name]: _as_array(name, value) for name, value in flat.items() if value is not None}
         if ("mean" in arrays) != ("var" in arrays):

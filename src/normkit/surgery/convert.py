@@ -15,6 +15,7 @@ from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
 from ..layers import SyncBatchNorm
+from ..spelling import alternatives
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, dimensions_of
 from .convert_layers import Rebuild, carried, rebuilt
 from .freeze import freeze
@@ -131,7 +132,7 @@ def convert(
     BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
     if to not in KINDS:
-        raise ArgumentError(f"to={to!r}; allowed are {', '.join(KINDS)}")
+        raise ArgumentError(f"to={to!r} is no form of a layer; {alternatives(to, KINDS)}")
     if groups is not None and to != "group":
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
     given, wrapping = unwrapped(model)

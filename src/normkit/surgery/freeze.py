@@ -12,6 +12,7 @@ from ..anatomy.evidence import bare_copy, sample_input
 from ..anatomy.frozen import Frozen, frozen_class, remember, thaw
 from ..anatomy.select import Where
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .record import Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
@@ -63,7 +64,7 @@ def freeze(
     : statistics=running, buffers still, affine still)
     """
     if statistics not in ("running", "batch"):
-        raise ArgumentError(f"statistics={statistics!r}; allowed are 'running' and 'batch'")
+        raise ArgumentError(f"statistics={statistics!r}; {alternatives(statistics, ('running', 'batch'))}")
     chosen, refused = [], {}
     for layer in norm_layers(model, where):
         reason = _reason_against(layer, statistics, track)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy import norm_layers
 from ..errors import ArgumentError, ShapeError
+from ..spelling import alternatives
 from .conventions import CONVENTIONS, Convention
 
 __all__ = ["Ported", "port_state"]
@@ -87,7 +88,7 @@ def port_state(
     else:
         giving = _convention("source", source)
     if method not in giving.names:
-        raise ArgumentError(f"method is {method!r}; ported are {', '.join(giving.names)}")
+        raise ArgumentError(f"method is {method!r}; {alternatives(method, giving.names)}")
     given = giving.read_settings(method, settings or {})
     arrays = giving.read_state(method, state)
     _check_shapes(arrays)
@@ -144,7 +145,7 @@ def _values(tensor: Tensor, of_layers: bool) -> Tensor:
 
 def _convention(role: str, name: str | None) -> Convention:
     if name is None or name not in CONVENTIONS:
-        raise ArgumentError(f"{role} is {name!r}; known are {', '.join(CONVENTIONS)}")
+        raise ArgumentError(f"{role} is {name!r}; {alternatives(name, CONVENTIONS)}")
     return CONVENTIONS[name]
 
 

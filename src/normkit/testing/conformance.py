@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from . import forward, learning, state
 from .contracts import CONTRACTS
 from .report import Finding, Report
@@ -42,7 +43,7 @@ def check_norm_layer(
     method: str = "batch",
     *,
     channels: int = 6,
-    dimensions: int = 2,
+    dimensions: int | None = None,
 ) -> Report:
     """Run a layer through the contract of its method, and say what deviates and which convention it seems to follow.
 
@@ -55,7 +56,7 @@ def check_norm_layer(
             masked one with a mask, as second argument.
         channels: C of the inputs.
         dimensions: how many spatial dimensions the inputs have; instance, adaptive and local response normalization
-            need one.
+            need one. Left out, it is what the layer's ``normalized_shape`` says, where it has one, and otherwise 2.
 
     Returns:
         The findings, the checks that passed, and those that do not apply.
@@ -66,15 +67,20 @@ def check_norm_layer(
     Example:
         >>> from normkit import BatchNorm2d
         >>> report = check_norm_layer(BatchNorm2d)
-        >>> report.conforms, len(report.passed)
+        >>> report.conforms, len(report.passed_checks)
         (True, 18)
     """
     if method not in CONTRACTS:
-        known = ", ".join(sorted(CONTRACTS))
         raise ArgumentError(
-            f"method is {method!r}; there is a contract for {known}. Weights have none: they are no layer"
+            f"there is no contract for the method {method!r}; {alternatives(method, sorted(CONTRACTS))}. Weights have "
+            "none: they are no layer"
         )
-    subject = Subject(source=layer_or_factory, method=method, channels=channels, dimensions=dimensions)
+    subject = Subject(
+        source=layer_or_factory,
+        method=method,
+        channels=channels,
+        dimensions=_dimensions(layer_or_factory, channels) if dimensions is None else dimensions,
+    )
     checks, skipped = _choose(subject)
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -84,9 +90,17 @@ def check_norm_layer(
         layer=repr(subject.build()).partition("\n")[0],
         method=method,
         findings=tuple(findings),
-        passed=tuple(name for name in checks if name not in failed),
+        passed_checks=tuple(name for name in checks if name not in failed),
         skipped=skipped,
     )
+
+
+def _dimensions(source: nn.Module | Callable[[int], nn.Module], channels: int) -> int:
+    """Return how many dimensions follow the channels in the inputs that a layer is made for."""
+    layer = source if isinstance(source, nn.Module) else source(channels)
+    shape = getattr(layer, "normalized_shape", None)
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    return 2 if shape is None else len(sizes) - 1
 
 
 def _choose(subject: Subject) -> tuple[dict[str, Check], dict[str, str]]:

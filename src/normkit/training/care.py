@@ -12,6 +12,7 @@ from ..anatomy.programs import unwrapped
 from ..anatomy.select import Where
 from ..doctor import Diagnosis, Ledger, watch
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from ..surgery import Recalibration, freeze, recalibrate
 
 __all__ = ["Care", "Moment"]
@@ -144,8 +145,11 @@ def check_moments(moments: Collection[Moment]) -> None:
         ArgumentError: a word is none, or one word was given for a collection of them.
     """
     known = get_args(Moment)
-    if isinstance(moments, str) or not set(moments) <= set(known):
-        raise ArgumentError(f"recalibrate={moments!r}; allowed is a tuple of {', '.join(map(repr, known))}")
+    if isinstance(moments, str):
+        raise ArgumentError(f"recalibrate={moments!r} is one word; give a tuple, such as recalibrate=('end',)")
+    for moment in moments:
+        if moment not in known:
+            raise ArgumentError(f"recalibrate= names the moment {moment!r}; {alternatives(moment, known)}")
 
 
 class _Few:

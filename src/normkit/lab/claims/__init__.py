@@ -5,6 +5,7 @@ import pkgutil
 from functools import lru_cache
 
 from ...errors import ArgumentError
+from ...spelling import alternatives
 from ..claim import Claim
 
 __all__ = ["all_claims", "get_claim"]
@@ -31,4 +32,4 @@ def get_claim(claim_id: str) -> Claim:
     for claim in all_claims():
         if claim.id == claim_id:
             return claim
-    raise ArgumentError(f"unknown claim {claim_id!r}; known are: {', '.join(claim.id for claim in all_claims())}")
+    raise ArgumentError(f"unknown claim {claim_id!r}; {alternatives(claim_id, [claim.id for claim in all_claims()])}")
