@@ -38,6 +38,7 @@ check: .venv/check.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright --project tests/user_types --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 clean:

@@ -30,5 +30,5 @@ def nearest(given: object, known: Iterable[str]) -> str:
     if not isinstance(given, str):
         return ""
     folded = {name.lower(): name for name in reversed(list(known))}
-    close = difflib.get_close_matches(given.lower(), folded, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(given.lower(), folded, n=1, cutoff=0.7)
     return folded[close[0]] if close else ""

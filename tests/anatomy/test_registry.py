@@ -220,14 +220,14 @@ def test_a_registration_that_is_untrue_is_told(fresh, wrong, words):
     [
         (3, {}, "is none"),
         (torch.relu, {}, "is none"),
-        (Odd, {"method": "masked"}, "registered can be batch, sync"),
-        (Odd, {"gamma": "g"}, "has no gamma; known are bias"),
+        (Odd, {"method": "masked"}, "known are: batch, sync"),
+        (Odd, {"gamma": "g"}, "has no gamma; known are: bias"),
         (Odd, {"weight": 3}, "name of an attribute"),
         (Odd, {"eps": ()}, "name of an attribute or a number"),
         (Odd, {"unbiased": "no"}, "True or False"),
         (Odd, {"tail": "act"}, "names of attributes"),
-        (Odd, {"weight_is": "2 * weight"}, "allowed are 'weight'"),
-        (Odd, {"over": "space"}, "allowed are 'last'"),
+        (Odd, {"weight_is": "2 * weight"}, "Known are: weight"),
+        (Odd, {"over": "space"}, "known are: last"),
     ],
 )
 def test_a_registration_that_cannot_be_read_is_refused(cls, said, words):

@@ -129,7 +129,7 @@ def test_an_interrupted_run_keeps_what_was_measured(normkit, tmp_path, monkeypat
 
     monkeypatch.setattr(measuring, "measure_row", measure_row)
     code, out, err = normkit(*QUICK, "--json", path)
-    assert code == 1
+    assert code == 130
     assert "Interrupted; what was measured is kept." in err
     assert "2x3x5x7" in out
     document = json.loads(path.read_text())
@@ -154,13 +154,16 @@ def test_what_is_measured_is_written_now_and_then(normkit, tmp_path, monkeypatch
 
 
 MISUSE = {
-    "unknown-set": (["--shapes", "resnet51"], "--shapes: unknown 'resnet51'; known are: edge"),
+    "unknown-set": (["--shapes", "resnet51"], "--shapes: unknown 'resnet51'; did you mean 'resnet50'? Known are: edge"),
     "threads-zero": (["--threads", "0"], "--threads 0: expected 1 or more"),
     "no-seconds": (["--seconds", "0"], "--seconds 0.0: expected more than 0"),
     "json-nowhere": (["--json", "absent/rows.json"], "expected a file in a folder that exists"),
     "files-alone": (["rows.json"], "files are read with --summary"),
     "summary-of-nothing": (["--summary"], "--summary needs files"),
-    "unknown-part": (["--only", "row"], "--only: unknown 'row'; known are: rows, training, imports"),
+    "unknown-part": (
+        ["--only", "row"],
+        "--only: unknown 'row'; did you mean 'rows'? Known are: rows",
+    ),
     "choices-for-training": (["--only", "training", "--dtype", "float32"], "leaves the rows out"),
 }
 

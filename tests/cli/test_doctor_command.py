@@ -127,7 +127,7 @@ def test_a_pickle_is_named_in_one_line_and_not_run(doctor, tmp_path):
 
 
 MISUSE = {
-    "unknown-demo": (["demo:stail"], "unknown demo 'stail'; known are stale"),
+    "unknown-demo": (["demo:stail"], "unknown demo 'stail'; did you mean 'stale'? Known are: stale"),
     "no-target": ([], "Missing argument"),
     "no-module": (["absent_module:build"], "no module named 'absent_module'"),
     "no-name": (["doctor_models:built"], "did you mean"),
@@ -136,7 +136,7 @@ MISUSE = {
     "damaged": (["damaged.safetensors"], "damaged.safetensors: not a readable safetensors file"),
     "batches-zero": (["demo:forgotten", "--batches", "0"], "--batches 0: expected 1 or more"),
     "weights-of-demo": (["demo:forgotten", "--weights", "state.pt"], "the state does not fit the model"),
-    "unknown-data": (["doctor_models:build", "--data", "mnist"], "'mnist'; known are"),
+    "unknown-data": (["doctor_models:build", "--data", "mnist"], "'mnist'; known are:"),
     "data-no-batches": (["doctor_models:build", "--data", "doctor_models:number"], "something to iterate over"),
     "data-unfit": (["doctor_models:narrow", "--data", "doctor_models:batches"], "the model fails on the data: Runtime"),
     "state-and-data": (["state.pt", "--data", "digits"], "name the model with --weights"),
@@ -160,7 +160,7 @@ def test_the_command_runs_as_a_program():
         [sys.executable, "-m", "normkit", "doctor", "demo:nope"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "known are stale" in done.stderr
+    assert "nown are: stale" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["stale", "forgotten", "short-window", "poisoned"])

@@ -170,7 +170,7 @@ def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(whole, command, tmp_p
             process.wait(0.01)
     os.killpg(process.pid, signal.SIGINT)
     out_text, err_text = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert out_text == ""
     assert "Interrupted. 0 of 4 cells are done" in err_text
     assert "the same command goes on" in err_text

@@ -15,10 +15,16 @@ MISUSE = {
     "unknown-subcommand": (["lab", "rnu"], "No such command 'rnu'"),
     "unknown-option": (["lab", "run", "convergence", "--seed", "3"], "--seed"),
     "no-claim": (["lab", "run"], "Missing argument"),
-    "unknown-claim": (["lab", "run", "convergense"], "unknown claim 'convergense'; known are: convergence"),
+    "unknown-claim": (
+        ["lab", "run", "convergense"],
+        "unknown claim 'convergense'; did you mean 'convergence'? Known",
+    ),
     "all-and-more": (["lab", "run", "all", "convergence"], "unknown claim 'all'; known are: convergence"),
     "unknown-data": (["lab", "run", "convergence", "--data", "mnist"], "'mnist'; known are: digits, fashion-mnist"),
-    "unknown-norm": (["lab", "run", "convergence", "--norms", "none,bach"], "'bach'; known are: none, batch"),
+    "unknown-norm": (
+        ["lab", "run", "convergence", "--norms", "none,bach"],
+        "'bach'; did you mean 'batch'?",
+    ),
     "norm-twice": (["lab", "run", "convergence", "--norms", "none,none"], "each only once"),
     "no-norm": (["lab", "run", "convergence", "--norms", ""], "unknown normalization ''"),
     "seeds-zero": (["lab", "run", "convergence", "--seeds", "0"], "--seeds 0: expected 1 or more"),

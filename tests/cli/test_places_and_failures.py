@@ -182,8 +182,8 @@ FAILURES = {
     "data": (("recalibrate", "failing_app:build", "--data", "failing_app:fails"), 2, "ZeroDivisionError: no model"),
     "loader": (("recalibrate", "failing_app:build", "--data", "failing_app:half"), 2, "LookupError: lost"),
     "leaves": (("convert", "failing_app:leaves", "--to", "normkit"), 2, "SystemExit: 0"),
-    "interrupted": (("convert", "failing_app:interrupted", "--to", "normkit"), 1, "interrupted"),
-    "shape": (("fold", "failing_app:build", "--shape", "1,4,8,8"), 1, "to have 3 channels"),
+    "interrupted": (("convert", "failing_app:interrupted", "--to", "normkit"), 130, "interrupted"),
+    "shape": (("fold", "failing_app:build", "--shape", "1,4,8,8"), 2, "--shape 1,4,8,8: the model fails on it"),
 }
 
 
@@ -193,7 +193,7 @@ def test_code_of_the_users_that_fails_is_one_line_and_a_place(app, normkit, name
     code, out, err = normkit(*words, "--out", "a.pt")
     assert (code, out, err.count("\n")) == (expected, "", 1), err
     assert why in err
-    if expected == 2:
+    if expected == 2 and name != "shape":
         assert "_app.py, line" in err
     assert not (app / "a.pt").exists()
 
@@ -207,6 +207,16 @@ def test_a_traceback_is_shown_to_those_who_ask(app, normkit, monkeypatch):
     monkeypatch.setenv("NORMKIT_TRACEBACK", "1")
     _, _, err = normkit("fold", "failing_app:fails", "--shape", "1,3,8,8", "--out", "a.pt")
     assert "Traceback (most recent call last)" in err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_option_shows_the_line_first_and_then_the_traceback(app, normkit, before):
+    words = ["fold", "failing_app:fails", "--shape", "1,3,8,8", "--out", "a.pt"]
+    code, out, err = normkit(*(["--traceback", *words] if before else [*words, "--traceback"]))
+    assert (code, out) == (2, "")
+    assert err.startswith("normkit: ZeroDivisionError")
+    assert err.split("\n")[1] == "Traceback (most recent call last):"
+    assert 'raise ZeroDivisionError("no model' in err
 
 
 NAME = "\x1b[31mred\u202e.running_mean"

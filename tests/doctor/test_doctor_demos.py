@@ -53,7 +53,7 @@ def test_every_demo_is_expected():
 
 
 def test_build_refuses_an_unknown_demo():
-    with pytest.raises(ArgumentError, match=r"unknown demo 'stail'; known are stale, forgotten"):
+    with pytest.raises(ArgumentError, match=r"unknown demo 'stail'; did you mean 'stale'. Known are: stale, forgotten"):
         build("stail")
 
 

@@ -55,7 +55,7 @@ def test_lenet_takes_every_norm_of_the_catalog(norm):
 
 
 def test_unknown_norm_lists_the_known_ones():
-    with pytest.raises(ArgumentError, match="'bach'; known are: none, batch"):
+    with pytest.raises(ArgumentError, match=r"'bach'; did you mean 'batch'. Known are: none, batch"):
         norm_layer("bach", 3, dimensions=2)
 
 
@@ -146,5 +146,5 @@ def test_training_refuses_a_batch_larger_than_the_data(small):
 
 
 def test_training_refuses_an_unknown_optimizer(small):
-    with pytest.raises(ArgumentError, match="'adamm'; known are: adam, sgd"):
+    with pytest.raises(ArgumentError, match=r"'adamm'; did you mean 'adam'. Known are: adam, sgd"):
         trained(small, 0, TrainingSettings(epochs=1, batch_size=32, optimizer="adamm", learning_rate=0.1))

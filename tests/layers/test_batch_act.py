@@ -125,5 +125,5 @@ def test_requested_backend_that_cannot_serve_is_refused_with_the_reason(x):
 
 
 def test_unknown_activation_is_refused():
-    with pytest.raises(ArgumentError, match=r"unknown activation 'gelu'; known are: relu, relu6"):
+    with pytest.raises(ArgumentError, match=r"unknown activation 'gelu'; did you mean 'relu'. Known are: relu, relu6"):
         normkit.BatchNormAct2d(3, activation="gelu")

@@ -211,9 +211,9 @@ def test_what_changed_is_said():
 
 
 REFUSED = [
-    (lambda s: port_state(s, source="caffe", target="torch"), ArgumentError, "known are torch, keras, flax, onnx"),
+    (lambda s: port_state(s, source="caffe", target="torch"), ArgumentError, "known are: torch, keras, flax, onnx"),
     (lambda s: port_state(s, source="keras", target="tf"), ArgumentError, "target is 'tf'"),
-    (lambda s: port_state(s, source="keras", target="torch", method="rms"), ArgumentError, "ported are batch, layer"),
+    (lambda s: port_state(s, source="keras", target="torch", method="rms"), ArgumentError, "known are: batch, layer"),
     (lambda s: port_state(s, source="torch", target="keras"), ArgumentError, "is no array of torch's batch layer"),
     (
         lambda s: port_state(s, source="keras", target="torch", settings={"eps": 1e-3}),

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..kernels.dispatch import Activation
 from ..layers import SyncBatchNorm
 from ..layers.batch import _BatchNorm
 from ..layers.catalog import METHODS
@@ -71,11 +72,11 @@ def _by_name(name: str, parameter: Any) -> nn.Module | Callable[[Tensor], Tensor
     return found
 
 
-_FUSED: Mapping[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+_FUSED: Mapping[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
 _SLOPE = 0.01  # of the leaky ReLU that the kernels know
 
 
-def fused_activation(module: nn.Module) -> str | None:
+def fused_activation(module: nn.Module) -> Activation | None:
     """Name the activation that a module is, if the fused kernels know it and no hook sees it.
 
     >>> fused_activation(nn.ReLU(inplace=True)), fused_activation(nn.LeakyReLU(0.2)), fused_activation(nn.GELU())

@@ -1,7 +1,8 @@
 """The command line: parse, call, print.
 
-Exit codes: 0 done; 2 misuse, with one line that says what is allowed; 1 anything else. A user's mistake, code of the
-user's that fails, a full disk or a damaged file never ends in a traceback; NORMKIT_TRACEBACK=1 shows it.
+Exit codes: 0 done; 2 misuse, with one line that says what is allowed; 130 interrupted by Ctrl-C; 1 anything else. A
+user's mistake, code of the user's that fails, a full disk or a damaged file never ends in a traceback; ``--traceback``,
+or NORMKIT_TRACEBACK=1, shows it after the line.
 """
 
 import contextlib
@@ -17,6 +18,9 @@ from ..printable import printable
 __all__ = ["main"]
 
 VARIABLE = "NORMKIT_TRACEBACK"
+OPTION = "--traceback"
+COMPLETION = "_NORMKIT_COMPLETE"
+INTERRUPTED = 130  # as a shell says of a command that Ctrl-C ended
 
 # What the command line and the laboratory need beyond the library itself.
 EXTRA_MODULES = frozenset(
@@ -44,9 +48,28 @@ def main() -> None:
 def _run() -> int:
     """Call the command and turn what may go wrong into one line and a code."""
     try:
-        from .app import call
+        code = _call()
+    except BaseException as error:
+        code = _explained(error)
+        if _wants_traceback() and not isinstance(error, BrokenPipeError):
+            traceback.print_exception(error)
+    return code
 
-        return call()
+
+def _call() -> int:
+    from .app import call
+
+    return call([word for word in sys.argv[1:] if word != OPTION])
+
+
+def _wants_traceback() -> bool:
+    return OPTION in sys.argv or bool(os.environ.get(VARIABLE))
+
+
+def _explained(failure: BaseException) -> int:
+    """Say in one line what went wrong, and return the exit code."""
+    try:
+        raise failure
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA_MODULES:
             return _tell(error)
@@ -61,19 +84,20 @@ def _run() -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", 1)
+    except SystemExit as error:
+        # A shell that asks for completions is answered and left; a function of the user's has no business to leave.
+        return 0 if COMPLETION in os.environ else _tell(error)
     except KeyboardInterrupt:
-        return _complain("interrupted; no file was left half written", 1)
-    except (Exception, SystemExit) as error:
+        return _complain("interrupted; no file was left half written", INTERRUPTED)
+    except Exception as error:
         return _tell(error)
 
 
 def _tell(error: BaseException) -> int:
     """Say in one line what failed that was not foreseen, most often a function of the user's, and where."""
-    if os.environ.get(VARIABLE):
-        traceback.print_exception(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_the_users(frame.filename)]
     place = f", in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
-    return _complain(f"{type(error).__name__}: {error}{place} ({VARIABLE}=1 shows more)", 2 if frames else 1)
+    return _complain(f"{type(error).__name__}: {error}{place} ({OPTION} shows more)", 2 if frames else 1)
 
 
 def _is_the_users(file: str) -> bool:

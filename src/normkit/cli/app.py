@@ -9,25 +9,23 @@ from .. import __version__
 from ..errors import ArgumentError
 from .bench import bench
 from .doctor import doctor
+from .examples import explained
 from .lab import lab
 from .surgery import add_commands
-from .terminal import echo
+from .terminal import INTERRUPTED, TOLD_INTERRUPT, echo
 
 __all__ = ["app", "call"]
-
-_INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
 
 app = typer.Typer(
     name="normkit",
     help="Batch normalization and its family: a doctor and surgery for models, experiments with verdicts, benchmarks.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab, name="lab")
-app.command("doctor")(doctor)
-app.command("bench")(bench)
+app.command("doctor", cls=explained("doctor"))(doctor)
+app.command("bench", cls=explained("bench"))(bench)
 add_commands(app)
 
 
@@ -35,6 +33,11 @@ add_commands(app)
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    trace: Annotated[
+        bool,
+        # Taken off the command line before it is parsed, wherever it stands: see normkit.cli.
+        typer.Option("--traceback", help="After the line that says what failed, print where; with any command."),
+    ] = False,
 ) -> None:
     """Batch normalization and its family: a doctor and surgery for models, experiments with verdicts, benchmarks."""
     if version:
@@ -43,16 +46,16 @@ def root(
         echo(context.get_help())
 
 
-def call() -> int:
-    """Parse the arguments, run the command and return its exit code.
+def call(arguments: list[str] | None = None) -> int:
+    """Parse the arguments, those of the process if none are given, run the command and return its exit code.
 
     Raises:
         ArgumentError: the arguments cannot be parsed.
     """
     try:
-        code = app(prog_name="normkit", standalone_mode=False)
+        code = app(arguments, prog_name="normkit", standalone_mode=False)
     except TyperException as error:
         raise ArgumentError(f"{error.format_message()} Try `normkit --help`.") from error
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
         raise KeyboardInterrupt
-    return int(code or 0)
+    return INTERRUPTED if code == TOLD_INTERRUPT else int(code or 0)

@@ -14,7 +14,7 @@ import typer
 from ..errors import ArgumentError
 from ..files import check_place
 from ..spelling import alternatives
-from .terminal import echo
+from .terminal import TOLD_INTERRUPT, echo
 
 if TYPE_CHECKING:
     from ..bench.shapes import Row
@@ -79,7 +79,7 @@ def bench(
         bool, typer.Option("--summary", help="Print the Markdown summary of files that --json wrote.")
     ] = False,
 ) -> None:
-    """Time batch normalization beside torch's, each kernel checked first. Exit code 1: wrong kernel, or interrupted."""
+    """Time batch normalization beside torch's, each kernel checked first. Exit code 1: wrong kernel."""
     if summary:
         _summarize(files or [])
         return
@@ -159,6 +159,7 @@ def _run(rows: "list[Row]", settings: dict[str, Any], threads: int | None, json_
             _fill(document, rows, keep)
         except KeyboardInterrupt:
             echo("Interrupted; what was measured is kept.", err=True)
+            return TOLD_INTERRUPT
         finally:
             keep()
             print_document(document)

@@ -12,7 +12,7 @@ from ..anatomy.states import SUFFIXES
 from ..errors import ArgumentError, DataError
 from ..files import check_place, write_atomically
 from ..printable import printable
-from .inputs import named_batches, patient
+from .inputs import UNFIT, named_batches, patient
 from .terminal import echo
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}
-
-# What models raise on data that they were not made for.
-_UNFIT = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
 def doctor(
@@ -86,7 +83,7 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
         )
     except ArgumentError:
         raise
-    except _UNFIT as error:
+    except UNFIT as error:
         if given is None:
             raise
         raise ArgumentError(f"the model fails on the data: {type(error).__name__}: {error}") from error

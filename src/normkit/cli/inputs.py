@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError
+from ..spelling import nearest
 
 if TYPE_CHECKING:
     from ..doctor.demos import Patient
 
-__all__ = ["named_batches", "patient"]
+__all__ = ["UNFIT", "named_batches", "patient"]
 
 _BATCH_SIZE = 64
+# What models raise on data that they were not made for.
+UNFIT = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
 def patient(target: str, weights: Path | None) -> "Patient":
@@ -25,13 +28,16 @@ def patient(target: str, weights: Path | None) -> "Patient":
 
     from ..anatomy.states import load_weights, read_state
     from ..anatomy.targets import load_target
-    from ..doctor.demos import Patient, build
+    from ..doctor.demos import DEMOS, Patient, build
 
     if target.startswith("demo:"):
         made = build(target.removeprefix("demo:"))
         if weights is not None and isinstance(made.model, nn.Module):
             load_weights(made.model, read_state(weights))
         return made
+    demo = nearest(target, [demo.name for demo in DEMOS])
+    if demo and not Path(target).suffix and ":" not in target:
+        raise ArgumentError(f"{target!r} is no package.module:factory and no state file; did you mean demo:{demo}?")
     loaded = load_target(target, weights)
     return Patient(model=loaded.state if loaded.model is None else loaded.model, batches=None)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ArgumentError
+from .examples import explained
 from .lab_run import Run, run_and_report
 from .terminal import echo
 
@@ -26,7 +27,7 @@ def root(context: typer.Context) -> None:
         echo(context.get_help())
 
 
-@lab.command("list")
+@lab.command("list", cls=explained("lab list"))
 def list_claims(as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False) -> None:
     """List the claims that can be run."""
     from ..lab.claims import all_claims
@@ -38,9 +39,19 @@ def list_claims(as_json: Annotated[bool, typer.Option("--json", help="One JSON a
         print_claims(all_claims())
 
 
-@lab.command("run")
+def _completed(incomplete: str) -> list[str]:
+    """Return the claims that begin so, for a shell."""
+    from ..lab.claims import all_claims
+
+    return [claim.id for claim in all_claims() if claim.id.startswith(incomplete)]
+
+
+@lab.command("run", cls=explained("lab run"))
 def run_claims(
-    claims: Annotated[list[str], typer.Argument(metavar="CLAIM...|all", help="Ids from `normkit lab list`.")],
+    claims: Annotated[
+        list[str],
+        typer.Argument(metavar="CLAIM...|all", help="Ids from `normkit lab list`.", autocompletion=_completed),
+    ],
     data: Annotated[
         str | None, typer.Option(help="digits, fashion-mnist or cifar-100; the claim's own choice if left out.")
     ] = None,
@@ -107,7 +118,7 @@ def run_claims(
     raise typer.Exit(run_and_report(todo))
 
 
-@lab.command("report")
+@lab.command("report", cls=explained("lab report"))
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `normkit lab run` wrote.")],
     lang: Annotated[str, typer.Option(help="The report's language: en or zh.")] = "en",
@@ -121,7 +132,7 @@ def report(
     print_entries(write_report(folder, chosen), folder, chosen)
 
 
-@lab.command("compare")
+@lab.command("compare", cls=explained("lab compare"))
 def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="A", help="A folder that `normkit lab run` wrote.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],

@@ -2,13 +2,24 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from ..lab import charts
 from ..lab.claim import Claim
@@ -29,17 +40,27 @@ COLOURS = {
 }  # fmt: skip
 
 
+class _Left(ProgressColumn):
+    """The time left, once an epoch has told how long one takes."""
+
+    def render(self, task: Task) -> Text:
+        """Write the column."""
+        if task.time_remaining is None:
+            return Text("time left: after the first epochs")
+        return Text(f"{timedelta(seconds=round(task.time_remaining))} left")
+
+
 class RunProgress:
     """A bar over all epochs with the time left and counts of claims and cells; lines where there is no terminal."""
 
     def __init__(self) -> None:
         self.console = Terminal(stderr=True)
+        # Until the data are read and the folder is looked through nothing can be counted, and nothing is.
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"),
-            TextColumn("{task.fields[cells]},"), TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(),
-            TextColumn("left"), console=self.console, disable=not self.console.is_terminal,
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console,
+            disable=not self.console.is_terminal,
         )  # fmt: skip
-        self.task = self.progress.add_task("starting", total=None, cells="")
+        self.task = self.progress.add_task("reading data and results", total=None, cells="")
         self.cells: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
 
@@ -61,7 +82,13 @@ class RunProgress:
                 nothing = "; nothing is left to run" if event.done == event.steps else ""
                 self.console.print(f"{event.done} of {event.steps} epochs were done before{nothing}")
             self.cells, self.left = Counter(event.cells), Counter(event.left)
-            self.progress.update(self.task, total=event.steps, completed=event.done, cells=self._counts())
+            self.progress.columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"),
+                TextColumn("{task.fields[cells]},"), TimeElapsedColumn(), TextColumn("so far,"), _Left(),
+            )  # fmt: skip
+            self.progress.update(
+                self.task, total=event.steps, completed=event.done, cells=self._counts(), description="starting"
+            )
         elif event.kind == "epoch":
             self.progress.update(self.task, advance=1, description=escape(event.cell))
         elif event.kind == "cell":
@@ -94,7 +121,8 @@ def print_entries(entries: Sequence[Entry], folder: Path, lang: Language = ENGLI
         for table in entry.shown:
             if isinstance(table, charts.Table):
                 console.print(_table(table))
-        console.print(_verdict(entry, lang), soft_wrap=True)
+        # In a terminal broken between words; a pipe gets each line whole.
+        console.print(_verdict(entry, lang), soft_wrap=not console.is_terminal)
     console.print(f"{lang.say('Report')}: {escape(str(folder / 'report.html'))}", soft_wrap=True, highlight=False)
 
 

@@ -50,6 +50,7 @@ def run_and_report(todo: Run) -> int:
     from ..report.language import language
     from ..report.page import write_report
     from .lab_display import RunProgress, print_entries, print_interrupted
+    from .terminal import TOLD_INTERRUPT
 
     if todo.tensorboard is not None:
         check_tensorboard()
@@ -61,7 +62,7 @@ def run_and_report(todo: Run) -> int:
             _run(todo, progress)
     except KeyboardInterrupt:
         print_interrupted(todo.folder, sum(len(plan.cells()) for plan in todo.plans))
-        return 1
+        return TOLD_INTERRUPT
     chosen = language(todo.lang)
     entries = write_report(todo.folder, chosen)
     _write_tensorboard(todo)

@@ -1,12 +1,13 @@
 """``normkit recalibrate|fold|convert|repair``: change a model or a state file, and write the result."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..errors import ArgumentError
-from .inputs import named_batches, patient
+from .examples import explained
+from .inputs import UNFIT, named_batches, patient
 from .terminal import echo
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..doctor.demos import Patient
     from ..surgery import Record
+    from ..surgery.convert_classes import Kind
 
 __all__ = ["add_commands"]
 
@@ -36,7 +38,7 @@ Shape = Annotated[str | None, typer.Option(help="Shape of a random example, such
 def add_commands(app: typer.Typer) -> None:
     """Put the commands under ``normkit``."""
     for command in (recalibrate, fold, convert, repair):
-        app.command(command.__name__)(command)
+        app.command(command.__name__, cls=explained(command.__name__))(command)
 
 
 def recalibrate(
@@ -107,7 +109,13 @@ def convert(
     sick = patient(target, weights)
     example = None if shape is None and _batches(sick, data) is None else _example(sick, shape, data)
     record = operate(
-        _model(sick, target), to, example, where=where or None, groups=groups, call=sick.call, tolerance=tolerance
+        _model(sick, target),
+        cast("Kind", to),
+        example,
+        where=where or None,
+        groups=groups,
+        call=sick.call,
+        tolerance=tolerance,
     )
     _write_state(record, record.model.state_dict(), out, force)
 
@@ -162,7 +170,26 @@ def _example(sick: "Patient", shape: str | None, data: str | None) -> Any:
     sizes = shape.split(",")
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise ArgumentError(f"--shape {shape}: whole numbers with commas between them, such as 1,3,224,224")
-    return torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))
+    example = torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))
+    _check_fit(sick, example, shape)
+    return example
+
+
+def _check_fit(sick: "Patient", example: Any, shape: str) -> None:
+    """Run the model once, so that a shape that it does not take is told as such."""
+    import torch
+    from torch import nn
+
+    from ..anatomy import preserved, run
+
+    if isinstance(sick.model, nn.Module):
+        with preserved(sick.model), torch.no_grad():
+            sick.model.eval()
+            try:
+                run(sick.model, example, sick.call)
+            except UNFIT as error:
+                said = f"--shape {shape}: the model fails on it: {type(error).__name__}: {error}"
+                raise ArgumentError(said) from error
 
 
 def _check_out(out: Path, force: bool, *, programs: bool = False) -> None:
@@ -176,14 +203,14 @@ def _check_out(out: Path, force: bool, *, programs: bool = False) -> None:
     check_place(out, force=force, said="--out")
 
 
-def _write_state(record: "Record", state: Any, out: Path, force: bool) -> None:
+def _write_state(record: "Record[Any]", state: Any, out: Path, force: bool) -> None:
     from ..anatomy.states import write_state
 
     write_state(out, state, force=force)
     echo(f"{record}\nwrote {out}")
 
 
-def _write_program(record: "Record", example: Any, out: Path, force: bool) -> None:
+def _write_program(record: "Record[Any]", example: Any, out: Path, force: bool) -> None:
     """Write what runs without the model's code: torch.export's form, or ONNX."""
     from ..files import write_atomically
     from ..surgery.program import write_onnx, write_pt2

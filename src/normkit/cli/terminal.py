@@ -9,7 +9,11 @@ from rich.segment import Segment
 
 from ..printable import printable
 
-__all__ = ["Terminal", "echo"]
+__all__ = ["INTERRUPTED", "TOLD_INTERRUPT", "Terminal", "echo"]
+
+INTERRUPTED = 130
+# What a command returns that was interrupted and has said itself what is kept; the process leaves with 130.
+TOLD_INTERRUPT = -INTERRUPTED
 
 
 def echo(text: str, *, err: bool = False, colour: str | None = None) -> None:

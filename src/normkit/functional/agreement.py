@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SyncError
+from ..kernels.dispatch import Activation
 from .exchange import Exchange
 
 __all__ = ["BACKWARD", "DTYPES", "FORWARD", "SECOND", "SyncCall", "bring", "check_heads"]
@@ -25,7 +26,7 @@ class SyncCall:
 
     exchange: Exchange
     eps: float
-    activation: str | None
+    activation: Activation | None
     words: str
     number: float
 

@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from ..axes import values_per_channel
 from ..errors import ArgumentError, BackendError, NormkitError, ShapeError
 from ..kernels import dispatch
+from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated
 from . import checks
@@ -36,7 +37,7 @@ def batch_norm(
     *,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     residual: Tensor | None = None,
     inplace: bool = False,
     caller: nn.Module | None = None,

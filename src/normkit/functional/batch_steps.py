@@ -39,6 +39,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..kernels import dispatch
+from ..kernels.dispatch import Activation
 from ..kernels.layouts import contiguous_layout, lay_out
 from ..kernels.plain import channels as plain_channels
 from . import checks
@@ -65,7 +66,7 @@ def apply(
     rstd: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Return ``activation((x - mean) * rstd * weight + bias + residual)``, in the type and memory format of x.

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.dispatch import Activation
 from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .overrides import is_exporting, overridable
@@ -19,7 +20,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize groups of neighbouring channels, each sample by itself.

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from ..axes import position_axes
 from ..errors import ArgumentError, ShapeError
+from ..kernels.dispatch import Activation
 from ..kernels.plain import samples as plain_samples
 from ..kernels.plain.channels import activate
 from . import checks, shapes
@@ -26,7 +27,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize every channel of every sample over its positions.

@@ -6,6 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.dispatch import Activation
 from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .nested import is_nested, normalize_rows
@@ -23,7 +24,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize the last dimensions, each position of the first ones by itself.

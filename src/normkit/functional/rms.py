@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.dispatch import Activation
 from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .nested import is_nested, normalize_rows
@@ -25,7 +26,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Divide the last dimensions by their root mean square.

@@ -9,6 +9,7 @@ from torch._compile import _disable_dynamo
 
 from ..axes import batch_axes, values_per_channel
 from ..errors import ArgumentError, ShapeError, StatisticsError
+from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from ..kernels.saved import restore
@@ -37,7 +38,7 @@ def sync_batch_norm(
     *,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     residual: Tensor | None = None,
     process_group: Any = None,
     timeout: float | None = None,

@@ -96,7 +96,10 @@ def run(
     for plan in plans:
         check_device(plan.device)
     datasets = {plan.claim: load(plan.data, data_dir) for plan in plans}
-    surroundings = Surroundings(data_dir=data_dir, folder=folder, commit=commit(), parent=None, modules=modules)
+    # Absolute: a worker may have been started in another folder, by an earlier run of this process.
+    surroundings = Surroundings(
+        data_dir=data_dir, folder=folder.absolute(), commit=commit(), parent=None, modules=modules
+    )
     with joined(plans[0].device):
         if not is_first():
             _run_shared(from_first(list[Cell]()), surroundings, on_event)

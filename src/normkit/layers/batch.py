@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
+from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
 from .tracing import path_in_graph, torch_form, torch_forward
 
@@ -55,7 +56,8 @@ def resolve_num_features(num_features: int) -> int:
     try:
         size = operator.index(num_features)
     except TypeError:
-        kind, given = type(num_features).__name__, num_features
+        given: object = num_features
+        kind = type(given).__name__
         whole = int(given) if isinstance(given, float) and given.is_integer() and given >= 1 else "C of (N, C, *)"
         raise ArgumentError(
             f"num_features must be an integer, got {kind} {given!r}; pass num_features={whole}"
@@ -110,7 +112,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             return self.normalize(input)
 
     def normalize(
-        self, input: Tensor, activation: str | None = None, residual: Tensor | None = None, inplace: bool = False
+        self, input: Tensor, activation: Activation | None = None, residual: Tensor | None = None, inplace: bool = False
     ) -> Tensor:
         """Return ``activation(forward(input) + residual)`` in one pass, written over the input with ``inplace``."""
         # torch.fx passes a stand-in that has no shape.

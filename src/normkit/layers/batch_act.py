@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
+from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from .tracing import Unscriptable
@@ -36,7 +37,7 @@ class _BatchNormAct(Unscriptable):
         self,
         num_features: int,
         *settings: Any,
-        activation: str | None = "relu",
+        activation: Activation | None = "relu",
         inplace: bool = False,
         **named: Any,
     ) -> None:

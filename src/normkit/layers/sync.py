@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
+from ..kernels.dispatch import Activation
 from .batch import DEFAULT_MOMENTUM, _BatchNorm
 
 __all__ = ["SyncBatchNorm"]
@@ -101,7 +102,7 @@ class SyncBatchNorm(_BatchNorm):
         """Let torch's own forward, as TorchScript reads it in evaluation, take any number of dimensions."""
 
     def normalize(
-        self, input: Tensor, activation: str | None = None, residual: Tensor | None = None, inplace: bool = False
+        self, input: Tensor, activation: Activation | None = None, residual: Tensor | None = None, inplace: bool = False
     ) -> Tensor:
         """Return ``activation(forward(input) + residual)``; in training ``inplace`` is not made use of."""
         given: object = input

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from ..axes import position_axes
 from ..errors import ShapeError
-from .arrays import Array, as_float64, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_same_shape
 from .instance import instance_norm, instance_norm_backward
 from .standardize import SampleForward
 
@@ -19,8 +19,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AdaptiveForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class AdaptiveForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -36,8 +36,8 @@ class AdaptiveForward:
     style_std: Array
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AdaptiveBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class AdaptiveBackward(Intermediates):
     """The gradients of content and style, and the intermediates.
 
     Attributes:

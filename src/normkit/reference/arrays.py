@@ -9,11 +9,33 @@ from numpy.typing import ArrayLike, NDArray
 from ..axes import channel_shape
 from ..errors import ArgumentError, DtypeError, ShapeError
 
-__all__ = ["Array", "as_float64", "check_eps", "check_layout", "check_same_shape", "per_channel", "spread"]
+__all__ = [
+    "Array",
+    "Intermediates",
+    "as_float64",
+    "check_eps",
+    "check_layout",
+    "check_same_shape",
+    "per_channel",
+    "spread",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
 _LAYOUTS = "(N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W)"
+
+
+class Intermediates:
+    """What a forward or a backward returns: shown, its names and shapes instead of all its numbers."""
+
+    def __repr__(self) -> str:
+        """Return the names in one line, arrays by their shapes."""
+        shown = (f"{name} {_shape_or_value(value)}" for name, value in vars(self).items())
+        return f"<{type(self).__name__}: {', '.join(shown)}>"
+
+
+def _shape_or_value(value: object) -> str:
+    return str(value.shape) if isinstance(value, np.ndarray) else repr(value)
 
 
 def as_float64(values: ArrayLike, name: str) -> Array:

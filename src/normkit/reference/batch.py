@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ..axes import batch_axes, values_per_channel
 from ..errors import ArgumentError
-from .arrays import Array, as_float64, check_eps, check_layout, check_same_shape, per_channel, spread
+from .arrays import Array, Intermediates, as_float64, check_eps, check_layout, check_same_shape, per_channel, spread
 from .statistics import batch_statistics, deviations
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Forward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Forward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -52,8 +52,8 @@ class Forward:
     training: bool
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Backward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Backward(Intermediates):
     """The gradients of a training step and, in the order of the chain rule, the intermediates.
 
     Attributes:
@@ -73,8 +73,8 @@ class Backward:
     dbias: Array
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class InferenceBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class InferenceBackward(Intermediates):
     """The gradients in prediction, where mean and variance are constants.
 
     Attributes:

@@ -6,14 +6,14 @@ from numpy.typing import ArrayLike
 
 from ..axes import batch_axes
 from ..errors import ArgumentError
-from .arrays import Array, per_channel, spread
+from .arrays import Array, Intermediates, per_channel, spread
 from .batch import Forward, cotangent
 
 __all__ = ["DoubleBackward", "batch_norm_double_backward"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DoubleBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class DoubleBackward(Intermediates):
     """The gradients of ``<dx, ddx> + <dweight, ddweight> + <dbias, ddbias>``.
 
     Attributes:

@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError
-from .arrays import Array, as_float64, check_layout, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_layout, check_same_shape
 from .batch import Backward, Forward, batch_norm, batch_norm_backward
 
 __all__ = ["GhostBackward", "GhostForward", "ghost_batch_norm", "ghost_batch_norm_backward", "ghost_sizes"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class GhostForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class GhostForward(Intermediates):
     """What the forward computed.
 
     Attributes:
@@ -25,8 +25,8 @@ class GhostForward:
     parts: tuple[Forward, ...]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class GhostBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class GhostBackward(Intermediates):
     """The gradients, and those of every part with their intermediates.
 
     Attributes:

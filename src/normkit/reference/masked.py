@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DtypeError, ShapeError
-from .arrays import Array, as_float64, check_layout, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_layout, check_same_shape
 from .batch import Backward, Forward, batch_norm, batch_norm_backward
 
 __all__ = ["MaskedBackward", "MaskedForward", "masked_batch_norm", "masked_batch_norm_backward"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class MaskedForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class MaskedForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -27,8 +27,8 @@ class MaskedForward:
     mask: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class MaskedBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class MaskedBackward(Intermediates):
     """The gradients.
 
     Attributes:

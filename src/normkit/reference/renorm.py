@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError
-from .arrays import Array, as_float64, per_channel, spread
+from .arrays import Array, Intermediates, as_float64, per_channel, spread
 from .batch import Backward, Forward, batch_norm, batch_norm_backward
 from .statistics import Running
 
 __all__ = ["RenormForward", "batch_renorm", "batch_renorm_backward"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RenormForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class RenormForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError, ShapeError
-from .arrays import Array, as_float64, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_same_shape
 
 __all__ = ["ResponseBackward", "ResponseForward", "local_response_norm", "local_response_norm_backward"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ResponseForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ResponseForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -34,8 +34,8 @@ class ResponseForward:
     size: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ResponseBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ResponseBackward(Intermediates):
     """The gradient and its intermediates.
 
     Attributes:

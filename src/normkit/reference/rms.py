@@ -8,15 +8,15 @@ from numpy.typing import ArrayLike
 
 from ..axes import trailing_axes
 from ..errors import ArgumentError, ShapeError
-from .arrays import Array, as_float64, check_eps, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_eps, check_same_shape
 from .layer import check_normalized_shape
 from .standardize import affine_parameter
 
 __all__ = ["RMSBackward", "RMSForward", "rms_norm", "rms_norm_backward"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RMSForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class RMSForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -38,8 +38,8 @@ class RMSForward:
     eps: float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RMSBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class RMSBackward(Intermediates):
     """The gradients and the intermediates in the order of the chain rule.
 
     Attributes:

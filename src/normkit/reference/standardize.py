@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError, ShapeError
-from .arrays import Array, as_float64, check_eps, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_eps, check_same_shape
 
 __all__ = ["SampleBackward", "SampleForward", "affine_parameter", "standardize", "standardize_backward"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SampleForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class SampleForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -44,8 +44,8 @@ class SampleForward:
     eps: float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SampleBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class SampleBackward(Intermediates):
     """The gradients and, in the order of the chain rule, the intermediates.
 
     Attributes:

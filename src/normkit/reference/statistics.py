@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ..axes import batch_axes, values_per_channel
 from ..errors import ArgumentError, ShapeError
-from .arrays import Array, as_float64, check_layout, per_channel, spread
+from .arrays import Array, Intermediates, as_float64, check_layout, per_channel, spread
 
 __all__ = [
     "Running",
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Statistics:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Statistics(Intermediates):
     """Mean and variance per channel of a number of values.
 
     Attributes:
@@ -55,8 +55,8 @@ class Statistics:
         return self.var * (self.count / (self.count - 1))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Running:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Running(Intermediates):
     """What a layer keeps for prediction.
 
     Attributes:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError, ShapeError
-from .arrays import Array, as_float64, check_same_shape
+from .arrays import Array, Intermediates, as_float64, check_same_shape
 from .standardize import SampleBackward, SampleForward, standardize, standardize_backward
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class WeightForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class WeightForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -38,8 +38,8 @@ class WeightForward:
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class WeightBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class WeightBackward(Intermediates):
     """The gradients and the intermediates in the order of the chain rule.
 
     Attributes:

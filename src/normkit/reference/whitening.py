@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError
-from .arrays import Array, as_float64, check_eps, check_layout, check_same_shape, per_channel, spread
+from .arrays import Array, Intermediates, as_float64, check_eps, check_layout, check_same_shape, per_channel, spread
 from .inverse_root import (
     inverse_root,
     inverse_root_backward,
@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class WhiteningForward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class WhiteningForward(Intermediates):
     """What the forward computed, and all that the backward needs.
 
     Attributes:
@@ -58,8 +58,8 @@ class WhiteningForward:
     iterations: int | None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class WhiteningBackward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class WhiteningBackward(Intermediates):
     """The gradients and the intermediates in the order of the chain rule.
 
     Attributes:

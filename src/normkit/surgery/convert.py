@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,14 +16,14 @@ from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
 from ..layers import SyncBatchNorm
 from ..spelling import alternatives
-from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, dimensions_of
+from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
 from .convert_layers import Rebuild, carried, rebuilt
 from .freeze import freeze
 from .fuse import Fusions
 from .fuse import fuse as fuse_activations
 from .fused import unfuse
 from .observe import observe
-from .record import Exactness, Record, refuse_if_nothing_is_left
+from .record import Exactness, Model, Record, refuse_if_nothing_is_left
 from .transaction import copied, restored_on_error
 from .verify import Compare, Judge, second_size
 
@@ -34,8 +34,8 @@ _BATCH_KINDS = ("batch", "sync", "frozen", "unknown")
 _UNKNOWN = "its class does not say how many dimensions its input has; give example="
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversion(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Conversion(Record[Model]):
     """The record of :func:`convert`.
 
     Attributes:
@@ -49,8 +49,8 @@ class Conversion(Record):
 
 
 def convert(
-    model: nn.Module,
-    to: str,
+    model: Model,
+    to: Kind,
     example: Any = None,
     *,
     where: Where = None,
@@ -61,7 +61,7 @@ def convert(
     inplace: bool = False,
     tolerance: float | None = None,
     compare: Compare | None = None,
-) -> Conversion:
+) -> Conversion[Model]:
     """Return a copy of a model with other normalization layers in it.
 
     ======================  ===========  =====================================================================
@@ -150,7 +150,7 @@ def convert(
         change, judged = (None, ()) if example is None else _measured(before, work, job, tolerance, compare)
     return Conversion(
         operation="convert",
-        model=model if inplace else work,
+        model=model if inplace else cast(Model, work),
         touched=tuple(touched),
         refused=refused,
         largest_change=change,

@@ -1,14 +1,27 @@
 """Which class stands for which: torch's batch norms, ours, the synchronized one, and the classes that learn anew."""
 
 import re
+from typing import Literal
 
 from torch import nn
 
 from ..anatomy import NormLayer
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from ..layers.catalog import METHODS
+from .record import Exactness
 
-__all__ = ["BIASED", "INSTANCES", "KINDS", "OURS", "SYNCS", "TORCHS", "dimensions_of", "family_class", "group_count"]
+__all__ = [
+    "BIASED",
+    "INSTANCES",
+    "KINDS",
+    "OURS",
+    "SYNCS",
+    "TORCHS",
+    "Kind",
+    "dimensions_of",
+    "family_class",
+    "group_count",
+]
 
 # torch's and our class by the number of spatial dimensions; 1 stands for (N, C) and (N, C, L).
 TORCHS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -19,7 +32,8 @@ BIASED = (*OURS.values(), SyncBatchNorm)
 INSTANCES: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 # What convert(to=...) takes, and whether the function can be kept.
-KINDS = {
+Kind = Literal["normkit", "torch", "batch", "sync", "frozen", "ghost", "renorm", "group", "layer", "instance"]
+KINDS: dict[str, Exactness] = {
     "normkit": "exact",
     "torch": "exact",
     "batch": "exact",

@@ -2,23 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import Any, cast
 
 from ..anatomy import Call, norm_layers, preserved, refuse_programs, unwrapped
 from ..anatomy.select import Where
 from .fold_build import Folded, Folder
 from .fold_graph import Finder
-from .record import Record, refuse_if_nothing_is_left
+from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import copied
 from .verify import Compare, Judge, Verdict
 
 __all__ = ["Folding", "fold"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Folding(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Folding(Record[Model]):
     """The record of :func:`fold`.
 
     Attributes:
@@ -36,14 +34,14 @@ class Folding(Record):
 
 
 def fold(
-    model: nn.Module,
+    model: Model,
     example: Any,
     *,
     where: Where = None,
     call: Call | None = None,
     tolerance: float | None = None,
     compare: Compare | None = None,
-) -> Folding:
+) -> Folding[Model]:
     """Absorb batch norms into the convolution, transposed convolution or linear layer before or after them.
 
     With ``scale = weight / sqrt(running_var + eps)`` and ``shift = bias - running_mean * scale``::
@@ -81,7 +79,8 @@ def fold(
             where they are sorted, nested or of varying number, as a detector's.
 
     Returns:
-        The record. Its ``model`` is a copy of the same class, in which an ``Identity`` stands where a norm was folded.
+        The record. Its ``model`` is a copy of the same class (of a wrapped model the one inside), in which an
+        ``Identity`` stands where a norm was folded.
 
     Raises:
         ArgumentError: ``where`` takes nothing, the example has an unknown form, or the model is a program and no
@@ -101,16 +100,16 @@ def fold(
     ({'1': '0'}, True)
     """
     refuse_programs(model)
-    model, wrapping = unwrapped(model)
-    chosen = norm_layers(model, where)
-    copied(model)  # what cannot be copied is refused before anything is run
-    with preserved(model):
-        finder = Finder(model, norm_layers(model), example, call)
+    inside, wrapping = unwrapped(model)
+    chosen = norm_layers(inside, where)
+    copied(inside)  # what cannot be copied is refused before anything is run
+    with preserved(inside):
+        finder = Finder(inside, norm_layers(inside), example, call)
         # What no trace of the whole vouches for is looked at, and verified, on one size more.
         sizes = 1 if finder.is_traced else 2
-        judge = Judge(model, example, call, tolerance=tolerance, compare=compare, sizes=sizes)
+        judge = Judge(inside, example, call, tolerance=tolerance, compare=compare, sizes=sizes)
         finder.see(judge.examples[1:])
-        folder = Folder(model, chosen, finder, judge)
+        folder = Folder(inside, chosen, finder, judge)
         folded, verdict = folder.fold()
         refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
         assert verdict is not None
@@ -126,7 +125,7 @@ def fold(
         )
     return Folding(
         operation="fold",
-        model=folded.model,
+        model=cast(Model, folded.model),
         touched=tuple(into),
         refused=folded.refused,
         largest_change=verdict.change,

@@ -13,7 +13,7 @@ from ..anatomy.frozen import Frozen, frozen_class, remember, thaw
 from ..anatomy.select import Where
 from ..errors import ArgumentError
 from ..spelling import alternatives
-from .record import Record, refuse_if_nothing_is_left
+from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
 __all__ = ["freeze", "hold_still", "unfreeze"]
@@ -23,13 +23,13 @@ _RELATIVES = ("renorm", "ghost", "masked", "whitening")
 
 
 def freeze(
-    model: nn.Module,
+    model: Model,
     where: Where = None,
     *,
     statistics: Literal["running", "batch"] = "running",
     track: bool = False,
     affine: bool = False,
-) -> Record:
+) -> Record[Model]:
     """Freeze normalization layers: three switches for each, out of the reach of ``train()`` and ``eval()``.
 
     ``requires_grad`` alone leaves the statistics moving, and ``eval()`` alone is undone by the next ``train()``. Here
@@ -79,7 +79,7 @@ def freeze(
     return Record(operation="freeze", model=model, touched=_paths(chosen), refused=refused)
 
 
-def unfreeze(model: nn.Module, where: Where = None, *, affine: bool = True) -> Record:
+def unfreeze(model: Model, where: Where = None, *, affine: bool = True) -> Record[Model]:
     """Undo :func:`freeze`: the layers get their own class back and the mode that ``train()`` last asked for.
 
     Args:

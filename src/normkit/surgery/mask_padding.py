@@ -10,13 +10,13 @@ from ..anatomy.frozen import is_frozen
 from ..anatomy.select import Where
 from ..errors import ArgumentError, ShapeError
 from ..layers import MaskedBatchNorm1d
-from .record import Record, refuse_if_nothing_is_left
+from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
 __all__ = ["mask_padding"]
 
 
-def mask_padding(model: nn.Module, mask: Callable[..., Tensor], where: Where = None) -> Record:
+def mask_padding(model: Model, mask: Callable[..., Tensor], where: Where = None) -> Record[Model]:
     """Replace batch norms over sequences by masked ones, and hand each the mask of the batch under way.
 
     Padding then counts neither in a batch's statistics nor in the running ones, and comes out as zero (see

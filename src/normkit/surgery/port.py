@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,11 @@ from .conventions import CONVENTIONS, Convention
 __all__ = ["Ported", "port_state"]
 
 Array = NDArray[Any]
+Framework = Literal["torch", "keras", "flax", "onnx"]
+Method = Literal["batch", "layer", "group", "instance"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Ported:
     """A layer's state in the target's words.
 
@@ -33,13 +35,18 @@ class Ported:
     settings: dict[str, Any]
     changes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Return the names and shapes in one line."""
+        arrays = ", ".join(f"{name} {np.shape(value)}" for name, value in self.state.items())
+        return f"<Ported: {arrays}; {len(self.settings)} settings, {len(self.changes)} changes>"
+
 
 def port_state(
     state: Mapping[str, Any] | nn.Module,
     *,
-    source: str | None = None,
-    target: str,
-    method: str = "batch",
+    source: Framework | None = None,
+    target: Framework,
+    method: Method = "batch",
     settings: Mapping[str, Any] | None = None,
     convert_variance: bool = False,
     count: int | None = None,
@@ -81,18 +88,19 @@ def port_state(
     """
     taking = _convention("target", target)
     changes: list[str] = []
+    kind: str
     if isinstance(state, nn.Module):
         if source is not None or settings is not None:
             raise ArgumentError("source= and settings= go with arrays; a layer says them itself")
-        giving, method, state, settings = _of_layer(state, changes)
+        giving, kind, state, settings = _of_layer(state, changes)
     else:
-        giving = _convention("source", source)
-    if method not in giving.names:
-        raise ArgumentError(f"method is {method!r}; {alternatives(method, giving.names)}")
-    given = giving.read_settings(method, settings or {})
-    arrays = giving.read_state(method, state)
+        giving, kind = _convention("source", source), method
+    if kind not in giving.names:
+        raise ArgumentError(f"method is {kind!r}; {alternatives(kind, giving.names)}")
+    given = giving.read_settings(kind, settings or {})
+    arrays = giving.read_state(kind, state)
     _check_shapes(arrays)
-    _check_values(arrays, giving.names[method])
+    _check_values(arrays, giving.names[kind])
     if "var" in arrays:
         arrays["var"] = _variance(arrays["var"], giving, taking, convert_variance, count, changes)
     if given.get("momentum") is not None and giving.weighs_new != taking.weighs_new:
@@ -101,14 +109,14 @@ def port_state(
         given["momentum"] = float(1 - Decimal(repr(float(before))))
         side = "new" if taking.weighs_new else "old"
         changes.append(f"momentum {before} becomes {given['momentum']}: it weighs the {side} value")
-    _fill(arrays, taking, method, changes)
-    if giving.channels_last != taking.channels_last and method != "layer":
+    _fill(arrays, taking, kind, changes)
+    if giving.channels_last != taking.channels_last and kind != "layer":
         order = ("(N, *, C)", "(N, C, *)")
         changes.append(f"input {order[not giving.channels_last]} becomes {order[not taking.channels_last]}")
     kept_biased = "var" in arrays and not giving.unbiased and not convert_variance
     return Ported(
-        state=taking.write_state(method, arrays),
-        settings=taking.write_settings(method, given, arrays, biased=kept_biased),
+        state=taking.write_state(kind, arrays),
+        settings=taking.write_settings(kind, given, arrays, biased=kept_biased),
         changes=tuple(changes),
     )
 

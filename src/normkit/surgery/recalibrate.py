@@ -24,7 +24,7 @@ from ..layers import (
 from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
 from .ranks import check_group, others_hidden
-from .record import Record, refuse_if_nothing_is_left
+from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
 __all__ = ["Recalibration", "recalibrate"]
@@ -34,8 +34,8 @@ _RENORMS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
 _RELATIVES = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, MaskedBatchNorm1d, *_RENORMS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recalibration(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recalibration(Record[Model]):
     """The record of :func:`recalibrate`.
 
     Attributes:
@@ -46,11 +46,11 @@ class Recalibration(Record):
 
     batches: int
     samples: int
-    intervals: Mapping[str, Intervals] = field(repr=False)
+    intervals: Mapping[str, Intervals]
 
 
 def recalibrate(
-    model: nn.Module,
+    model: Model,
     batches: Any,
     *,
     where: Where = None,
@@ -60,7 +60,7 @@ def recalibrate(
     dropout: bool = False,
     include_frozen: bool = False,
     group: Any = None,
-) -> Recalibration:
+) -> Recalibration[Model]:
     """Replace running statistics by those of the population that ``batches`` holds.
 
     With ``x`` all values of a channel over all batches and positions, ``n`` of them::

@@ -3,20 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import nn
 
 from ..errors import ArgumentError, SurgeryError
 from ..printable import printable
 
-__all__ = ["Exactness", "Record", "refuse_if_nothing_is_left"]
+__all__ = ["Exactness", "Model", "Record", "refuse_if_nothing_is_left"]
 
 Exactness = Literal["exact", "approximate", "retrain"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+# The class of the model that was given: the record's model has it too.
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Record(Generic[Model]):
     """The outcome of one operation on a model.
 
     Attributes:
@@ -34,20 +38,26 @@ class Record:
     """
 
     operation: str
-    model: Any = field(repr=False)
+    model: Model
     touched: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     largest_change: float | None = None
     measure: str = ""
     exactness: Exactness = "exact"
     notes: tuple[str, ...] = ()
-    example: Any = field(default=None, repr=False)
+    example: Any = None
+
+    def __repr__(self) -> str:
+        """Say in one line what happened."""
+        return f"<{type(self).__name__}: {printable(self._headline(), keep='')}>"
+
+    def _headline(self) -> str:
+        change = "" if self.largest_change is None else f", largest change {self.largest_change:.3g} ({self.measure})"
+        return f"{self.operation}: {self._counted()} touched, {self.exactness}{change}"
 
     def __str__(self) -> str:
         """Say in a few lines what happened."""
-        lines = [f"{self.operation}: {self._counted()} touched, {self.exactness}"]
-        if self.largest_change is not None:
-            lines[0] += f", largest change {self.largest_change:.3g} ({self.measure})"
+        lines = [self._headline()]
         lines += [f"  touched {path or '(the model itself)'}" for path in self.touched[:10]]
         if len(self.touched) > 10:
             lines.append(f"  and {len(self.touched) - 10} more")

@@ -1,7 +1,7 @@
 """Mend stored statistics: not finite, negative, in a narrow type, or without their counter."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -29,15 +29,15 @@ _PAIRS = (
 _NARROW = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repair(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Repair(Record[Any]):
     """The record of :func:`repair`.
 
     Attributes:
         state: the repaired names and tensors: the model's own, or a new dict where a state was given.
     """
 
-    state: Mapping[str, Tensor] = field(repr=False)
+    state: Mapping[str, Tensor]
 
 
 def repair(

@@ -1,6 +1,7 @@
 """Hold any normalization layer, ours or not, to the catalog's contract."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from torch import nn
 
@@ -14,6 +15,9 @@ from .subject import Subject
 __all__ = ["check_norm_layer"]
 
 Check = Callable[[Subject], Iterator[Finding]]
+Method = Literal[
+    "batch", "layer", "rms", "group", "instance", "response", "adaptive", "renorm", "ghost", "masked", "whitening"
+]
 
 _ALWAYS: dict[str, Check] = {
     "shape and type": forward.check_shape_and_type,
@@ -40,7 +44,7 @@ _STORED: dict[str, Check] = {
 
 def check_norm_layer(
     layer_or_factory: nn.Module | Callable[[int], nn.Module],
-    method: str = "batch",
+    method: Method = "batch",
     *,
     channels: int = 6,
     dimensions: int | None = None,

@@ -71,7 +71,7 @@ class Care:
         check_moments(recalibrate)
         if recalibrate and batches is None:
             raise ArgumentError("recalibrate= needs batches of training data; give them, or recalibrate=()")
-        self.records: list[tuple[Moment, Recalibration]] = []
+        self.records: list[tuple[Moment, Recalibration[nn.Module]]] = []
         self._model, _ = unwrapped(model)
         self._batches, self._call, self._samples = batches, call, samples
         self._moments, self._freeze, self._watch = frozenset(recalibrate), freeze, watch
@@ -100,7 +100,7 @@ class Care:
         if self._watch:
             self._ledger = self._open.enter_context(watch(self._model))
 
-    def before_validation(self, model: nn.Module | None = None) -> Recalibration | None:
+    def before_validation(self, model: nn.Module | None = None) -> Recalibration[nn.Module] | None:
         """Measure the statistics, if that was asked for; of another model, such as averaged weights, where it is given.
 
         Returns:
@@ -108,7 +108,7 @@ class Care:
         """
         return self._measure("validation", model)
 
-    def end(self, model: nn.Module | None = None) -> Recalibration | None:
+    def end(self, model: nn.Module | None = None) -> Recalibration[nn.Module] | None:
         """Stop watching, and measure the statistics if that was asked for; the same as leaving the block."""
         self._open.close()
         return self._measure("end", model)
@@ -117,7 +117,7 @@ class Care:
         """Stop watching and do no more: the training failed."""
         self._open.close()
 
-    def _measure(self, moment: Moment, model: nn.Module | None) -> Recalibration | None:
+    def _measure(self, moment: Moment, model: nn.Module | None) -> Recalibration[nn.Module] | None:
         if moment not in self._moments:
             return None
         chosen = self._model if model is None else unwrapped(model)[0]
