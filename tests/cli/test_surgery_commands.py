@@ -139,7 +139,7 @@ def test_file_that_is_there_is_not_replaced_without_force(app, normkit):
         (("fold", "broken.pt", "--shape", "1,3,8,8", "--out", "a.pt"), 1, "broken.pt"),
         (("repair", "broken.pt", "--out", "a.pt"), 1, "broken.pt: not readable"),
         (("repair", "broken.safetensors", "--out", "a.pt"), 1, "broken.safetensors: not a readable"),
-        (("convert", "user_app:build", "--to", "better", "--out", "a.pt"), 2, "allowed are normkit"),
+        (("convert", "user_app:build", "--to", "better", "--out", "a.pt"), 2, "known are: normkit"),
         (("recalibrate", "user_app:build", "--data", "user_app:batches", "--where", "x*", "--out", "a.pt"), 2, "'x*'"),
     ],
 )
