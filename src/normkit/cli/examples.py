@@ -2,8 +2,8 @@
 
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 __all__ = ["EXAMPLES", "explained"]
@@ -61,7 +61,7 @@ def explained(command: str) -> type[TyperCommand]:
     """Return the class of a command whose help ends with its examples and names; they are looked up when shown."""
 
     class Explained(TyperCommand):
-        def format_epilog(self, ctx: typer.Context, formatter: typer._click.formatting.HelpFormatter) -> None:  # type: ignore[name-defined]
+        def format_epilog(self, ctx: Any, formatter: Any) -> None:
             """Write the examples as they are typed, then the names."""
             with formatter.section("Examples"):
                 for line in EXAMPLES[command]:

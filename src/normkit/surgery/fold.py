@@ -88,6 +88,7 @@ def fold(
         SurgeryError: no norm can be folded; the reasons are in the message.
 
     >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).eval()
     >>> record = fold(model, torch.randn(2, 3, 8, 8))
     >>> record.model
