@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .surgery.port import port_state
     from .surgery.recalibrate import recalibrate
     from .surgery.repair import repair
+    from .training.accumulate import accumulate
     from .training.simulate import simulate
 
 __version__ = "0.1.0"
@@ -94,6 +95,7 @@ __all__ = [
     "WhiteningBatchNorm1d",
     "WhiteningBatchNorm2d",
     "WhiteningBatchNorm3d",
+    "accumulate",
     "convert",
     "diagnose",
     "explain",
@@ -117,6 +119,7 @@ __all__ = [
 
 # Public names of the rooms above the layers, imported when first asked for: `import normkit` stays light.
 _ROOMS = {
+    "accumulate": "training",
     "convert": "surgery",
     "diagnose": "doctor",
     "explain": "anatomy",
