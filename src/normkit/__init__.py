@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from .surgery.port import port_state
     from .surgery.recalibrate import recalibrate
     from .surgery.repair import repair
+    from .training.accumulate import accumulate
     from .training.simulate import simulate
 
 __version__ = "0.1.0"
@@ -117,6 +118,7 @@ __all__ = [
     "WhiteningBatchNorm1d",
     "WhiteningBatchNorm2d",
     "WhiteningBatchNorm3d",
+    "accumulate",
     "convert",
     "diagnose",
     "explain",
@@ -142,6 +144,7 @@ __all__ = [
 _LATER = ("anatomy", "doctor", "lab", "reference", "surgery", "testing", "training")
 # Public names of the rooms above the layers, likewise.
 _ROOMS = {
+    "accumulate": "training",
     "convert": "surgery",
     "diagnose": "doctor",
     "explain": "anatomy",

@@ -38,6 +38,7 @@ PRIVATE = (
     "nn.modules.instancenorm._InstanceNorm",
     "nn.modules.pooling._AdaptiveAvgPoolNd",
     "nn.modules.pooling._AvgPoolNd",
+    "overrides._get_current_function_mode_stack",
     "utils._contextlib",
     "utils._python_dispatch.TorchDispatchMode",
     "utils._pytree.tree_flatten",

@@ -22,9 +22,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class SyncCall:
-    """One call of one layer: with whom, how, and what it is called to the others."""
+    """One call of one layer: with whom (None for this process alone), how, and what it is called to the others."""
 
-    exchange: Exchange
+    exchange: Exchange | None
     eps: float
     activation: Activation | None
     words: str
@@ -35,6 +35,7 @@ def bring(
     call: SyncCall, way: float, header: dict[str, Any], values: Sequence[Tensor]
 ) -> tuple[dict[str, list[float]], Tensor]:
     """Exchange rows; return the fields of all ranks, and what they brought, ``(R, K)``."""
+    assert call.exchange is not None
     book = call.exchange.book
     book.calls += 1
     known = {"way": way, "call": book.calls, "layer": call.number, **header}
@@ -51,7 +52,8 @@ def check_heads(heads: dict[str, list[float]], call: SyncCall) -> None:
     Raises:
         SyncError: they do, or one failed.
     """
-    ranks = range(len(heads["way"]))
+    assert call.exchange is not None
+    own_rank, ranks = call.exchange.rank, range(len(heads["way"]))
 
     def apart(said: str, each: Any) -> None:
         raise SyncError(f"{call.words}: {said}. " + "; ".join(f"rank {rank}: {each(rank)}" for rank in ranks))
@@ -71,7 +73,7 @@ def check_heads(heads: dict[str, list[float]], call: SyncCall) -> None:
     if len(set(heads["dtype"])) > 1:
         apart("the ranks have inputs of different types; cast them alike", lambda r: DTYPES[int(heads["dtype"][r])])
     if len(set(heads["settings"])) > 1:
-        own = heads["settings"][call.exchange.rank]
+        own = heads["settings"][own_rank]
         apart(
             "the ranks have different settings (momentum, eps, unbiased, which parameters and statistics there are)",
             lambda rank: "as here" if heads["settings"][rank] == own else "others",

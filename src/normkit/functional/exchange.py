@@ -6,6 +6,7 @@ lockstep computes what processes compute.
 """
 
 import contextlib
+import contextvars
 import datetime
 import threading
 import zlib
@@ -68,18 +69,17 @@ class Exchange(Protocol):
         ...
 
 
-_HERE = threading.local()
+_HERE: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("normkit_exchange", default=None)
 
 
 @contextlib.contextmanager
 def simulated(exchange: Exchange) -> Iterator[None]:
     """Let the layers called inside, in this thread, take this for their group."""
-    before = getattr(_HERE, "exchange", None)
-    _HERE.exchange = exchange
+    token = _HERE.set(exchange)
     try:
         yield
     finally:
-        _HERE.exchange = before
+        _HERE.reset(token)
 
 
 def exchange_of(group: Any, timeout: float | None) -> Exchange | None:
@@ -88,7 +88,7 @@ def exchange_of(group: Any, timeout: float | None) -> Exchange | None:
     Raises:
         ArgumentError: the group does not hold this rank.
     """
-    here: Exchange | None = getattr(_HERE, "exchange", None)
+    here = _HERE.get()
     if here is None and not (distributed.is_available() and distributed.is_initialized()):
         return None
     if here is None:

@@ -1,29 +1,26 @@
 """Batch normalization whose statistics are those of all ranks of a process group."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from ..axes import batch_axes, values_per_channel
-from ..errors import ArgumentError, ShapeError, StatisticsError
+from ..errors import ArgumentError, StatisticsError
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
-from ..kernels.saved import restore
-from . import batch_steps, checks
-from .agreement import BACKWARD, DTYPES, FORWARD, SECOND, SyncCall, bring, check_heads
+from . import checks
+from .agreement import DTYPES, FORWARD, SyncCall, bring, check_heads
 from .batch import batch_norm, check_arguments, check_fusion, update_statistics
-from .exchange import add_up, enter, exchange_of, fingerprint, merge_moments
+from .exchange import Exchange, enter, exchange_of, fingerprint, merge_moments
 from .first_runs import find_first_run, keep_first_run
 from .inplace import is_recorded
-from .transforms import is_forward_mode, must_be_followed
+from .pooled import Pool, check_total, local_statistics, merge_parts, normalize_pooled
+from .transforms import is_forward_mode
 
-# torch calls these methods by name and documents them: forward, backward.
-
-__all__ = ["sync_batch_norm"]
+__all__ = ["channels_of", "check_part", "first_pool", "keep_pool", "pool_of_ranks", "sync_batch_norm"]
 
 
 def sync_batch_norm(
@@ -135,47 +132,101 @@ def sync_batch_norm(
             caller=caller,
         )
 
-    channels = _channels(input, running_mean, weight, bias, caller)
-
     def check() -> None:
         _check_followable(caller)
-        checks.check_input(input, caller)
-        if input.dim() >= 2:
-            checks.check_channels(input, channels, caller)
-        given = (input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller)
-        check_arguments(*given, pooled=True)
-        check_fusion(input, activation, residual, caller)
+        given = (running_mean, running_var, weight, bias, True, momentum, eps, num_batches_tracked, caller)
+        check_part(input, residual, channels, activation, given)
 
-    tensors = (input, weight, bias, residual)
+    channels = channels_of(input, running_mean, weight, bias, caller)
     key = caller if caller is not None else running_mean
     if in_backward() and is_repeated():
         check()
-        mean, var, count = _local_statistics(input)
+        mean, var, count = local_statistics(input)
         if count and key is None:
             said = "a backward runs this forward again, and a call without a layer or running statistics is not known"
             checks.refuse(StatisticsError, f"{said} again; pass caller=, or leave it out of the checkpoint", caller)
+        call = SyncCall(exchange, eps, activation, _words(caller), -1.0)
+        # What an empty batch is normalized with does not matter.
+        pool = Pool(mean, var, 2, True, call)
         if count:
             assert key is not None
-            mean, var, values = find_first_run(key, mean, var, eps, caller)
-            whole = _Whole(mean, var, int(values), True)
-        else:
-            # What an empty batch is normalized with does not matter.
-            whole = _Whole(mean, var, 2, True)
-        return _normalize(*tensors, whole, SyncCall(exchange, eps, activation, _words(caller), -1.0))
-    settings = (momentum, eps, unbiased, running_mean is None, weight is None, bias is None)
+            pool = first_pool(key, mean, var, call, caller)
+        return normalize_pooled((input,), weight, bias, (residual,), pool)[0]
     device = input.device if isinstance(input, Tensor) else torch.device("cpu")
+    settings = (momentum, eps, unbiased, running_mean is None, weight is None, bias is None)
+    recorded = is_recorded(input, weight, bias, residual)
+    own, pool = pool_of_ranks((input,), check, recorded, exchange, eps, activation, settings, channels, device, caller)
+    if pool.count == 0:
+        return plain.activate(plain.pass_empty(input, weight, bias), activation)
+    if key is not None and may_be_repeated():
+        keep_pool(key, own, pool)
+    y = normalize_pooled((input,), weight, bias, (residual,), pool)[0]
+    if running_mean is not None and running_var is not None:
+        stored = pool.stored(unbiased)
+        update_statistics(running_mean, running_var, num_batches_tracked, pool.mean, stored, momentum)
+    return y
+
+
+# torch.compiler.disable imports dynamo where it stands, this when a graph is compiled.
+_outside_graph: Any = _disable_dynamo(sync_batch_norm)
+
+
+def check_part(
+    x: Tensor, residual: Tensor | None, channels: int, activation: str | None, given: tuple[Any, ...]
+) -> None:
+    """Refuse what ``sync_batch_norm`` says it refuses of one input; ``given`` are the arguments behind it."""
+    caller = given[-1]
+    checks.check_input(x, caller)
+    if x.dim() >= 2:
+        checks.check_channels(x, channels, caller)
+    check_arguments(x, *given, pooled=True)
+    check_fusion(x, activation, residual, caller)
+
+
+def pool_of_ranks(
+    inputs: Sequence[Tensor],
+    check: Callable[[], None],
+    recorded: bool,
+    exchange: Exchange,
+    eps: float,
+    activation: str | None,
+    settings: tuple[object, ...],
+    channels: int,
+    device: torch.device,
+    caller: nn.Module | None,
+) -> tuple[list[tuple[Tensor, Tensor, int]], Pool]:
+    """Return the statistics of each input, and those of all inputs of all ranks together.
+
+    Args:
+        inputs: this rank's.
+        check: refuses them; what it raises the other ranks are told of, so that none waits.
+        recorded: whether a gradient is recorded.
+        exchange: the ranks.
+        eps: of the call.
+        activation: of the call.
+        settings: what else the ranks must have in common.
+        channels: C.
+        device: where the inputs are.
+        caller: the layer.
+
+    Raises:
+        SyncError: as for `sync_batch_norm`.
+        ShapeError: one value per channel on all ranks together.
+    """
     words = _words(caller)
     number = enter(exchange, caller, words, _settings(caller), device)
     call = SyncCall(exchange, eps, activation, words, float(number))
     refused: Exception | None = None
-    header = {"settings": fingerprint(*settings), "recorded": is_recorded(*tensors)}
+    header: dict[str, Any] = {"settings": fingerprint(*settings), "recorded": recorded}
     local: tuple[Tensor, ...] = (torch.zeros(2 * channels, dtype=torch.float64, device=device),)
+    own: list[tuple[Tensor, Tensor, int]] = []
     try:
         check()
-        mean, var, count = _local_statistics(input)
+        own = [local_statistics(x) for x in inputs]
+        mean, var, count = merge_parts(own)
         local = (mean, var * count)
-        wanted = header["recorded"] and input.requires_grad
-        header |= {"dtype": DTYPES.index(input.dtype), "count": count, "differentiated": wanted}
+        wanted = recorded and any(x.requires_grad for x in inputs)
+        header |= {"dtype": DTYPES.index(inputs[0].dtype), "count": count, "differentiated": wanted}
     except Exception as error:
         # The others are told, so that none waits.
         refused = error
@@ -186,37 +237,29 @@ def sync_batch_norm(
     check_heads(heads, call)
     counts = heads["count"]
     total = int(sum(counts))
-    if total == 1:
-        said = "Expected more than 1 value per channel when training, got 1 on all ranks, which has no variance"
-        checks.refuse(ShapeError, f"{said}; pass drop_last=True to the training DataLoader", caller)
-    if total == 0:
-        return plain.activate(plain.pass_empty(input, weight, bias), activation)
+    check_total(total, "ranks", caller)
     merged, squares = merge_moments(rows.new_tensor(counts), rows[:, :channels], rows[:, channels:])
-    whole = _Whole(merged, squares / total, total, any(heads["differentiated"]))
-    if key is not None and may_be_repeated():
-        keep_first_run(key, mean, var, (whole.mean, whole.var, torch.tensor(total)))
-    y = _normalize(*tensors, whole, call)
-    if running_mean is not None and running_var is not None:
-        stored = whole.var * (total / (total - 1)) if unbiased else whole.var
-        update_statistics(running_mean, running_var, num_batches_tracked, whole.mean, stored, momentum)
-    return y
+    return own, Pool(merged, squares / max(total, 1), total, any(heads["differentiated"]), call)
 
 
-# torch.compiler.disable imports dynamo where it stands, this when a graph is compiled.
-_outside_graph: Any = _disable_dynamo(sync_batch_norm)
+def keep_pool(key: Tensor | nn.Module, own: Sequence[tuple[Tensor, Tensor, int]], pool: Pool) -> None:
+    """Keep for the backward that runs this forward again what its inputs were normalized with."""
+    for mean, var, count in own:
+        if count:
+            keep_first_run(key, mean, var, (pool.mean, pool.var, torch.tensor(pool.count)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """The statistics of all ranks, how many values they are of, and whether any rank's input is differentiated."""
+def first_pool(key: Tensor | nn.Module, mean: Tensor, var: Tensor, call: SyncCall, caller: nn.Module | None) -> Pool:
+    """Return what an input with this mean and variance was normalized with in its first run.
 
-    mean: Tensor
-    var: Tensor
-    count: int
-    differentiated: bool
+    Raises:
+        StatisticsError: as for `find_first_run`.
+    """
+    mean, var, values = find_first_run(key, mean, var, call.eps, caller)
+    return Pool(mean, var, int(values), True, call)
 
 
-def _channels(
+def channels_of(
     x: Tensor, running_mean: Tensor | None, weight: Tensor | None, bias: Tensor | None, caller: nn.Module | None
 ) -> int:
     """Return the number of channels that all ranks reckon with, whatever this rank's input is."""
@@ -244,144 +287,3 @@ def _check_followable(caller: nn.Module | None) -> None:
     if checks.is_tracing():
         said = "torch.jit.trace cannot record an exchange between ranks"
         checks.refuse(ArgumentError, f"{said}; call eval() before, or normkit.convert(model, to='batch')", caller)
-
-
-def _local_statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return mean, biased variance and number of values of this rank's share; zeros where it is empty."""
-    count = values_per_channel(tuple(x.shape))
-    if count:
-        return *batch_steps.statistics(x), count
-    zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    return zero, zero.clone(), 0
-
-
-def _normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, whole: _Whole, call: SyncCall
-) -> Tensor:
-    if not is_recorded(x, weight, bias, residual):
-        return _apply(x, weight, bias, residual, whole, call)
-    checks.check_saveable(input=x, weight=weight, bias=bias, residual=residual)
-    y: Tensor = _Synchronized.apply(x, weight, bias, residual, whole.mean, whole.var, (whole, call))
-    return y
-
-
-def _apply(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, whole: _Whole, call: SyncCall
-) -> Tensor:
-    if x.numel() == 0:
-        return x.clone()
-    return batch_steps.apply(x, whole.mean, (whole.var + call.eps).rsqrt(), weight, bias, call.activation, residual)
-
-
-class _Synchronized(torch.autograd.Function):
-    """The forward with statistics of all ranks, and its backward: one exchange of the two sums."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        job: tuple[_Whole, SyncCall],
-    ) -> Tensor:
-        whole, call = job
-        y = _apply(x, weight, bias, residual, whole, call)
-        gated = call.activation in plain.GATED_BY_OUTPUT
-        ctx.save_for_backward(x, weight, bias, mean, var, y if gated else residual if call.activation else None)
-        ctx.call, ctx.count, ctx.differentiated = call, whole.count, whole.differentiated
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, var, other = ctx.saved_tensors
-        x = restore("input", x, dy)
-        if must_be_followed(dy):
-            dx, dweight, dbias, dz = _differentiable_backward(ctx, dy, x, weight, bias, mean, other)
-        else:
-            dx, dweight, dbias, dz = _backward(ctx, dy, x, weight, bias, mean, var, other)
-        needs = ctx.needs_input_grad
-        return (
-            dx if needs[0] else None,
-            dweight.to(weight.dtype) if needs[1] else None,
-            dbias.to(bias.dtype) if needs[2] else None,
-            dz if needs[3] else None,
-            None,
-            None,
-            None,
-        )
-
-
-def _backward(
-    ctx: Any,
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    other: Tensor | None,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    call: SyncCall = ctx.call
-    rstd, dz = (var + call.eps).rsqrt(), dy
-    if x.numel() == 0:
-        dbias = dweight = torch.zeros_like(mean)
-    else:
-        if call.activation in plain.GATED_BY_OUTPUT:
-            assert other is not None
-            dz = plain.gate(dy, other, call.activation)
-        elif call.activation is not None:
-            dz = plain.gate(dy, batch_steps.apply(x, mean, rstd, weight, bias, None, other), call.activation)
-        dbias, dweight = batch_steps.reduce(dz, x, mean, rstd)
-    if not ctx.differentiated:
-        return None, dweight, dbias, dz
-    heads, rows = bring(call, BACKWARD, {"count": ctx.count}, (dbias, dweight))
-    check_heads(heads, call)
-    if x.numel() == 0:
-        return torch.zeros_like(x), dweight, dbias, dz
-    sums = add_up(rows)
-    total = sums[: len(mean)], sums[len(mean) :]
-    return batch_steps.apply_backward(dz, x, mean, rstd, weight, total, ctx.count), dweight, dbias, dz
-
-
-def _differentiable_backward(
-    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, other: Tensor | None
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Return the gradients in operations that autograd can follow again, through the exchange too.
-
-    The statistics are computed again, about the mean that is known: ``mean + sum(x - mean) / m``, whose value is the
-    mean and whose derivative is that of the mean.
-    """
-    call: SyncCall = ctx.call
-    axes, channels = batch_axes(x.dim()), len(mean)
-    distance = x.to(mean.dtype) - mean.reshape(1, -1, *(1 for _ in axes[1:]))
-    sums = torch.cat([distance.sum(axes), distance.square().sum(axes)])
-    if ctx.differentiated:
-        sums = _AddUp.apply(sums, call)
-    offset = sums[:channels] / ctx.count
-    centre, var = mean + offset, sums[channels:] / ctx.count - offset.square()
-    rstd = (var + call.eps).rsqrt()
-    dz = plain.gradient_before(dy, x, centre, rstd, weight, bias, call.activation, other)
-    dbias, dweight = plain.reduce(dz, x, centre, rstd)
-    if not ctx.differentiated:
-        return None, dweight, dbias, dz
-    total = _AddUp.apply(torch.cat([dbias, dweight]), call)
-    both = (total[:channels], total[channels:])
-    return plain.apply_backward(dz, x, centre, rstd, weight, both, ctx.count), dweight, dbias, dz
-
-
-class _AddUp(torch.autograd.Function):
-    """The sum of all ranks' rows on every rank. Each row counts in every rank's sum: the backward adds up too."""
-
-    @staticmethod
-    def forward(ctx: Any, row: Tensor, call: SyncCall) -> Tensor:
-        ctx.call = call
-        heads, rows = bring(call, SECOND, {}, (row.contiguous(),))
-        check_heads(heads, call)
-        return add_up(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _AddUp.apply(gradient, ctx.call), None

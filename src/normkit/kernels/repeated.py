@@ -14,7 +14,7 @@ import contextlib
 import contextvars
 import sys
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -23,7 +23,7 @@ from torch.utils import checkpoint
 
 from ..torch_versions import FUNCTION_APPLY
 
-__all__ = ["first_forward", "in_backward", "is_repeated", "may_be_repeated"]
+__all__ = ["first_forward", "in_backward", "is_inside_function", "is_repeated", "may_be_repeated", "repeats_function"]
 
 _IS_FIRST: contextvars.ContextVar[bool] = contextvars.ContextVar("normkit_first_forward", default=False)
 _CHECKPOINT = checkpoint.__file__
@@ -32,6 +32,7 @@ _BACKWARDS = {
     getattr(BackwardCFunction, name).__code__ for name in ("apply", "apply_boxed") if hasattr(BackwardCFunction, name)
 }
 _ENGINE = _engine_run_backward.__code__
+_REENTRANT = checkpoint.CheckpointFunction.forward.__code__
 
 
 def in_backward() -> bool:
@@ -43,14 +44,38 @@ def is_repeated() -> bool:
     """Tell whether the forward that runs now is run again by a backward."""
     if torch._C._current_graph_task_id() == -1 or _IS_FIRST.get():
         return False
+    return _repeating() is not None
+
+
+def repeats_function() -> bool:
+    """Tell whether what is run again is the forward of an autograd function, by its backward."""
+    code = _repeating()
+    return code is not None and code in _BACKWARDS
+
+
+def _repeating() -> CodeType | None:
+    """Return the code that runs a forward again, of the innermost frame that does."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code in _BACKWARDS or (code.co_name == "unpack_hook" and code.co_filename == _CHECKPOINT):
-            return True
+            return code
         if code is _ENGINE:
             # Called by the engine and by no node of it: a hook.
-            return False
+            return None
+        frame = frame.f_back
+    return None
+
+
+def is_inside_function() -> bool:
+    """Tell whether this is inside the forward of an autograd function, as far as torch can be asked: 2.14 shows that
+    of its own reentrant checkpointing only.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is _REENTRANT or (FUNCTION_APPLY is not None and code is FUNCTION_APPLY):
+            return True
         frame = frame.f_back
     return False
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, SyncError
 from ..functional.exchange import Book, simulated
+from .lockstep import Lockstep
 
 __all__ = ["Simulation", "simulate"]
 
@@ -43,43 +43,28 @@ class Simulation:
         for share in shares:
             if len(share) != len(self.models):
                 raise ArgumentError(f"{len(self.models)} ranks need as many parts each, got {len(share)}")
-        turn = _Turn(len(self.models))
-        results: list[Any] = [None] * len(self.models)
-        errors: dict[int, BaseException] = {}
-        random = torch.get_rng_state()
+        together = Lockstep(len(self.models), _share, _refuse_missing)
 
-        def run_one(rank: int) -> None:
-            member = _Rank(turn, rank, self._books[rank])
-            with turn.computes:
-                try:
-                    torch.set_rng_state(random)
-                    with simulated(member) if self._synchronized else contextlib.nullcontext():
-                        results[rank] = step(self.models[rank], *(share[rank] for share in shares))
-                except BaseException as error:
-                    errors[rank] = error
-                finally:
-                    turn.ended.add(rank)
-                    turn.computes.notify_all()
+        def run_one(rank: int) -> Any:
+            member = _Rank(together, rank, self._books[rank])
+            with simulated(member) if self._synchronized else contextlib.nullcontext():
+                return step(self.models[rank], *(share[rank] for share in shares))
 
-        threads = [threading.Thread(target=run_one, args=(rank,)) for rank in range(len(self.models))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for error in sorted(errors.values(), key=lambda error: isinstance(error, SyncError)):
-            raise error
-        return results
+        return together.run(run_one)
 
 
-class _Turn:
-    """Whose turn it is, what was brought to the exchange under way, and who has come to an end."""
+def _share(brought: list[tuple[str, Tensor]]) -> list[Tensor]:
+    """Return all rows to each rank."""
+    if len({row.shape for _, row in brought}) > 1:
+        each = "; ".join(f"rank {rank}: {words}" for rank, (words, _) in enumerate(brought))
+        raise SyncError(f"the ranks called different layers. {each}")
+    return [torch.stack([row for _, row in brought])] * len(brought)
 
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
-        self.computes = threading.Condition()
-        self.brought: dict[int, tuple[str, Tensor]] = {}
-        self.made: list[list[tuple[str, Tensor]]] = []
-        self.ended: set[int] = set()
+
+def _refuse_missing(brought: list[tuple[str, Tensor] | None]) -> SyncError:
+    absent = ", ".join(str(rank) for rank, entry in enumerate(brought) if entry is None)
+    words = next(entry[0] for entry in brought if entry is not None)
+    return SyncError(f"{words}: rank {absent} did not come: its step has ended")
 
 
 class _Rank:
@@ -87,28 +72,12 @@ class _Rank:
 
     careful = True
 
-    def __init__(self, turn: _Turn, rank: int, book: Book) -> None:
-        self.turn, self.rank, self.size, self.book = turn, rank, turn.ranks, book
+    def __init__(self, together: Lockstep, rank: int, book: Book) -> None:
+        self.together, self.rank, self.size, self.book = together, rank, together.parts, book
 
     def gather(self, row: Tensor, words: str) -> Tensor:
-        turn, number = self.turn, len(self.turn.made)
-        turn.brought[self.rank] = (words, row)
-        if len(turn.brought) == self.size:
-            turn.made.append([turn.brought[rank] for rank in range(self.size)])
-            turn.brought = {}
-            turn.computes.notify_all()
-        else:
-            state = torch.get_rng_state()
-            turn.computes.wait_for(lambda: len(turn.made) > number or bool(turn.ended))
-            torch.set_rng_state(state)
-        if len(turn.made) <= number:
-            absent = ", ".join(str(rank) for rank in sorted(turn.ended))
-            raise SyncError(f"{words}: rank {absent} did not come: its step has ended")
-        made = turn.made[number]
-        if len({given.shape for _, given in made}) > 1:
-            each = "; ".join(f"rank {rank}: {said}" for rank, (said, _) in enumerate(made))
-            raise SyncError(f"the ranks called different layers. {each}")
-        return torch.stack([given for _, given in made])
+        rows: Tensor = self.together.meet((words, row))
+        return rows
 
 
 def simulate(model: nn.Module, ranks: int = 8, *, synchronized: bool = True) -> Simulation:

@@ -1,0 +1,225 @@
+"""One step of several micro-batches that is the step of the large batch."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..anatomy import iterate, norm_layers, sample_count
+from ..anatomy.programs import refuse_programs
+from ..errors import ArgumentError
+from .exact import Together
+from .offload import Offload, check_offload, offloaded
+from .pooled_updates import Apart
+from .pooling import Updates
+from .surroundings import refuse_modes
+
+__all__ = ["accumulate"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def accumulate(
+    model: nn.Module,
+    batches: Any,
+    loss: Loss,
+    *,
+    kind: Literal["statistics", "exact"] = "statistics",
+    offload: Offload | None = None,
+) -> Tensor:
+    """Take one step's gradients from several micro-batches, with the batch statistics of all of them together.
+
+    With ``n_i`` samples in micro-batch ``i`` and ``N`` in all, to ``.grad`` is added the gradient of::
+
+        sum_i n_i / N * loss(model, batch_i)
+
+    which for the large batch is the gradient of its mean loss. What differs is what batch normalization sees:
+
+    - ``"statistics"``: each micro-batch normalizes by itself, one after another, as in plain accumulation. Running
+      statistics move once, by mean and variance of all the micro-batches' values together, where k forwards would move
+      them k times. It costs nothing.
+    - ``"exact"``: all micro-batches normalize with the statistics of the large batch, and the backward goes through
+      them: loss, gradients and running statistics are those of the large batch, to rounding. The micro-batches advance
+      together, one thread each of which one computes at a time; each call of a batch norm is one node of autograd over
+      all of them. The graphs of all micro-batches live until the backward: without ``offload`` they take the memory of
+      the large batch, less what its largest operation needs. Activation checkpointing inside goes on
+      working (``use_reentrant=False``).
+
+    Conventions:
+        The mean over samples: a batch's samples are the length of its first tensor.
+        Layers: batch norms of torch's and ours, with activation and residual, and :class:`normkit.SyncBatchNorm`, whose
+        ranks each bring their micro-batches. A layer called several times is pooled call by call.
+        Random numbers: each micro-batch draws its own, the first continues the caller's. A dropout's masks are not
+        those that the large batch would have drawn.
+        Whatever it raises, gradients and running statistics are as they were.
+
+    Args:
+        model: what trains; it is called by ``loss``, as often as that likes.
+        batches: the micro-batches of one step, of any form and of different sizes.
+        loss: ``lambda model, batch: ...``, the mean over the batch's samples, a scalar. What it computes besides, such
+            as a penalty on weights, is averaged.
+        kind: ``"statistics"`` or ``"exact"``.
+        offload: where what autograd keeps waits for the backward: ``"cpu"`` for a model on another device, ``"disk"``
+            for a file in the system's temporary folder (``TMPDIR`` chooses another), mapped back into memory.
+
+    Returns:
+        The mean loss over all samples, detached.
+
+    Raises:
+        ArgumentError: no micro-batch, an empty one, a loss that is no scalar or has no gradient; a layer whose
+            statistics cannot be put together; a compiled or wrapped model; or, with ``"exact"``, micro-batches that
+            call different norms, reentrant checkpointing, or a gradient through a norm inside ``loss``.
+        ShapeError, DtypeError, StatisticsError: as for the layer.
+
+    Warns:
+        UserWarning: another layer changed a buffer in every micro-batch, as spectral normalization does.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+        >>> x, loss = torch.randn(12, 3).double(), lambda model, x: model(x).square().mean()
+        >>> together = accumulate(model, x.split([5, 1, 6]), loss, kind="exact")
+        >>> gradient, counted = model[0].weight.grad, model[1].num_batches_tracked.item()
+        >>> model.zero_grad()
+        >>> large = loss(model, x)
+        >>> large.backward()
+        >>> torch.allclose(together, large), torch.allclose(gradient, model[0].weight.grad), counted
+        (True, True, 1)
+
+    References:
+        Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167, section 3, for the two sums of the backward.
+        Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+    """
+    if kind not in ("statistics", "exact"):
+        raise ArgumentError(f"kind={kind!r}; allowed are 'statistics' and 'exact'")
+    _check_model(model)
+    refuse_modes("accumulate")
+    if not torch.is_grad_enabled():
+        raise ArgumentError("accumulate: gradients are not recorded here; call it outside torch.no_grad()")
+    stays = list(chain(model.parameters(), model.buffers()))
+    check_offload(offload, stays)
+    parts = list(iterate(batches))
+    shares = _shares(parts)
+    updates, versions = Updates(), _versions(model)
+
+    def part(place: int) -> Tensor:
+        return _weighed(loss(model, parts[place]), shares[place], place)
+
+    if kind == "exact":
+        together = Together(model, len(parts), updates)
+        with _gradients_kept(model), together.answered(), offloaded(offload, stays):
+            losses = together.run(part)
+            mean = torch.stack([one.reshape(()) for one in losses]).sum()
+            mean.backward()
+    else:
+        apart, losses = Apart(model, updates), []
+        with _gradients_kept(model), apart.answered(), offloaded(offload, stays):
+            for place in range(len(parts)):
+                apart.begin()
+                one = part(place)
+                one.backward()
+                losses.append(one.detach().reshape(()))
+        apart.end()
+        mean = torch.stack(losses).sum()
+    updates.apply()
+    _tell_of_others(model, versions, len(parts))
+    return mean.detach()
+
+
+def _check_model(model: nn.Module) -> None:
+    """Refuse a program, a compiled model, and one that spreads a call over devices by itself.
+
+    Raises:
+        ArgumentError: the model is or holds one.
+    """
+    refuse_programs(model)
+    for path, module in model.named_modules():
+        words = ""
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            words = "is compiled, and its norms are no calls any more; give the model without torch.compile"
+        elif isinstance(module, nn.DataParallel):
+            words = "spreads a call over devices in threads of its own; give the model inside"
+        elif type(module).__name__ == "FullyShardedDataParallel":
+            words = "is sharded by FullyShardedDataParallel, which gathers weights call by call; not supported"
+        elif any(is_lazy(value) for value in chain(module.parameters(recurse=False), module.buffers(recurse=False))):
+            words = "has not seen its first input; call the model once before"
+        if words:
+            raise ArgumentError(f"accumulate: {path or 'the model'} {words}")
+
+
+def _shares(parts: Sequence[Any]) -> list[float]:
+    """Return what each micro-batch's mean counts for in the mean of all.
+
+    Raises:
+        ArgumentError: there is none, or one without samples.
+    """
+    counts = [sample_count(batch) for batch in parts]
+    if not parts:
+        raise ArgumentError("accumulate: there are no micro-batches. An iterator that was read once is empty")
+    for place, count in enumerate(counts):
+        if count == 0:
+            raise ArgumentError(f"accumulate: micro-batch {place} holds no samples, or no tensor to count them by")
+    return [count / sum(counts) for count in counts]
+
+
+def _weighed(value: object, share: float, place: int) -> Tensor:
+    """Return a micro-batch's part of the mean loss.
+
+    Raises:
+        ArgumentError: its loss is no scalar, or has no gradient.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ArgumentError(
+            f"accumulate: the loss of micro-batch {place} is {got}; return the mean over the batch's samples, a scalar"
+        )
+    if not value.requires_grad:
+        raise ArgumentError(
+            f"accumulate: the loss of micro-batch {place} has no gradient; return it as it is, not detached"
+        )
+    return value * share
+
+
+@contextlib.contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Add to the gradients that there are what is computed inside; where that fails, leave them as they were."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    except BaseException:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+        raise
+    with torch.no_grad():
+        for parameter, gradient in before:
+            if gradient is not None:
+                if parameter.grad is not None:
+                    gradient.add_(parameter.grad)
+                parameter.grad = gradient
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    return {name: buffer._version for name, buffer in model.named_buffers() if not buffer.is_inference()}
+
+
+def _tell_of_others(model: nn.Module, before: dict[str, int], parts: int) -> None:
+    """Warn of buffers that moved and are no running statistics of a batch norm."""
+    of_norms = {id(buffer) for layer in norm_layers(model) for buffer in layer.module.buffers(recurse=False)}
+    moved = [
+        name
+        for name, buffer in model.named_buffers()
+        if id(buffer) not in of_norms and name in before and buffer._version != before[name]
+    ]
+    if moved and parts > 1:
+        warnings.warn(
+            f"accumulate: {', '.join(moved)} changed in the forwards of {parts} micro-batches, where one large batch "
+            "would have changed them once; such a layer (spectral normalization, a codebook) is not exact",
+            stacklevel=3,
+        )

@@ -1,0 +1,142 @@
+"""Micro-batches that advance together: each call of a batch norm is one node of autograd over all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..functional.agreement import SyncCall
+from ..functional.inplace import is_recorded
+from ..functional.pooled import Pool, apply_pooled, local_statistics, normalize_pooled
+from ..functional.sync import first_pool
+from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may_be_repeated, repeats_function
+from .lockstep import Lockstep
+from .norm_calls import NormCall, answered, pooled_norms
+from .pooling import Updates, pool_calls
+
+__all__ = ["Together"]
+
+_REENTRANT = (
+    "the forward runs inside an autograd function (activation checkpointing with use_reentrant=True, or a library's "
+    "own), which cuts the graphs of the micro-batches apart; pass use_reentrant=False"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """A call of a norm in one micro-batch, and what its thread knows of it."""
+
+    call: NormCall
+    number: int
+    recorded: bool
+    repeated: bool
+
+
+class Together:
+    """The forwards of all micro-batches side by side, with what their backward needs.
+
+    Args:
+        model: whose batch norms are to see one batch.
+        parts: how many micro-batches.
+        updates: takes what the running statistics are to be moved by.
+    """
+
+    def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
+        self.layers = pooled_norms(model, exactly=True)
+        self._together = Lockstep(parts, self._combine, self._missed)
+        self._updates = updates
+        self._calls = [0] * parts
+        self._advancing = False
+
+    def answered(self) -> Any:
+        """Let the norms' calls come here, inside: in the forwards and in the backward."""
+        return answered(self.layers, self._answer)
+
+    def run(self, work: Callable[[int], Tensor]) -> list[Tensor]:
+        """Return the losses of all micro-batches."""
+        self._advancing = True
+        try:
+            return self._together.run(work, apart=True)
+        finally:
+            self._advancing = False
+
+    def _answer(self, call: NormCall) -> Tensor:
+        part = self._together.part()
+        if in_backward():
+            return self._answer_in_backward(call)
+        if part is None:
+            said = f"{call} was called in a thread that is no micro-batch's"
+            raise ArgumentError(f"accumulate: {said}; loss must compute in the thread that it is called in")
+        if not call.uses_batch:
+            return call.ordinary()
+        recorded = torch.is_grad_enabled()
+        if is_inside_function():
+            raise ArgumentError(f"accumulate: {call}: {_REENTRANT}")
+        self._calls[part] += 1
+        y: Tensor = self._together.meet(_Brought(call, self._calls[part], recorded, recorded and may_be_repeated()))
+        return y
+
+    def _answer_in_backward(self, call: NormCall) -> Tensor:
+        if not is_repeated() or not call.uses_batch:
+            return call.ordinary()
+        if repeats_function():
+            raise ArgumentError(f"accumulate: {call}: {_REENTRANT}")
+        layer, x = call.layer, call.input
+        mean, var, count = local_statistics(x)
+        settings = SyncCall(None, layer.eps, call.activation, str(call), -1.0)
+        pool = first_pool(layer, mean, var, settings, layer) if count else Pool(mean, var, 2, True, settings)
+        # In its first run the node that normalizes all micro-batches was made outside the checkpoint, and kept nothing
+        # there. What comes after the norm must see that a gradient is recorded, as it did then.
+        with torch.no_grad():
+            y = apply_pooled(x, layer.weight, layer.bias, call.residual, pool)
+        return y.requires_grad_(is_recorded(x, layer.weight, layer.bias, call.residual))
+
+    def _combine(self, brought: list[_Brought]) -> list[Tensor]:
+        calls, first = [each.call for each in brought], brought[0]
+        self._check_alike(brought)
+        layer = first.call.layer
+        with torch.set_grad_enabled(first.recorded):
+            pool = pool_calls(calls, [each.repeated for each in brought])
+            pool = Pool(pool.mean, pool.var, pool.count, pool.differentiated, pool.call, self._check_backward)
+            outputs = normalize_pooled(
+                [call.input for call in calls], layer.weight, layer.bias, [call.residual for call in calls], pool
+            )
+        if first.call.tracks:
+            self._updates.add(layer, pool.mean, pool.stored(getattr(layer, "unbiased", True)))
+        return list(outputs)
+
+    def _check_alike(self, brought: list[_Brought]) -> None:
+        def kind(each: _Brought) -> tuple[object, ...]:
+            call = each.call
+            residual = call.residual is not None
+            return id(call.layer), call.layer.training, call.activation, residual, call.input.dtype, each.recorded
+
+        if len({kind(each) for each in brought}) > 1:
+            words = ("recorded" if each.recorded else "not recorded" for each in brought)
+            each = "; ".join(
+                f"micro-batch {place}: {one.call}, {one.call.input.dtype}, {said}, call {one.number}"
+                for place, (one, said) in enumerate(zip(brought, words, strict=True))
+            )
+            raise ArgumentError(
+                "accumulate: the micro-batches called their norms otherwise, as where a branch hangs on the data or on "
+                f"a random number, and are no one batch. {each}"
+            )
+
+    def _missed(self, brought: list[_Brought | None]) -> ArgumentError:
+        ended = ", ".join(str(place) for place, each in enumerate(brought) if each is None)
+        waiting = next(each for each in brought if each is not None)
+        return ArgumentError(
+            f"accumulate: micro-batch {ended} came to its end without call {waiting.number} of a norm, of "
+            f"{waiting.call}, in which others wait: a branch hangs on the data, and the micro-batches are no one batch"
+        )
+
+    def _check_backward(self) -> None:
+        if self._advancing:
+            raise ArgumentError(
+                "accumulate: a gradient is computed inside loss, through a batch norm, while the other micro-batches "
+                "are not there yet: it would not be the large batch's. Leave gradient penalties to a large batch, or "
+                'use kind="statistics"'
+            )

@@ -1,0 +1,175 @@
+"""Threads that advance together: one computes at a time, until it waits for all others."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from .surroundings import copied_context, surroundings
+
+__all__ = ["Lockstep"]
+
+# Of the processor, and of every GPU.
+_RandomState = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+class Lockstep:
+    """Run one piece of work several times side by side, each in a thread of its own that now and then meets the others.
+
+    The turn goes from part to part in their order, and then to the thread that called `run`, which makes of what all
+    brought what each gets. Every part has a random state of its own, which it finds as it left it. Grad mode, autocast,
+    hooks on saved tensors and context variables are those of the caller.
+
+    Args:
+        parts: how many.
+        combine: called in the caller's thread when all have met: takes what each brought, and returns what each gets.
+        missed: makes the error of those that wait, from what they brought, when others have come to their end: by part,
+            None for those.
+
+    >>> def add(part):
+    ...     return together.meet(part) + together.meet(10 * part)
+    >>> together = Lockstep(3, lambda brought: [sum(brought)] * 3, lambda brought: RuntimeError("one is missing"))
+    >>> together.run(add)
+    [33, 33, 33]
+    """
+
+    def __init__(
+        self,
+        parts: int,
+        combine: Callable[[list[Any]], list[Any]],
+        missed: Callable[[list[Any]], Exception],
+    ) -> None:
+        self.parts, self._combine, self._missed = parts, combine, missed
+        self._turns = [threading.Semaphore(0) for _ in range(parts + 1)]
+        self._line: Iterator[int] = iter(())
+        # Not by the number of a thread, which the next thread gets when it has ended.
+        self._own = threading.local()
+        self._living: list[int] = []
+        self._brought: list[Any] = [None] * parts
+        self._made: list[Any] = [None] * parts
+        self._random: list[_RandomState] = []
+        self._stopped: BaseException | None = None
+
+    def run(self, work: Callable[[int], Any], *, apart: bool = False) -> list[Any]:
+        """Call ``work`` with each part's number; return what each returned.
+
+        Args:
+            work: what each part does; it may call `meet`.
+            apart: let each part but the first draw random numbers of its own. Else all begin with the caller's random
+                state. The caller goes on with that of part 0.
+
+        Raises:
+            BaseException: what a part raised, the first part's first; or what ``combine`` or ``missed`` made, in every
+                part that waited.
+        """
+        self._random = [_random_state()] * self.parts
+        seeds = _seeds(self.parts) if apart else []
+        results: list[Any] = [None] * self.parts
+        errors: dict[int, BaseException] = {}
+        enter, call = surroundings(), copied_context()
+
+        def live(part: int) -> None:
+            self._own.part = part
+            self._wait(part)
+            try:
+                self._go_on(part)
+                if apart and part:
+                    torch.manual_seed(seeds[part])
+                with enter():
+                    results[part] = call(work, part)
+            except BaseException as error:
+                errors[part] = error
+            finally:
+                self._random[part] = _random_state()
+                self._living.remove(part)
+                self._pass_on()
+
+        self._living = list(range(self.parts))
+        threads = [threading.Thread(target=live, args=(part,), daemon=True) for part in self._living]
+        for thread in threads:
+            thread.start()
+        try:
+            while self._living:
+                self._round(errors)
+        finally:
+            # Also where this thread was interrupted: whoever still waits comes to an end.
+            self._stop(InterruptedError("the caller went on without this part"))
+            for thread in threads:
+                thread.join()
+            _set_random_state(self._random[0])
+            # What was made may hold a graph, and the graph this object: a circle that no collector sees.
+            self._brought, self._made = [], []
+        waited = self._stopped
+        for part in sorted(errors, key=lambda part: (errors[part] is waited, part)):
+            raise errors[part]
+        return results
+
+    def meet(self, brought: Any) -> Any:
+        """Wait, in a part's thread, until all parts have come; return what ``combine`` made for this one."""
+        part: int = self._own.part
+        self._brought[part] = (brought,)
+        self._random[part] = _random_state()
+        self._pass_on()
+        self._wait(part)
+        self._go_on(part)
+        return self._made[part]
+
+    def part(self) -> int | None:
+        """Return the number of the part that this thread computes, or None where it computes none."""
+        return getattr(self._own, "part", None)
+
+    def _round(self, errors: dict[int, BaseException]) -> None:
+        """Let each part go on until it meets or ends, and combine what they brought."""
+        self._brought = [None] * self.parts
+        self._line = iter(list(self._living))
+        self._pass_on()
+        self._wait(self.parts)
+        if not self._living:
+            return
+        if self._stopped is None:
+            try:
+                if len(self._living) < self.parts:
+                    raise self._missed([None if entry is None else entry[0] for entry in self._brought])
+                self._made = self._combine([entry[0] for entry in self._brought])
+            except BaseException as error:
+                self._stopped = error
+
+    def _stop(self, error: BaseException) -> None:
+        if self._living:
+            self._stopped = error
+            self._line = iter(())
+            for part in list(self._living):
+                self._turns[part].release()
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next in line, or back to the caller."""
+        self._turns[next(self._line, self.parts)].release()
+
+    def _wait(self, place: int) -> None:
+        self._turns[place].acquire()
+
+    def _go_on(self, part: int) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+        _set_random_state(self._random[part])
+
+
+def _random_state() -> _RandomState:
+    """Return the state of torch's generators; a GPU's where one was used."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), gpus
+
+
+def _set_random_state(state: _RandomState) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def _seeds(parts: int) -> list[int]:
+    """Return a seed for each part that follows from the caller's random state and does not advance it."""
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    found: list[int] = torch.randint(2**62, (parts,), generator=generator).tolist()
+    return found

@@ -1,0 +1,130 @@
+"""Calls of a model's batch norms, answered for a while by what puts several micro-batches together."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..anatomy import NormLayer, norm_layers
+from ..errors import ArgumentError
+from ..layers.batch import _BatchNorm
+
+__all__ = ["Answer", "NormCall", "answered", "pooled_norms"]
+
+_GHOSTS = ("ghost",)
+# What these keep is not the mean and variance of a batch, or hangs on what they keep.
+_OTHERS = ("renorm", "masked", "whitening", "instance")
+
+
+@dataclass(frozen=True, slots=True)
+class NormCall:
+    """One call of a batch norm.
+
+    Attributes:
+        layer: which.
+        path: its name in the model.
+        input: what it is to normalize.
+        activation: what is applied last, where the layer has it fused in.
+        residual: what is added before that.
+        ordinary: computes what the layer itself would have.
+    """
+
+    layer: Any
+    path: str
+    input: Tensor
+    activation: str | None
+    residual: Tensor | None
+    ordinary: Callable[[], Tensor]
+
+    @property
+    def uses_batch(self) -> bool:
+        """Whether it normalizes with the statistics of the batch."""
+        layer = self.layer
+        return bool(layer.training) or (layer.running_mean is None and layer.running_var is None)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether it moves running statistics."""
+        layer = self.layer
+        return bool(layer.training and layer.track_running_stats) and layer.running_mean is not None
+
+    def check_dimensions(self) -> None:
+        """Refuse an input that the layer does not take."""
+        check = getattr(self.layer, "_check_input", None) or self.layer._check_input_dim
+        check(self.input)
+
+    def __str__(self) -> str:
+        """Name the layer as errors do."""
+        return f"{self.path or 'the model itself'} ({type(self.layer).__name__})"
+
+
+Answer = Callable[[NormCall], Tensor]
+
+
+def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
+    """Return the batch norms whose statistics micro-batches are to have in common.
+
+    Raises:
+        ArgumentError: a layer in training whose statistics hang on the batch in a way that cannot be put together.
+    """
+    chosen = []
+    for layer in norm_layers(model):
+        module = layer.module
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not layer.overridden:
+            if not isinstance(module, _BatchNorm) and getattr(module, "frozen_statistics", None) == "running":
+                if getattr(module, "frozen_track", False):
+                    _refuse(layer, 'is frozen and goes on tracking; use normkit.convert(model, to="batch") before')
+                continue
+            chosen.append(layer)
+        elif not module.training or layer.kind == "frozen":
+            continue
+        elif layer.kind in _GHOSTS:
+            if exactly:
+                said = "normalizes parts of a batch, and the large batch is cut elsewhere than its micro-batches"
+                _refuse(layer, f'{said}; kind="statistics" takes it')
+            chosen.append(layer)
+        elif layer.kind in _OTHERS and (layer.tracks or layer.kind != "instance"):
+            said = "keeps statistics that micro-batches cannot put together"
+            _refuse(layer, f"{said}; put it into eval(), or normkit.convert(model, to=...) another")
+        elif layer.kind in ("batch", "sync", "unknown"):
+            said = "is a batch norm with a forward of its own, of which only its author knows what it does with a batch"
+            _refuse(layer, f'{said}; use normkit.convert(model, to="batch")')
+    return chosen
+
+
+def _refuse(layer: NormLayer, said: str) -> None:
+    raise ArgumentError(f"accumulate: {layer} {said}")
+
+
+@contextlib.contextmanager
+def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
+    """Let the calls of these layers be answered, inside, in any thread."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            name, method = _method(layer, answer)
+            vars(layer.module)[name] = method
+            stack.callback(vars(layer.module).pop, name)
+        yield
+
+
+def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor]]:
+    """Return the method of a layer by which its calls are answered, and its name: ours can be called fused."""
+    module, path = layer.module, layer.path
+    if not isinstance(module, _BatchNorm):
+
+        def forward(input: Tensor) -> Tensor:
+            return answer(NormCall(module, path, input, None, None, lambda: type(module).forward(module, input)))
+
+        return "forward", forward
+
+    def normalize(
+        input: Tensor, activation: str | None = None, residual: Tensor | None = None, inplace: bool = False
+    ) -> Tensor:
+        def ordinary() -> Tensor:
+            return type(module).normalize(module, input, activation, residual, inplace)
+
+        return answer(NormCall(module, path, input, activation, residual, ordinary))
+
+    return "normalize", normalize

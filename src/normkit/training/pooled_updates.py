@@ -1,0 +1,97 @@
+"""Micro-batches one after another, each normalized by itself, that move the running statistics once together."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..axes import values_per_channel
+from ..functional.exchange import exchange_of
+from ..functional.pooled import merge_parts, normalize_pooled
+from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
+from ..layers import SyncBatchNorm
+from .norm_calls import NormCall, answered, pooled_norms
+from .pooling import Updates, pool_calls
+
+__all__ = ["Apart"]
+
+
+class Apart:
+    """What the norms of a model saw in each micro-batch of a step.
+
+    Args:
+        model: whose batch norms they are.
+        updates: takes what the running statistics are to be moved by.
+    """
+
+    def __init__(self, model: nn.Module, updates: Updates) -> None:
+        self._layers = pooled_norms(model, exactly=False)
+        self._updates = updates
+        # By layer: for each of its calls in a forward, the statistics of that call in each micro-batch.
+        self._seen: dict[Any, list[list[tuple[Tensor, Tensor, int]]]] = {}
+        self._calls: dict[Any, int] = {}
+
+    def answered(self) -> Any:
+        """Let the norms' calls come here, inside."""
+        return answered(self._layers, self._answer)
+
+    def begin(self) -> None:
+        """Begin the next micro-batch."""
+        self._calls = {}
+
+    def end(self) -> None:
+        """Hand on what all micro-batches together move the running statistics by, one update for each call."""
+        for layer, calls in self._seen.items():
+            for parts in calls:
+                mean, var, count = merge_parts(parts)
+                unbiased = getattr(layer, "unbiased", True)
+                self._updates.add(layer, mean, var * (count / (count - 1)) if unbiased else var)
+
+    def _answer(self, call: NormCall) -> Tensor:
+        if not call.tracks:
+            return call.ordinary()
+        layer, again = call.layer, in_backward() and is_repeated()
+        exchanged = isinstance(layer, SyncBatchNorm) and exchange_of(layer.process_group, layer.timeout) is not None
+        if exchanged and not again:
+            pool = pool_calls([call], [may_be_repeated()])
+            y = normalize_pooled([call.input], layer.weight, layer.bias, [call.residual], pool)[0]
+            seen = (pool.mean, pool.var, pool.count)
+        else:
+            with _fresh_statistics(layer) as (mean, var):
+                y = call.ordinary()
+            count = values_per_channel(tuple(call.input.shape))
+            biased = var.double() * ((count - 1) / count) if getattr(layer, "unbiased", True) and count else var
+            seen = (mean.double(), biased.double(), count)
+        if not again and seen[2]:
+            self._note(layer, seen)
+        return y
+
+    def _note(self, layer: Any, seen: tuple[Tensor, Tensor, int]) -> None:
+        place = self._calls.get(layer, 0)
+        self._calls[layer] = place + 1
+        calls = self._seen.setdefault(layer, [])
+        if place == len(calls):
+            calls.append([])
+        calls[place].append(seen)
+
+
+@contextlib.contextmanager
+def _fresh_statistics(layer: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Let a layer store the statistics of the call inside, and nothing of before, in tensors of their own.
+
+    The kernel computes them anyway; to compute them again would cost a pass over memory.
+    """
+    buffers, attributes = layer._buffers, vars(layer)
+    kept = {name: buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked")}
+    momentum = attributes["momentum"]
+    for name, buffer in kept.items():
+        if buffer is not None:
+            buffers[name] = torch.zeros_like(buffer)
+    attributes["momentum"] = 1.0
+    try:
+        yield buffers["running_mean"], buffers["running_var"]
+    finally:
+        buffers.update(kept)
+        attributes["momentum"] = momentum
