@@ -107,13 +107,13 @@ large_ways = pytest.mark.parametrize("name", [name for name in WAYS if name != "
 @pytest.fixture
 def ran(monkeypatch) -> Iterator[list[tuple[str, torch.dtype, str | None]]]:
     """Note every kernel whose address is asked for."""
-    noted, kernel = [], sample_passes._kernel
+    noted, kernel = [], sample_passes.kernel
 
     def note(*which):
         noted.append(which)
         return kernel(*which)
 
-    monkeypatch.setattr(sample_passes, "_kernel", note)
+    monkeypatch.setattr(sample_passes, "kernel", note)
     yield noted
     assert noted, "no kernel ran"
 

@@ -33,6 +33,7 @@ __all__ = [
     "explain",
     "is_served_compiled",
     "is_undisturbed",
+    "may_be_native",
     "refusals",
     "requested",
     "use_backend",
@@ -40,6 +41,7 @@ __all__ = [
 
 BACKENDS = ("numba", "triton", "plain")
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu")
+_NUMBA = (None, "numba")
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _REQUESTED: contextvars.ContextVar[str | None] = contextvars.ContextVar("normkit_backend", default=None)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -74,6 +76,11 @@ def use_backend(name: str) -> Iterator[None]:
 def requested() -> str | None:
     """Return the implementation that `use_backend` asks for, or None."""
     return _REQUESTED.get()
+
+
+def may_be_native() -> bool:
+    """Tell whether a call may go the native way to the numba kernels: nothing is compiled, nothing else requested."""
+    return not torch.compiler.is_compiling() and _REQUESTED.get() in _NUMBA
 
 
 def _is_transformed(x: Tensor) -> str | None:
