@@ -10,6 +10,7 @@ from ..errors import ArgumentError
 from .bench import bench
 from .doctor import doctor
 from .lab import lab
+from .native import native
 from .surgery import add_commands
 from .terminal import echo
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab, name="lab")
+app.add_typer(native, name="native")
 app.command("doctor")(doctor)
 app.command("bench")(bench)
 add_commands(app)

@@ -248,7 +248,7 @@ inline PyObject* batch_norm(PyObject* const* arguments) {
   const int64_t dims = x->dim();
   if (!is_undisturbed() || dims < 2 || dims > 5 || !is_served(type) || !is_aligned(*x)) Py_RETURN_NONE;
   const int64_t channels = x->size(1), elements = x->numel();
-  if (channels == 0 || elements == 0 || elements * static_cast<int64_t>(x->element_size()) >= KEPT_FROM) Py_RETURN_NONE;
+  if (channels == 0 || elements == 0) Py_RETURN_NONE;
   const bool tracked = call.running_mean.has_value();
   if (tracked != call.running_var.has_value() || (training ? elements <= channels || call.eps <= 0 : !tracked)) Py_RETURN_NONE;
   const bool moves = training && tracked;

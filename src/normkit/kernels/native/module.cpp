@@ -31,6 +31,30 @@ PyObject* configure(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
+// empty_like(x): an output's memory, kept when it is freed; None where x is not packed as an output is.
+PyObject* empty_like(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  normkit::MaybeTensor x;
+  if (count != 1 || !normkit::take(arguments[0], x) || !x || !x->is_non_overlapping_and_dense()) Py_RETURN_NONE;
+  return THPVariable_Wrap(normkit::output_like(*x));
+  END_HANDLE_TH_ERRORS
+}
+
+// kept(): the bytes that are kept free; limit(bytes): the most that may be.
+PyObject* kept(PyObject*, PyObject*) { return PyLong_FromSize_t(normkit::Keeper::instance().kept()); }
+
+PyObject* limit(PyObject*, PyObject* bytes) {
+  const size_t value = PyLong_AsSize_t(bytes);
+  if (value == static_cast<size_t>(-1) && PyErr_Occurred()) return nullptr;
+  normkit::Keeper::instance().limit(value);
+  Py_RETURN_NONE;
+}
+
+PyObject* release(PyObject*, PyObject*) {
+  normkit::Keeper::instance().release();
+  Py_RETURN_NONE;
+}
+
 PyCFunction as_function(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
@@ -39,6 +63,10 @@ PyMethodDef methods[] = {
     {"batch_norm", as_function(call<normkit::channels::batch_norm, 12>), METH_FASTCALL, nullptr},
     {"trailing_norm", as_function(call<normkit::samples::trailing_norm, 7>), METH_FASTCALL, nullptr},
     {"group_norm", as_function(call<normkit::samples::group_norm, 6>), METH_FASTCALL, nullptr},
+    {"empty_like", as_function(empty_like), METH_FASTCALL, nullptr},
+    {"kept", kept, METH_NOARGS, nullptr},
+    {"limit", limit, METH_O, nullptr},
+    {"release", release, METH_NOARGS, nullptr},
     {"configure", configure, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -242,7 +242,7 @@ inline bool take_common(
     MaybeTensor& gamma, MaybeTensor& beta, double& added, int64_t& applied) {
   return take(input, x) && x && take(weight, gamma) && take(bias, beta) && take_number(eps, 0.0, 1e300, added) &&
       take_activation(activation, applied) && is_undisturbed() && is_served(x->scalar_type()) && is_aligned(*x) &&
-      x->numel() > 0 && x->dim() <= MAX_DIMS && x->numel() * static_cast<int64_t>(x->element_size()) < KEPT_FROM;
+      x->numel() > 0 && x->dim() <= MAX_DIMS;
 }
 
 // trailing_norm(input, normalized_shape, weight, bias, eps, centred, activation): the output, or None.
