@@ -1,6 +1,7 @@
 // Which calls are ordinary. Everything else is handed to Python, which alone words refusals.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <optional>
 
@@ -31,8 +32,8 @@ struct PythonError : std::exception {
   const char* what() const noexcept override { return "an error was raised in Python"; }
 };
 
-// The keys of a plain tensor on a CPU: not those of views that are conjugate or negative, of zeros without memory, of
-// wrappers of torch.func, of subclasses.
+// The keys of a plain tensor on a CPU: not those of views that are conjugate or negative, of ZeroTensors, of nested or
+// quantized ones, of wrappers of torch.func, of subclasses.
 inline c10::DispatchKeySet plain_keys() {
   static const c10::DispatchKeySet keys = [] {
     c10::InferenceMode off(false);
@@ -41,13 +42,17 @@ inline c10::DispatchKeySet plain_keys() {
   return keys;
 }
 
+// Whether memory holds the values of a tensor, and was not freed.
 inline bool is_plain(const Tensor& tensor) {
-  return (tensor.key_set() | plain_keys()) == plain_keys() && tensor.layout() == at::kStrided && tensor.has_storage();
+  return (tensor.key_set() | plain_keys()) == plain_keys() && tensor.layout() == at::kStrided && tensor.has_storage() &&
+      (tensor.const_data_ptr() != nullptr || tensor.numel() == 0);
 }
 
-// Neither a mode that must see every operation, nor a transform, nor a trace, nor a forward derivative.
+// Neither a mode that must see every operation, nor a transform, nor a trace, nor a forward derivative. Autocast may be
+// on: it leaves a normalization in the type of its input.
 inline bool is_undisturbed() {
-  constexpr auto resting = c10::DispatchKeySet({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+  constexpr auto resting =
+      c10::DispatchKeySet({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView}) | c10::autocast_dispatch_keyset;
   const auto local = c10::impl::tls_local_dispatch_key_set();
   return (local.included_ | resting) == resting && at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
       !torch::autograd::ForwardADLevel::try_get_by_idx(0);
@@ -72,20 +77,24 @@ inline bool take_switch(PyObject* object, bool& into) {
   return into || object == Py_False;
 }
 
+// The activations by number; none is null, which Python gets as None.
+constexpr std::array<const char*, 5> ACTIVATIONS = {nullptr, "relu", "relu6", "leaky_relu", "silu"};
+
 // None for no activation; a word that is not known is left to Python to refuse.
 inline bool take_activation(PyObject* object, int64_t& into) {
-  static const char* const known[] = {"relu", "relu6", "leaky_relu", "silu"};
   into = 0;
   if (object == Py_None) return true;
   if (!PyUnicode_CheckExact(object)) return false;
-  for (int64_t k = 0; k < 4; ++k) {
-    if (PyUnicode_CompareWithASCIIString(object, known[k]) == 0) {
-      into = k + 1;
+  for (size_t k = 1; k < ACTIVATIONS.size(); ++k) {
+    if (PyUnicode_CompareWithASCIIString(object, ACTIVATIONS[k]) == 0) {
+      into = static_cast<int64_t>(k);
       return true;
     }
   }
   return false;
 }
+
+inline PyObject* as_bool(bool value) { return value ? Py_True : Py_False; }
 
 inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
@@ -115,6 +124,9 @@ inline MaybeTensor widened(const MaybeTensor& value, at::ScalarType type) {
 }
 
 inline bool requires_grad(const MaybeTensor& value) { return value && value->requires_grad(); }
+
+// Autograd keeps no inference tensor; Python says so.
+inline bool is_inference(const MaybeTensor& value) { return value && value->is_inference(); }
 
 // Whether a tensor is dense with its dimensions, outermost first, in this order.
 template <typename Order>

@@ -15,7 +15,7 @@ using torch::autograd::variable_list;
 
 // The slots by name, as `numba/slots.py` has them.
 enum Slot { X, Y, RESIDUAL, DY, DX, DRESIDUAL, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, DWEIGHT, DBIAS, MEAN, RSTD, PARTIALS, COEFFICIENTS };
-enum Setting { EPS = 26, MOMENTUM, UNBIASED, FROZEN, INVERTED, WIDE };
+enum Setting { EPS = 26, MOMENTUM, UNBIASED, FROZEN };
 
 struct Cut {
   Key key;
@@ -23,15 +23,12 @@ struct Cut {
   Program backward;
   std::atomic<bool> has_backward{false};
   int64_t channels = 0;
-  int64_t width = 0;  // columns of the table of coefficients
+  int64_t width = 0;  // columns of the table of coefficients, which stands at the end of the working memory
   at::ScalarType type = at::kFloat;
   bool last = false;
   bool residual = false;
   bool training = false;
   int64_t activation = 0;
-
-  // float64 numbers: mean, rstd, and five columns of coefficients of which the forward writes three.
-  int64_t saved() const { return 2 * channels + 5 * width; }
 };
 
 // The slope of an activation behind a sum is decided by the sign of the output, but for silu by the residual.
@@ -45,9 +42,8 @@ inline std::unordered_map<Key, std::unique_ptr<Cut>, Hash>& cuts() {
 inline PyObject* plan_in_python(const Cut& cut, bool backward) {
   Owned shape(shape_of(cut.key));
   PyObject* found = PyObject_CallFunction(
-      callbacks().plan_channels, "OiiLiii", shape.object, static_cast<int>(cut.type), static_cast<int>(cut.last),
-      static_cast<long long>(cut.activation), static_cast<int>(cut.residual), static_cast<int>(cut.training),
-      static_cast<int>(backward));
+      callbacks().plan_channels, "OOszOOO", shape.object, dtype_of(cut.type), layout_of(cut.last),
+      ACTIVATIONS[cut.activation], as_bool(cut.residual), as_bool(cut.training), as_bool(backward));
   if (found == nullptr) throw PythonError();
   return found;
 }
@@ -103,16 +99,20 @@ struct Call {
   bool unbiased = true;
 };
 
+// Point the slots at a call's own working memory: several threads may run backward over one graph.
+inline void place(const Cut& cut, const Program& program, const Scratch& work, int64_t* slots) {
+  slots[PARTIALS] = work.address();
+  slots[COEFFICIENTS] = work.address() + 8 * (program.work - 5 * cut.width);
+}
+
 inline std::pair<Tensor, Tensor> forward(const Cut& cut, const Call& call) {
   const auto computed = computed_type(cut.type);
   const MaybeTensor weight = widened(call.weight, computed), bias = widened(call.bias, computed);
   const MaybeTensor mean = widened(call.running_mean, computed), var = widened(call.running_var, computed);
   Tensor y = output_like(call.x);
-  Tensor saved = at::empty({cut.saved()}, at::kDouble);
-  Tensor work;
-  if (cut.forward.work) work = at::empty({cut.forward.work}, at::kDouble);
+  Tensor saved = at::empty({2 * cut.channels}, at::kDouble);
+  const Scratch work(cut.forward.work);
   std::array<int64_t, MAX_SLOTS> slots = cut.forward.slots;
-  const int64_t start = address(saved), one = 8 * cut.channels;
   slots[X] = address(call.x);
   slots[Y] = address(y);
   slots[RESIDUAL] = address(call.residual);
@@ -120,10 +120,10 @@ inline std::pair<Tensor, Tensor> forward(const Cut& cut, const Call& call) {
   slots[BIAS] = address(bias);
   slots[RUNNING_MEAN] = address(mean);
   slots[RUNNING_VAR] = address(var);
-  slots[MEAN] = start;
-  slots[RSTD] = start + one;
-  slots[PARTIALS] = work.defined() ? address(work) : 0;
-  slots[COEFFICIENTS] = start + 2 * one;
+  slots[MEAN] = address(saved);
+  slots[RSTD] = address(saved) + 8 * cut.channels;
+  place(cut, cut.forward, work, slots.data());
+  stream_aligned(slots.data(), slots[Y]);
   slots[EPS] = bits(call.eps);
   slots[MOMENTUM] = bits(call.momentum);
   slots[UNBIASED] = call.unbiased;
@@ -136,8 +136,8 @@ inline variable_list backward_in_python(const Cut& cut, const Tensor& dy, const 
   return under_lock([&] {
     Owned tensors(tuple_of(saved)), cotangent(THPVariable_Wrap(dy));
     Owned found(PyObject_CallFunction(
-        callbacks().channels_backward, "OOiLiid", cotangent.object, tensors.object, static_cast<int>(cut.last),
-        static_cast<long long>(cut.activation), static_cast<int>(cut.residual), static_cast<int>(cut.training), eps));
+        callbacks().channels_backward, "OOOzOOd", cotangent.object, tensors.object, as_bool(cut.last),
+        ACTIVATIONS[cut.activation], as_bool(cut.residual), as_bool(cut.training), eps));
     if (!found) throw PythonError();
     return tensors_of(found.object);
   });
@@ -154,38 +154,34 @@ inline bool are_as_saved(const Cut& cut, const variable_list& saved) {
     return !value.defined() || (is_plain(value) && is_parameter_of(value, {cut.channels}, cut.type));
   };
   return is_as_saved(x, cut) && parameter(weight) && parameter(bias) && is_plain(kept) && kept.is_contiguous() &&
-      kept.scalar_type() == at::kDouble && kept.numel() == cut.saved() && (!other.defined() || is_as_saved(other, cut));
+      kept.scalar_type() == at::kDouble && kept.numel() == 2 * cut.channels && (!other.defined() || is_as_saved(other, cut));
 }
 
 inline variable_list backward(Cut& cut, const Tensor& given, const variable_list& saved) {
   plan_backward(cut);
   const auto computed = computed_type(cut.type);
   const Tensor &x = saved[0], &kept = saved[3], &other = saved[4];
-  const MaybeTensor weight = widened(if_defined(saved[1]), computed);
+  const MaybeTensor weight = widened(if_defined(saved[1]), computed), bias = widened(if_defined(saved[2]), computed);
   const Tensor dy = laid_out(given, x);
   Tensor dx = output_like(x), dresidual;
   if (cut.residual) dresidual = cut.activation ? output_like(x) : dy;
   const auto options = x.options().dtype(computed);
   Tensor dweight = at::empty({cut.channels}, options), dbias = at::empty({cut.channels}, options);
-  // The backward's own coefficients and partial results: what was saved is only read.
-  Tensor work = at::empty({5 * cut.width + cut.backward.work}, at::kDouble);
-  double* coefficients = static_cast<double*>(work.data_ptr());
-  std::memcpy(
-      coefficients, static_cast<const double*>(kept.const_data_ptr()) + 2 * cut.channels,
-      3 * cut.width * c10::elementSize(computed));
+  const Scratch work(cut.backward.work);
   std::array<int64_t, MAX_SLOTS> slots = cut.backward.slots;
   slots[X] = address(x);
   slots[RESIDUAL] = other.defined() ? address(other) : 0;
   slots[DY] = address(dy);
   slots[DX] = address(dx);
-  slots[DRESIDUAL] = dresidual.defined() ? address(dresidual) : 0;
+  slots[DRESIDUAL] = cut.residual && cut.activation ? address(dresidual) : 0;
   slots[WEIGHT] = address(weight);
+  slots[BIAS] = address(bias);
   slots[DWEIGHT] = address(dweight);
   slots[DBIAS] = address(dbias);
   slots[MEAN] = address(kept);
   slots[RSTD] = address(kept) + 8 * cut.channels;
-  slots[COEFFICIENTS] = address(work);
-  slots[PARTIALS] = address(work) + 8 * 5 * cut.width;
+  place(cut, cut.backward, work, slots.data());
+  stream_aligned(slots.data(), slots[DX] | slots[DRESIDUAL]);
   slots[FROZEN] = !cut.training;
   run(cut.backward, slots.data(), false);
   return {dx, typed(dweight, saved[1]), typed(dbias, saved[2]), dresidual};
@@ -226,9 +222,19 @@ inline bool is_statistic(const MaybeTensor& value, int64_t channels, at::ScalarT
   return !written || (value->scalar_type() == computed_type(type) && !value->is_inference());
 }
 
-inline bool overlap(const Tensor& one, const Tensor& other) {
-  const int64_t a = address(one), b = address(other);
-  return a < b + static_cast<int64_t>(other.nbytes()) && b < a + static_cast<int64_t>(one.nbytes());
+inline bool overlap(const Tensor& one, const MaybeTensor& other) {
+  if (!other) return false;
+  const int64_t a = address(one), b = address(*other);
+  return a < b + static_cast<int64_t>(other->nbytes()) && b < a + static_cast<int64_t>(one.nbytes());
+}
+
+// Whether running statistics share memory with each other, or with what is read while they are written.
+inline bool are_apart(const Call& call) {
+  const Tensor &mean = *call.running_mean, &var = *call.running_var;
+  for (const MaybeTensor* read : {&call.weight, &call.bias, &call.residual}) {
+    if (overlap(mean, *read) || overlap(var, *read)) return false;
+  }
+  return !overlap(mean, call.running_var) && !overlap(mean, call.x) && !overlap(var, call.x);
 }
 
 // batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, unbiased, num_batches_tracked,
@@ -254,19 +260,18 @@ inline PyObject* batch_norm(PyObject* const* arguments) {
   const bool moves = training && tracked;
   if (!is_parameter_of(call.weight, {channels}, type) || !is_parameter_of(call.bias, {channels}, type)) Py_RETURN_NONE;
   if (tracked && (!is_statistic(call.running_mean, channels, type, moves) ||
-                  !is_statistic(call.running_var, channels, type, moves) ||
-                  (moves && overlap(*call.running_mean, *call.running_var)))) {
+                  !is_statistic(call.running_var, channels, type, moves))) {
     Py_RETURN_NONE;
   }
+  if (counter && (counter->scalar_type() != at::kLong || counter->numel() != 1 || !is_aligned(*counter))) Py_RETURN_NONE;
+  const bool averages = arguments[6] == Py_None;
+  if (!averages && !take_number(arguments[6], 0.0, 1.0, call.momentum)) Py_RETURN_NONE;
   if (moves) {
     // A forward that is run again inside a backward moves nothing; Python knows.
-    if (torch::autograd::get_current_graph_task_id() != -1) Py_RETURN_NONE;
-    if (counter && (counter->scalar_type() != at::kLong || counter->numel() != 1 || counter->is_inference())) Py_RETURN_NONE;
-    if (arguments[6] == Py_None) {
+    if (torch::autograd::get_current_graph_task_id() != -1 || is_inference(counter)) Py_RETURN_NONE;
+    if (averages) {
       if (!counter) Py_RETURN_NONE;
       call.momentum = 1.0 / static_cast<double>(*static_cast<const int64_t*>(counter->const_data_ptr()) + 1);
-    } else if (!take_number(arguments[6], 0.0, 1.0, call.momentum)) {
-      Py_RETURN_NONE;
     }
   }
   bool last = true;
@@ -283,11 +288,16 @@ inline PyObject* batch_norm(PyObject* const* arguments) {
     }
   }
   call.x = *x;
+  if (moves && !are_apart(call)) Py_RETURN_NONE;
+  const bool recorded = at::GradMode::is_enabled() &&
+      (x->requires_grad() || requires_grad(call.weight) || requires_grad(call.bias) || requires_grad(call.residual));
+  if (recorded && (x->is_inference() || is_inference(call.weight) || is_inference(call.bias) || is_inference(call.residual) ||
+                   is_inference(call.running_mean) || is_inference(call.running_var))) {
+    Py_RETURN_NONE;
+  }
   Cut* cut = cut_for(*x, last, activation, call.residual.has_value(), training);
   if (cut == nullptr) Py_RETURN_NONE;
   Tensor y;
-  const bool recorded = at::GradMode::is_enabled() &&
-      (x->requires_grad() || requires_grad(call.weight) || requires_grad(call.bias) || requires_grad(call.residual));
   if (recorded) {
     y = BatchNorm::apply(*x, call.weight, call.bias, call.residual, static_cast<const Call*>(&call), cut);
   } else {

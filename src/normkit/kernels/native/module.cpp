@@ -16,42 +16,29 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// Take the functions of Python that plan calls, and those that compute gradients which are to be differentiated again.
+// Take the functions of Python that plan calls, those that compute gradients which are to be differentiated again, and
+// what makes outputs of so many bytes or more.
 PyObject* configure(PyObject*, PyObject* arguments) {
   normkit::Callbacks given;
+  long long kept_from;
   if (!PyArg_ParseTuple(
-          arguments, "OOOO", &given.plan_channels, &given.plan_samples, &given.channels_backward,
-          &given.samples_backward)) {
+          arguments, "OOOOOL", &given.plan_channels, &given.plan_samples, &given.channels_backward,
+          &given.samples_backward, &given.empty_like, &kept_from)) {
     return nullptr;
   }
-  Py_INCREF(arguments);  // keeps the four for as long as the process lives
+  given.kept_from = static_cast<size_t>(kept_from);
+  Py_INCREF(arguments);  // keeps them for as long as the process lives
   normkit::callbacks() = given;
   normkit::watch_for_forks();
   normkit::plain_keys();
   Py_RETURN_NONE;
 }
 
-// empty_like(x): an output's memory, kept when it is freed; None where x is not packed as an output is.
-PyObject* empty_like(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  normkit::MaybeTensor x;
-  if (count != 1 || !normkit::take(arguments[0], x) || !x || !x->is_non_overlapping_and_dense()) Py_RETURN_NONE;
-  return THPVariable_Wrap(normkit::output_like(*x));
-  END_HANDLE_TH_ERRORS
-}
-
-// kept(): the bytes that are kept free; limit(bytes): the most that may be.
-PyObject* kept(PyObject*, PyObject*) { return PyLong_FromSize_t(normkit::Keeper::instance().kept()); }
-
-PyObject* limit(PyObject*, PyObject* bytes) {
-  const size_t value = PyLong_AsSize_t(bytes);
-  if (value == static_cast<size_t>(-1) && PyErr_Occurred()) return nullptr;
-  normkit::Keeper::instance().limit(value);
-  Py_RETURN_NONE;
-}
-
-PyObject* release(PyObject*, PyObject*) {
-  normkit::Keeper::instance().release();
+// watch(function): be told the address of every kernel that is launched; None ends it.
+PyObject* watch(PyObject*, PyObject* function) {
+  PyObject* given = function == Py_None ? nullptr : function;
+  Py_XINCREF(given);
+  Py_XDECREF(normkit::watcher().exchange(given));
   Py_RETURN_NONE;
 }
 
@@ -63,10 +50,7 @@ PyMethodDef methods[] = {
     {"batch_norm", as_function(call<normkit::channels::batch_norm, 12>), METH_FASTCALL, nullptr},
     {"trailing_norm", as_function(call<normkit::samples::trailing_norm, 7>), METH_FASTCALL, nullptr},
     {"group_norm", as_function(call<normkit::samples::group_norm, 6>), METH_FASTCALL, nullptr},
-    {"empty_like", as_function(empty_like), METH_FASTCALL, nullptr},
-    {"kept", kept, METH_NOARGS, nullptr},
-    {"limit", limit, METH_O, nullptr},
-    {"release", release, METH_NOARGS, nullptr},
+    {"watch", watch, METH_O, nullptr},
     {"configure", configure, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -5,6 +5,7 @@
 #include <string>
 #include <unordered_map>
 
+#include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/Exceptions.h>
 
 #include "arguments.h"
@@ -37,12 +38,14 @@ struct Hash {
 // Shapes that change with every call would fill memory; beyond this many Python serves new ones.
 constexpr size_t MOST_CUTS = 8192;
 
-// Functions of Python, as `programs.py` and `functional/*_gradients.py` have them.
+// Functions of Python: those of `programs.py`, `functional/*_gradients.py` and `kernels/memory.py`.
 struct Callbacks {
   PyObject* plan_channels = nullptr;
   PyObject* plan_samples = nullptr;
   PyObject* channels_backward = nullptr;
   PyObject* samples_backward = nullptr;
+  PyObject* empty_like = nullptr;  // `kernels/memory.py`
+  size_t kept_from = 0;            // bytes of the outputs that it makes
 };
 
 inline Callbacks& callbacks() {
@@ -84,7 +87,6 @@ inline void read_program(PyObject* given, Program& into) {
   into.elements = elements;
 }
 
-
 inline Key key_of(const Tensor& x, int64_t kind, int64_t groups = 0) {
   Key key;
   key.dims = x.dim();
@@ -99,6 +101,26 @@ inline PyObject* shape_of(const Key& key) {
   if (shape == nullptr) throw PythonError();
   for (int64_t k = 0; k < key.dims; ++k) PyTuple_SET_ITEM(shape, k, PyLong_FromLongLong(key.shape[k]));
   return shape;
+}
+
+inline PyObject* dtype_of(at::ScalarType type) { return reinterpret_cast<PyObject*>(torch::getTHPDtype(type)); }
+
+inline const char* layout_of(bool last) { return last ? "channels_last" : "contiguous"; }
+
+// The strides of a packed tensor of this shape, channels-last or contiguous.
+inline PyObject* strides_of(const Key& key, bool last) {
+  std::array<int64_t, MAX_DIMS> strides{};
+  int64_t expected = 1;
+  if (last) strides[1] = 1, expected = key.shape[1];
+  for (int64_t k = key.dims - 1; k >= 0; --k) {
+    if (last && k == 1) continue;
+    strides[k] = expected;
+    expected *= key.shape[k];
+  }
+  PyObject* tuple = PyTuple_New(key.dims);
+  if (tuple == nullptr) throw PythonError();
+  for (int64_t k = 0; k < key.dims; ++k) PyTuple_SET_ITEM(tuple, k, PyLong_FromLongLong(strides[k]));
+  return tuple;
 }
 
 // Run under Python's lock from a thread of autograd's, and carry an error of Python's over.

@@ -48,6 +48,15 @@ inline void watch_for_forks() {
   (void)registered;
 }
 
+// The slot that says whether an output passes the caches by; that takes outputs which begin at a line of the cache.
+constexpr int STREAM = 23;
+constexpr int64_t LINE_BYTES = 64;
+
+// Stream no output where one of these, addresses or-ed, is not aligned to a line: as `Plan.sizes_at`.
+inline void stream_aligned(int64_t* slots, int64_t addresses) {
+  if (addresses % LINE_BYTES) slots[STREAM] = 0;
+}
+
 inline int64_t bits(double value) {
   int64_t result;
   std::memcpy(&result, &value, sizeof(result));
@@ -57,9 +66,26 @@ inline int64_t bits(double value) {
 // Elements from which other Python threads may run beside a kernel; below it giving up the lock costs more.
 constexpr int64_t WORTH_RELEASING = 1 << 16;
 
+// A function of Python that is told the address of every kernel that is launched, for tests; null otherwise.
+inline std::atomic<PyObject*>& watcher() {
+  static std::atomic<PyObject*> value{nullptr};
+  return value;
+}
+
+inline void tell_watcher(Kernel kernel) {
+  PyGILState_STATE state = PyGILState_Ensure();
+  if (PyObject* function = watcher().load()) {
+    PyObject* answer = PyObject_CallFunction(function, "L", reinterpret_cast<long long>(kernel));
+    if (answer == nullptr) PyErr_WriteUnraisable(function);
+    Py_XDECREF(answer);
+  }
+  PyGILState_Release(state);
+}
+
 inline void launch_all(const Program& program, int64_t* slots) {
   for (const Launch& launch : program.launches) {
     for (const auto& [slot, value] : launch.changes) slots[slot] = value;
+    if (watcher().load(std::memory_order_relaxed) != nullptr) tell_watcher(launch.kernel);
     if (launch.tasks <= launch.grain || forked()) {
       launch.kernel(0, launch.tasks, slots);
     } else if (torch_parallel_for(0, launch.tasks, launch.grain, launch.kernel, slots)) {

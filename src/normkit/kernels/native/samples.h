@@ -45,9 +45,9 @@ inline std::unordered_map<Key, std::unique_ptr<Cut>, Hash>& cuts() {
 inline PyObject* plan_in_python(const Cut& cut, int part) {
   Owned shape(shape_of(cut.key));
   PyObject* found = PyObject_CallFunction(
-      callbacks().plan_samples, "OiiLiiLi", shape.object, static_cast<int>(cut.type), static_cast<int>(cut.last),
-      static_cast<long long>(cut.activation), static_cast<int>(cut.centred), static_cast<int>(cut.trailing),
-      static_cast<long long>(cut.key.groups), part);
+      callbacks().plan_samples, "OOszOOLi", shape.object, dtype_of(cut.type), layout_of(cut.last),
+      ACTIVATIONS[cut.activation], as_bool(cut.centred), as_bool(cut.trailing), static_cast<long long>(cut.key.groups),
+      part);
   if (found == nullptr) throw PythonError();
   return found;
 }
@@ -104,22 +104,16 @@ inline void plan_backward(Cut& cut, bool wanted) {
 // The slots of a call; an absent weight or bias keeps the address that the program has for it, of ones or zeros.
 inline std::array<int64_t, MAX_SLOTS> slots_of(
     const Program& program, const Cut& cut, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
-    const Tensor& saved, const Tensor& work) {
+    const Tensor& saved, const Scratch& work) {
   std::array<int64_t, MAX_SLOTS> slots = program.slots;
   slots[X] = address(x);
   if (weight) slots[WEIGHT] = address(*weight);
   if (bias) slots[BIAS] = address(*bias);
   slots[MEAN] = address(saved);
   slots[RSTD] = address(saved) + 8 * cut.rows;
-  if (work.defined()) {
-    slots[PARTIALS] = address(work);
-    slots[COEFFICIENTS] = address(work) + 8 * cut.work;
-  }
+  slots[PARTIALS] = work.address();
+  slots[COEFFICIENTS] = work.address() + 8 * cut.work;
   return slots;
-}
-
-inline Tensor working_memory(const Program& program) {
-  return program.work ? at::empty({program.work}, at::kDouble) : Tensor();
 }
 
 inline std::pair<Tensor, Tensor> forward(
@@ -127,10 +121,11 @@ inline std::pair<Tensor, Tensor> forward(
   const auto computed = computed_type(cut.type);
   const MaybeTensor weight = widened(given_weight, computed), bias = widened(given_bias, computed);
   Tensor y = output_like(x), saved = at::empty({2, cut.rows}, at::kDouble);
-  const Tensor work = working_memory(cut.forward);
+  const Scratch work(cut.forward.work);
   auto slots = slots_of(cut.forward, cut, x, weight, bias, saved, work);
   slots[Y] = address(y);
   slots[EPS] = bits(eps);
+  stream_aligned(slots.data(), slots[Y]);
   run(cut.forward, slots.data(), true);
   return {y, saved};
 }
@@ -150,10 +145,11 @@ inline variable_list backward(Cut& cut, const Tensor& given, const variable_list
     dbias = at::empty({cut.channels}, options);
   }
   if (plan.program.tables) tables = at::empty({plan.program.tables}, options);
-  const Tensor work = working_memory(plan.program);
+  const Scratch work(plan.program.work);
   auto slots = slots_of(plan.program, cut, x, weight, bias, saved, work);
   slots[DY] = address(dy);
   slots[DX] = address(dx);
+  stream_aligned(slots.data(), slots[DX]);
   if (tables.defined()) {
     slots[DWEIGHT] = address(tables);
     slots[DBIAS] = address(tables) + static_cast<int64_t>(tables.element_size()) * plan.chunks * cut.channels;
@@ -179,11 +175,11 @@ inline variable_list backward(Cut& cut, const Tensor& given, const variable_list
 
 inline variable_list backward_in_python(const Cut& cut, const Tensor& dy, const variable_list& saved, double eps, bool wanted) {
   return under_lock([&] {
-    Owned tensors(tuple_of(saved)), cotangent(THPVariable_Wrap(dy));
+    Owned tensors(tuple_of(saved)), cotangent(THPVariable_Wrap(dy)), strides(strides_of(cut.key, cut.last));
     Owned found(PyObject_CallFunction(
-        callbacks().samples_backward, "OOiLLidi", cotangent.object, tensors.object, static_cast<int>(cut.trailing),
-        static_cast<long long>(cut.key.groups), static_cast<long long>(cut.activation), static_cast<int>(cut.centred),
-        eps, static_cast<int>(wanted)));
+        callbacks().samples_backward, "OOOsOLzOdO", cotangent.object, tensors.object, strides.object,
+        layout_of(cut.last), as_bool(cut.trailing), static_cast<long long>(cut.key.groups),
+        ACTIVATIONS[cut.activation], as_bool(cut.centred), eps, as_bool(wanted)));
     if (!found) throw PythonError();
     return tensors_of(found.object);
   });
@@ -206,14 +202,18 @@ struct SampleNorm : torch::autograd::Function<SampleNorm> {
     context->save_for_backward({x, weight.value_or(Tensor()), bias.value_or(Tensor()), saved});
     context->saved_data["cut"] = reinterpret_cast<int64_t>(cut);
     context->saved_data["eps"] = eps;
-    context->saved_data["wanted"] = requires_grad(weight) || requires_grad(bias);
     return y;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     Cut& cut = *reinterpret_cast<Cut*>(context->saved_data["cut"].toInt());
-    const bool wanted = context->saved_data["wanted"].toBool();
     const variable_list kept = context->get_saved_variables();
+    // Absent parameters have no edge in the graph.
+    size_t edge = 1;
+    bool wanted = false;
+    for (const Tensor& parameter : {kept[1], kept[2]}) {
+      if (parameter.defined()) wanted = context->needs_input_grad(edge++) || wanted;
+    }
     const Tensor& dy = gradients[0];
     const bool ordinary = !at::GradMode::is_enabled() && is_undisturbed() && is_plain(dy) && dy.scalar_type() == cut.type &&
         dy.sizes() == kept[0].sizes() && is_aligned(dy) && are_as_saved(cut, kept);
@@ -230,6 +230,7 @@ inline PyObject* serve(
   Cut* cut = cut_for(x, last, trailing, groups, centred, activation);
   if (cut == nullptr) Py_RETURN_NONE;
   if (at::GradMode::is_enabled() && (x.requires_grad() || requires_grad(weight) || requires_grad(bias))) {
+    if (x.is_inference() || is_inference(weight) || is_inference(bias)) Py_RETURN_NONE;
     return THPVariable_Wrap(SampleNorm::apply(x, weight, bias, eps, cut));
   }
   at::NoGradGuard off;
@@ -252,7 +253,7 @@ inline PyObject* trailing_norm(PyObject* const* arguments) {
   int64_t activation;
   bool centred;
   if (!take_common(arguments[0], arguments[2], arguments[3], arguments[4], arguments[6], x, weight, bias, eps, activation) ||
-      !take_switch(arguments[5], centred) || !PyTuple_CheckExact(arguments[1])) {
+      !take_switch(arguments[5], centred) || !PyTuple_Check(arguments[1])) {
     Py_RETURN_NONE;
   }
   const int64_t trailing = PyTuple_GET_SIZE(arguments[1]), dims = x->dim();
