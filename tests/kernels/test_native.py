@@ -513,6 +513,27 @@ def test_compiled_autograd_runs_a_native_node(paths):
 STATUS = "import normkit, normkit.native as n; print(n.status().loaded, n.status().reason)"
 
 
+def test_a_type_that_the_processor_has_no_kernel_for_goes_by_python(paths, monkeypatch):
+    from normkit.kernels.numba import processor
+
+    monkeypatch.setattr(processor, "unavailable", lambda dtype: "the reason" if dtype is torch.float16 else None)
+    x = numbers(0, 3, 7, 2, dtype=torch.float16)  # of a shape that nothing else here has
+    NF.batch_norm(x, torch.zeros(7), torch.ones(7)), NF.group_norm(x, 7)
+    assert not paths.launched
+    NF.batch_norm(x.float(), torch.zeros(7), torch.ones(7))
+    assert paths.launched
+
+
+def test_explain_says_which_path_runs(paths, monkeypatch):
+    layer, x = normkit.BatchNorm2d(3), torch.randn(2, 3, 5, 5)
+    assert "called through C++" in str(normkit.explain(layer, x)).split("\n")
+    monkeypatch.setattr(calls, "batch_norm", None)
+    monkeypatch.setattr(calls, "_reason", "the reason")
+    assert normkit.explain(layer, x).path == "through Python: the reason"
+    with normkit.use_backend("plain"):
+        assert normkit.explain(layer, x).path == ""
+
+
 WHY = {
     "turned off by NORMKIT_NATIVE=0": {"NORMKIT_NATIVE": "0"},
     "type: normkit native build": {"NORMKIT_NATIVE_FOLDER": "/nowhere"},

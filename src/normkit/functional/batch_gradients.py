@@ -154,7 +154,7 @@ class Kernel(torch.autograd.Function):
 
 def gradients_of(
     call: Call,
-    memory: tuple[str, tuple[int, ...] | None, int, bool],
+    memory: tuple[str, tuple[int, ...], int, bool],
     dy: Tensor,
     saved_tensors: tuple[Tensor | None, ...],
     has_residual: bool,
@@ -200,7 +200,7 @@ def backward_of_native(
     from ..kernels.numba.channels import passes
 
     call = Call(passes, training, 0.0, eps, True, activation, False)
-    memory = ("channels_last" if last else "contiguous", None, dy.shape[1], True)
+    memory = ("channels_last" if last else "contiguous", (), dy.shape[1], True)  # all is looked at and laid out
     return gradients_of(call, memory, dy, saved_tensors, has_residual)
 
 

@@ -203,15 +203,17 @@ class Explanation:
         backend: the implementation that would run.
         kernel: which of its kernels.
         refused: for every other implementation, why it would not run.
+        path: how an ordinary call comes to the numba kernels, through C++ or through Python, and why; else empty.
     """
 
     backend: str
     kernel: str
     refused: dict[str, str]
+    path: str = ""
 
     def __str__(self) -> str:
         """One line for the kernel that runs and one for each that does not."""
-        lines = [f"{self.backend}: {self.kernel}"]
+        lines = [f"{self.backend}: {self.kernel}", *([f"called {self.path}"] if self.path else [])]
         lines += [f"not {name}: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
 
@@ -254,7 +256,15 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
         if name != chosen:
             other = f"use_backend({asked!r}) asks for another" if asked else f"{chosen} comes first"
             refused[name] = reason or other
-    return Explanation(chosen, kernel, refused)
+    return Explanation(chosen, kernel, refused, _path() if chosen == "numba" else "")
+
+
+def _path() -> str:
+    """Say which way an ordinary call goes to the numba kernels, and why not the other."""
+    from .native import calls
+
+    reason = calls.unavailable()
+    return "through C++" if reason is None else f"through Python: {reason}"
 
 
 def _is_per_sample(layer: nn.Module) -> bool:

@@ -64,6 +64,7 @@ inline Cut* cut_for(const Tensor& x, bool last, int64_t activation, bool residua
   cut->training = training;
   cut->channels = x.size(1);
   Owned planned(plan_in_python(*cut, false));
+  if (planned.object == Py_None) return nullptr;
   PyObject* program;
   long long width;
   if (!PyArg_ParseTuple(planned.object, "O!L", &PyTuple_Type, &program, &width)) throw PythonError();

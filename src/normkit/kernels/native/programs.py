@@ -10,7 +10,7 @@ import struct
 import torch
 
 from .. import forms
-from ..numba import compiled, slots
+from ..numba import compiled, processor, slots
 from ..numba.channels.launch import ELEMENTS, launch_over_channels, launch_over_tensor
 from ..numba.channels.plan import Plan, plan
 from ..numba.samples import passes
@@ -30,8 +30,13 @@ Program = tuple[tuple[int, ...], tuple[Launch, ...], int, int, int]
 def plan_channels(
     shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str | None, residual: bool, training: bool,
     backward: bool,
-) -> tuple[Program, int] | Program:  # fmt: skip
-    """Return the forward's program and the columns of its coefficients, or the backward's program."""
+) -> tuple[Program, int] | Program | None:  # fmt: skip
+    """Return the forward's program and the columns of its coefficients, or the backward's program.
+
+    None where the processor has no kernel for the type: then Python serves the call.
+    """
+    if processor.unavailable(dtype):
+        return None
     cut = plan(shape, layout, dtype.itemsize)
     if backward:
         return _program(cut, _backward_launches(cut, dtype, activation, residual))
@@ -92,8 +97,13 @@ def _address(name: str, dtype: torch.dtype, activation: str | None, residual: bo
 def plan_samples(
     shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str | None, centred: bool, trailing: bool,
     groups: int, part: int,
-) -> tuple[Program, int, int, int] | tuple[Program, Program, int]:  # fmt: skip
-    """Return the forward's program and its sizes (part 0), or the backward's without and with sums (1 and 2)."""
+) -> tuple[Program, int, int, int] | tuple[Program, Program, int] | None:  # fmt: skip
+    """Return the forward's program and its sizes (part 0), or the backward's without and with sums (1 and 2).
+
+    None as for `plan_channels`.
+    """
+    if processor.unavailable(dtype):
+        return None
     if trailing:
         form = forms.form_of_shape(torch.Size(shape), None, groups)
     else:

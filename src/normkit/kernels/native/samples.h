@@ -66,6 +66,7 @@ inline Cut* cut_for(const Tensor& x, bool last, bool trailing, int64_t groups, b
   cut->trailing = trailing;
   cut->activation = activation;
   Owned planned(plan_in_python(*cut, 0));
+  if (planned.object == Py_None) return nullptr;
   PyObject* program;
   long long rows, channels, work;
   if (!PyArg_ParseTuple(planned.object, "O!LLL", &PyTuple_Type, &program, &rows, &channels, &work)) throw PythonError();
