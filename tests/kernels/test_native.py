@@ -237,7 +237,7 @@ def test_views_have_the_same_bits_and_odd_ones_go_by_python(odd, paths):
     paths.both(run, served=served)
 
 
-def test_large_outputs_that_begin_between_two_lines_are_not_streamed(paths):
+def test_large_outputs_are_streamed_alike_and_their_memory_is_kept(paths):
     x = numbers(0, 2, 64, 200, 200)
     paths.both(
         lambda: [NF.batch_norm(each, None, None, training=True) for each in (x, unaligned(x), laid_out(x, True))]
