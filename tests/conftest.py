@@ -83,18 +83,35 @@ class KernelCalls(list[tuple[str, torch.dtype, str | None, bool]]):
 
 
 @pytest.fixture
-def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> KernelCalls:
-    """Note every CPU kernel per channel that is asked for, so that a test can say what it has compared."""
+def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelCalls]:
+    """Note every CPU kernel per channel that runs, by either path, so that a test can say what it has compared."""
+    from normkit.kernels.native import calls as native
     from normkit.kernels.numba.channels import launch as channel_launch
 
     calls, kernel = KernelCalls(), channel_launch.kernel
+
+    def note(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> None:
+        if not name.startswith("samples."):
+            calls.append((name, dtype, activation, residual))
 
     def noted(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
         calls.append((name, dtype, activation, residual))
         return kernel(name, dtype, activation, residual)
 
     monkeypatch.setattr(channel_launch, "kernel", noted)
-    return calls
+    native.watch(note)
+    yield calls
+    native.watch(None)
+
+
+@pytest.fixture
+def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every call to the CPU kernels go through Python, as where the native part is not built."""
+    from normkit.kernels.native import calls as native
+
+    native.unavailable()  # loads it, which must not happen later
+    for name in ("batch_norm", "trailing_norm", "group_norm"):
+        monkeypatch.setattr(native, name, None)
 
 
 @pytest.fixture

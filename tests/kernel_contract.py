@@ -82,7 +82,7 @@ def assert_contract(monkeypatch: pytest.MonkeyPatch) -> None:
         return taken
 
     monkeypatch.setattr(launch, "kernel", note(launch.kernel))
-    monkeypatch.setattr(sample_passes, "_kernel", note(sample_passes._kernel))
+    monkeypatch.setattr(sample_passes, "kernel", note(sample_passes.kernel))
     for module in (launch, sample_passes):
         monkeypatch.setattr(module, "parallel_for", look(module.parallel_for))
     for module in (channel_passes, step_calls, sample_passes):

@@ -8,6 +8,7 @@ from torch import nn
 
 import normkit
 from normkit import errors
+from normkit.kernels.native import calls as native
 from normkit.kernels.numba.channels import launch
 from normkit.kernels.numba.samples import passes as sample_passes
 from normkit.layers.catalog import METHODS
@@ -17,7 +18,7 @@ METHODS_WITH_IMAGES = [row for row in METHODS if 2 in row.layers]
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Note every kernel that is started."""
+    """Note every kernel that is started, by either path."""
     noted = []
     for module in (launch, sample_passes):
 
@@ -26,7 +27,9 @@ def launched(monkeypatch):
             real(*arguments)
 
         monkeypatch.setattr(module, "parallel_for", parallel_for)
-    return noted
+    native.watch(lambda *which: noted.append(which))
+    yield noted
+    native.watch(None)
 
 
 @pytest.mark.parametrize("training", [True, False])

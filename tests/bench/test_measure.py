@@ -96,6 +96,7 @@ def test_cotangent_is_zero_next_to_the_kinks_and_elsewhere_not():
     assert (case.dy != 0).float().mean() > 0.99
 
 
+@pytest.mark.usefixtures("python_path")  # where the kernel is made wrong
 @pytest.mark.parametrize("spoiled", ["output", "one value", "nan", "running", "gradient"])
 def test_a_planted_wrong_kernel_is_named_and_not_timed(monkeypatch, spoiled):
     true_forward, true_backward = channel_passes.forward, channel_passes.backward
@@ -124,6 +125,7 @@ def test_a_planted_wrong_kernel_is_named_and_not_timed(monkeypatch, spoiled):
         measure_row(row(), seconds=0.0)
 
 
+@pytest.mark.usefixtures("python_path")
 def test_a_wrong_row_does_not_keep_the_others_from_being_timed(monkeypatch):
     true_forward = channel_passes.forward
 

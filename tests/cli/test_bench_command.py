@@ -97,6 +97,7 @@ def test_parts_that_are_measured(normkit, monkeypatch, arguments, expected):
     assert found[0]["compile"] is ("--quick" not in arguments)
 
 
+@pytest.mark.usefixtures("python_path")  # where the kernel is made wrong
 def test_wrong_kernel_exits_1_names_it_and_keeps_what_was_measured(normkit, tmp_path, monkeypatch):
     true_forward, path = channel_passes.forward, tmp_path / "rows.json"
 

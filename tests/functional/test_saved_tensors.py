@@ -256,6 +256,7 @@ def through_one_hook(name: str, leaves: list[Tensor], dy: Tensor, place: int, ch
     return list(torch.autograd.grad(y, leaves if name != "rms" else leaves[:2], dy))
 
 
+@pytest.mark.usefixtures("python_path")  # a native node shows its saved tensors to hooks of all, not one by one
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NORMS)
 def test_a_hook_on_any_single_saved_tensor_is_seen_too(name: str, layout: str) -> None:
@@ -285,6 +286,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.usefixtures("python_path")  # a native node shows its saved tensors to hooks of all, not one by one
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("name", [name for name in NORMS if "plain" not in name and name != "operators"])
 def test_a_single_saved_tensor_that_is_another_is_refused_in_words(name: str, other: str) -> None:

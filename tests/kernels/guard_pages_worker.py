@@ -124,7 +124,7 @@ def run_samples(guard: Guard, dtype: torch.dtype) -> None:
         assert form is not None
         weight, bias = (guard.keep(torch.rand(shape[1], dtype=wide) + 0.5) for _ in range(2))
         for affine, wanted in (((weight, bias), True), ((None, None), False)):
-            sample_passes._constant.cache_clear()
+            sample_passes.constant.cache_clear()
             with guard:
                 variance = guard.fresh(form.samples * groups, dtype=torch.float64)
                 y, saved = sample_passes.forward(x, form, *affine, 1e-5, True, None, variance)

@@ -29,8 +29,11 @@ AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch) -> Path:
-    """Give the cache a package, a home and a temporary folder of its own, none of which holds anything."""
+def folders(tmp_path, monkeypatch, python_path) -> Path:
+    """Give the cache a package, a home and a temporary folder of its own, none of which holds anything.
+
+    Calls go by Python's path, for a native call asks for the kernels of a shape once in a process.
+    """
     for name in ("package", "home", "temporary"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(config, "CACHE_DIR", "")

@@ -20,6 +20,9 @@ from normkit.kernels.numba.samples import passes as sample_passes
 from normkit.kernels.shares import Share
 from tolerances import assert_close
 
+# What is kept is Python's to keep, and in these tests from one byte on; the native part asks it for large ones only.
+pytestmark = pytest.mark.usefixtures("python_path")
+
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch, tmp_path):

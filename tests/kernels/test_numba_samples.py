@@ -19,6 +19,7 @@ import normkit
 from normkit import reference
 from normkit.errors import ArgumentError, BackendError
 from normkit.functional import group_norm, instance_norm, layer_norm, rms_norm
+from normkit.kernels.native import calls as native
 from normkit.kernels.numba.samples import passes as sample_passes
 from tolerances import FORWARD_ULP, assert_close
 
@@ -106,15 +107,17 @@ large_ways = pytest.mark.parametrize("name", [name for name in WAYS if name != "
 
 @pytest.fixture
 def ran(monkeypatch) -> Iterator[list[tuple[str, torch.dtype, str | None]]]:
-    """Note every kernel whose address is asked for."""
-    noted, kernel = [], sample_passes._kernel
+    """Note every kernel that runs, by either path."""
+    noted, kernel = [], sample_passes.kernel
 
     def note(*which):
         noted.append(which)
         return kernel(*which)
 
-    monkeypatch.setattr(sample_passes, "_kernel", note)
+    monkeypatch.setattr(sample_passes, "kernel", note)
+    native.watch(lambda name, dtype, activation, residual: noted.append((name, dtype, activation)))
     yield noted
+    native.watch(None)
     assert noted, "no kernel ran"
 
 

@@ -9,13 +9,14 @@ from torch import nn
 import normkit
 from normkit.errors import ArgumentError, BackendError
 from normkit.functional import batch_norm
+from normkit.kernels.native import calls as native
 from normkit.kernels.numba.channels import launch as channel_launch
 from tolerances import assert_close
 
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Every activation that a kernel applied."""
+    """Every activation that a kernel applied, by either path."""
     found, kernel = set(), channel_launch.kernel
 
     def noted(name, dtype, activation, residual):
@@ -23,7 +24,9 @@ def fused(monkeypatch):
         return kernel(name, dtype, activation, residual)
 
     monkeypatch.setattr(channel_launch, "kernel", noted)
-    return found
+    native.watch(lambda name, dtype, activation, residual: found.add(activation))
+    yield found
+    native.watch(None)
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def _of_model(model: nn.Module, found: list[NormLayer], input: Any, call: Call |
     }
     backends = ", ".join(dict.fromkeys(one.backend for one in layers.values()))
     count = f"{len(layers)} of {len(ordered)} normalization layers run"
-    return ModelExplanation(backends or "none", count, {}, ordered)
+    return ModelExplanation(backends or "none", count, {}, layers=ordered)
 
 
 def _called(model: nn.Module, found: list[NormLayer]) -> Iterator[tuple[str, nn.Module, NormLayer]]:

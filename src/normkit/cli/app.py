@@ -11,6 +11,7 @@ from .bench import bench
 from .doctor import doctor
 from .examples import explained
 from .lab import lab
+from .native import native
 from .surgery import add_commands
 from .terminal import INTERRUPTED, TOLD_INTERRUPT, echo
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab, name="lab")
+app.add_typer(native, name="native")
 app.command("doctor", cls=explained("doctor"))(doctor)
 app.command("bench", cls=explained("bench"))(bench)
 add_commands(app)

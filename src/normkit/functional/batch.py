@@ -12,6 +12,7 @@ from ..axes import values_per_channel
 from ..errors import ArgumentError, BackendError, NormkitError, ShapeError
 from ..kernels import dispatch
 from ..kernels.dispatch import Activation
+from ..kernels.native import calls as native
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated
 from . import checks
@@ -123,6 +124,11 @@ def batch_norm(
             caller=caller,
         )
         return output
+    if not inplace and dispatch.may_be_native() and (serve := native.batch_norm) is not None:
+        settings = (training, momentum, eps, unbiased, num_batches_tracked, activation, residual)
+        served = serve(input, running_mean, running_var, weight, bias, *settings)
+        if served is not None:
+            return served
     running = (running_mean, running_var, num_batches_tracked)
     unusual = residual is not None or inplace or (activation is not None and activation not in dispatch.ACTIVATIONS)
     everyday = (input, (weight, bias), (running_mean, running_var), num_batches_tracked, training, momentum, eps)

@@ -16,6 +16,7 @@ from torch.autograd.graph import increment_version
 from ..axes import values_per_channel
 from ..errors import ArgumentError
 from ..kernels.layouts import contiguous_layout, holds_values, lay_out
+from ..kernels.native import calls as native
 from ..kernels.plain import channels as plain
 from ..kernels.saved import are_as_saved, is_hooked, restore, restore_statistics, restore_values
 from .checks import check_saveable
@@ -147,46 +148,82 @@ class Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, saved, other, running_mean, running_var = ctx.saved_tensors
-        call: Call = ctx.call
-        followed = must_be_followed(dy)
-        if not followed and dy.stride() != ctx.strides:
-            dy = lay_out(dy, ctx.layout)
-        channels = ctx.channels
-        sizes = (channels, 2 * channels)
-        if followed or ctx.hooked or not are_as_saved(dy, ctx.strides, sizes, x, weight, bias, saved, other):
-            layout = None if followed else ctx.layout
-            x, saved = restore("input", x, dy, layout), restore_statistics(saved, 2 * channels, dy)
-            weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
-            other = None if other is None else restore("residual or output", other, dy, layout)
-        if call.inplace:
-            return backward_in_place(ctx, dy, x, weight, bias, saved, followed)
-        if followed:
-            gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
-        else:
-            gradients = call.kernels.backward(
-                dy, x, ctx.layout, weight, bias, saved, call.activation, other, ctx.has_residual, not call.training
-            )
-        dx, dweight, dbias, dresidual = gradients
-        return dx, _as(weight, dweight), _as(bias, dbias), dresidual if ctx.has_residual else None, None, None, None
+        memory = (ctx.layout, ctx.strides, ctx.channels, ctx.hooked)
+        return *gradients_of(ctx.call, memory, dy, ctx.saved_tensors, ctx.has_residual), None, None, None
+
+
+def gradients_of(
+    call: Call,
+    memory: tuple[str, tuple[int, ...], int, bool],
+    dy: Tensor,
+    saved_tensors: tuple[Tensor | None, ...],
+    has_residual: bool,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, weight, bias and residual from what the forward saved.
+
+    ``memory`` is of x as it was saved: layout, strides, channels; and whether a hook may have changed what was saved.
+    """
+    x, weight, bias, saved, other, running_mean, running_var = saved_tensors
+    assert x is not None
+    assert saved is not None
+    (layout, strides, channels, hooked), followed = memory, must_be_followed(dy)
+    if not followed and dy.stride() != strides:
+        dy = lay_out(dy, layout)
+    sizes = (channels, 2 * channels)
+    if followed or hooked or not are_as_saved(dy, strides, sizes, x, weight, bias, saved, other):
+        wanted = None if followed else layout
+        x, saved = restore("input", x, dy, wanted), restore_statistics(saved, 2 * channels, dy)
+        weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
+        other = None if other is None else restore("residual or output", other, dy, wanted)
+    if call.inplace:
+        return backward_in_place(call, layout, dy, x, weight, bias, saved, followed)
+    if followed:
+        gradients = differentiable_backward(call, dy, x, weight, bias, other, running_mean, running_var)
+    else:
+        gradients = call.kernels.backward(
+            dy, x, layout, weight, bias, saved, call.activation, other, has_residual, not call.training
+        )
+    dx, dweight, dbias, dresidual = gradients
+    return dx, _as(weight, dweight), _as(bias, dbias), dresidual if has_residual else None
+
+
+def backward_of_native(
+    dy: Tensor,
+    saved_tensors: tuple[Tensor | None, ...],
+    last: bool,
+    activation: str | None,
+    has_residual: bool,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients that a native node leaves to Python: to be differentiated again, mapped, or laid out."""
+    from ..kernels.numba.channels import passes
+
+    call = Call(passes, training, 0.0, eps, True, activation, False)
+    memory = ("channels_last" if last else "contiguous", (), dy.shape[1], True)  # all is looked at and laid out
+    return gradients_of(call, memory, dy, saved_tensors, has_residual)
 
 
 def backward_in_place(
-    ctx: Any, dy: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, saved: Tensor, followed: bool
+    call: Call,
+    layout: str,
+    dy: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    followed: bool,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients from the output alone."""
-    call: Call = ctx.call
     if followed:
         raise ArgumentError(
             "the backward of batch_norm with inplace=True cannot itself be differentiated, in reverse or in forward "
             "mode, or mapped, for the input is gone; leave inplace out of the call"
         )
     frozen = not call.training
-    gradients = call.kernels.backward(
-        dy, y, ctx.layout, weight, bias, saved, call.activation, frozen=frozen, inverted=True
-    )
+    gradients = call.kernels.backward(dy, y, layout, weight, bias, saved, call.activation, frozen=frozen, inverted=True)
     dx, dweight, dbias, _ = gradients
-    return dx, _as(weight, dweight), _as(bias, dbias), None, None, None, None
+    return dx, _as(weight, dweight), _as(bias, dbias), None
 
 
 def compute(
@@ -276,3 +313,6 @@ def _as(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:
     if parameter is None or gradient.dtype is parameter.dtype:
         return None if parameter is None else gradient
     return gradient.to(parameter.dtype)
+
+
+native.connect("channels", backward_of_native)

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from ..axes import position_axes
 from ..errors import ArgumentError, ShapeError
-from ..kernels.dispatch import Activation
+from ..kernels.dispatch import Activation, may_be_native
+from ..kernels.native import calls as native
 from ..kernels.plain import samples as plain_samples
 from ..kernels.plain.channels import activate
 from . import checks, shapes
@@ -77,13 +78,12 @@ def instance_norm(
     References:
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
-    if (
-        use_input_stats
-        and running_mean is None
-        and running_var is None
-        and is_everyday(input, eps, activation)
-        and fits_instances(input)
-    ):
+    unstored = use_input_stats and running_mean is None and running_var is None
+    if unstored and may_be_native() and (serve := native.group_norm) is not None:
+        served = serve(input, None, weight, bias, eps, activation)
+        if served is not None:
+            return served
+    if unstored and is_everyday(input, eps, activation) and fits_instances(input):
         channels = input.shape[1]
         if fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype):
             return run(input, weight, bias, channels, 0, eps, True, activation)

@@ -6,7 +6,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.dispatch import Activation
+from ..kernels.dispatch import Activation, may_be_native
+from ..kernels.native import calls as native
 from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .nested import is_nested, normalize_rows
@@ -69,6 +70,10 @@ def layer_norm(
     References:
         Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450, equation (3).
     """
+    if may_be_native() and (serve := native.trailing_norm) is not None:
+        served = serve(input, normalized_shape, weight, bias, eps, True, activation)
+        if served is not None:
+            return served
     if is_everyday(input, eps, activation):
         size = tuple(normalized_shape)
         if fits_trailing(input, size) and fits(weight, size, input.dtype) and fits(bias, size, input.dtype):

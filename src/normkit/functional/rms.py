@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.dispatch import Activation
+from ..kernels.dispatch import Activation, may_be_native
+from ..kernels.native import calls as native
 from ..kernels.plain.channels import activate
 from . import checks, shapes
 from .nested import is_nested, normalize_rows
@@ -70,6 +71,10 @@ def rms_norm(
     unset = eps is None
     if eps is None:
         eps = _EPS64 if isinstance(input, Tensor) and input.dtype is torch.float64 else _EPS32
+    if may_be_native() and (serve := native.trailing_norm) is not None:
+        served = serve(input, normalized_shape, weight, None, eps, False, activation)
+        if served is not None:
+            return served
     if is_everyday(input, eps, activation):
         size = tuple(normalized_shape)
         if fits_trailing(input, size) and fits(weight, size, input.dtype):

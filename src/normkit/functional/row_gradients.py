@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..axes import group_axes
+from ..kernels.forms import form_of_groups, form_of_shape
+from ..kernels.native import calls as native
 from ..kernels.plain import samples as plain
 from ..kernels.saved import are_as_saved, is_hooked, restore, restore_statistics, restore_values
 from .transforms import must_be_followed
@@ -94,28 +96,70 @@ class Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, saved = ctx.saved_tensors
-        call: Call = ctx.call
-        form, followed = ctx.form, must_be_followed(dy)
-        if not followed and dy.stride() != ctx.strides:
-            dy = torch.empty_strided(dy.shape, ctx.strides, dtype=dy.dtype, device=dy.device).copy_(dy)
-        sizes = (form.channels, 2 * form.samples * form.groups)
-        if followed or ctx.hooked or not are_as_saved(dy, ctx.strides, sizes, x, weight, bias, saved):
-            x, saved = restore("input", x, dy), restore_statistics(saved, sizes[1], dy)
-            weight, bias = (restore_values("parameter", value, form.channels, dy) for value in (weight, bias))
-            if not followed and x.stride() != ctx.strides:
-                x = torch.empty_like(dy).copy_(x)
-        if followed:
-            return *differentiable_backward(call, dy, x, weight, bias), None
         _, weight_wanted, bias_wanted, _ = ctx.needs_input_grad
-        wanted = weight_wanted or bias_wanted
-        dx, dweight, dbias = call.kernels.backward(
-            dy, x, form, weight, bias, saved, call.centre, call.activation, wanted
-        )
-        if wanted:
-            dweight = _as(weight, dweight) if weight_wanted else None
-            dbias = _as(bias, dbias) if bias_wanted else None
-        return dx, dweight, dbias, None
+        memory = (ctx.strides, ctx.hooked)
+        return *gradients_of(ctx.call, ctx.form, memory, dy, ctx.saved_tensors, weight_wanted, bias_wanted), None
+
+
+def gradients_of(
+    call: Call,
+    form: Any,
+    memory: tuple[tuple[int, ...], bool],
+    dy: Tensor,
+    saved_tensors: tuple[Tensor | None, ...],
+    weight_wanted: bool,
+    bias_wanted: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of x, weight and bias from what the forward saved.
+
+    ``memory`` is the strides of x as it was saved, and whether a hook may have changed any of the saved tensors.
+    """
+    x, weight, bias, saved = saved_tensors
+    assert x is not None
+    assert saved is not None
+    (strides, hooked), followed = memory, must_be_followed(dy)
+    if not followed and dy.stride() != strides:
+        dy = torch.empty_strided(dy.shape, strides, dtype=dy.dtype, device=dy.device).copy_(dy)
+    sizes = (form.channels, 2 * form.samples * form.groups)
+    if followed or hooked or not are_as_saved(dy, strides, sizes, x, weight, bias, saved):
+        x, saved = restore("input", x, dy), restore_statistics(saved, sizes[1], dy)
+        weight, bias = (restore_values("parameter", value, form.channels, dy) for value in (weight, bias))
+        if not followed and x.stride() != strides:
+            x = torch.empty_like(dy).copy_(x)
+    if followed:
+        return differentiable_backward(call, dy, x, weight, bias)
+    wanted = weight_wanted or bias_wanted
+    dx, dweight, dbias = call.kernels.backward(dy, x, form, weight, bias, saved, call.centre, call.activation, wanted)
+    if wanted:
+        dweight = _as(weight, dweight) if weight_wanted else None
+        dbias = _as(bias, dbias) if bias_wanted else None
+    return dx, dweight, dbias
+
+
+def backward_of_native(
+    dy: Tensor,
+    saved_tensors: tuple[Tensor | None, ...],
+    strides: tuple[int, ...],
+    layout: str,
+    trailing: bool,
+    groups: int,
+    activation: str | None,
+    centred: bool,
+    eps: float,
+    wanted: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients that a native node leaves to Python: to be differentiated again, mapped, or laid out."""
+    from ..kernels.numba.samples import passes
+
+    settings = (eps, centred, activation)
+    if trailing:
+        call, form = Call(passes, None, groups, *settings), form_of_shape(dy.shape, None, groups)
+    else:
+        call, form = Call(passes, groups, 0, *settings), form_of_groups(dy.shape, layout, groups)
+    return gradients_of(call, form, (strides, True), dy, saved_tensors, wanted, wanted)
+
+
+native.connect("samples", backward_of_native)
 
 
 def differentiable_backward(

@@ -172,7 +172,7 @@ _outside_graph: Any = _disable_dynamo(sync_batch_norm)
 
 
 def check_part(
-    x: Tensor, residual: Tensor | None, channels: int, activation: str | None, given: tuple[Any, ...]
+    x: Tensor, residual: Tensor | None, channels: int, activation: Activation | None, given: tuple[Any, ...]
 ) -> None:
     """Refuse what ``sync_batch_norm`` says it refuses of one input; ``given`` are the arguments behind it."""
     caller = given[-1]
@@ -189,7 +189,7 @@ def pool_of_ranks(
     recorded: bool,
     exchange: Exchange,
     eps: float,
-    activation: str | None,
+    activation: Activation | None,
     settings: tuple[object, ...],
     channels: int,
     device: torch.device,

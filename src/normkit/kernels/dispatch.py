@@ -37,6 +37,7 @@ __all__ = [
     "explain",
     "is_served_compiled",
     "is_undisturbed",
+    "may_be_native",
     "refusals",
     "requested",
     "use_backend",
@@ -46,6 +47,7 @@ Backend = Literal["numba", "triton", "plain"]
 Activation = Literal["relu", "relu6", "leaky_relu", "silu"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+_NUMBA = (None, "numba")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Who thinks of devices finds the implementation that serves one.
 _SERVES = {"cpu": "numba", "cuda": "triton"}
@@ -121,6 +123,11 @@ def use_backend(name: Backend) -> _Request:
 def requested() -> str | None:
     """Return the implementation that `use_backend` asks for, or None."""
     return _REQUESTED.get()
+
+
+def may_be_native() -> bool:
+    """Tell whether a call may go the native way to the numba kernels: nothing is compiled, nothing else requested."""
+    return not torch.compiler.is_compiling() and _REQUESTED.get() in _NUMBA
 
 
 def _is_transformed(x: Tensor) -> str | None:
@@ -243,11 +250,13 @@ class Explanation:
         backend: the implementation that would run.
         kernel: which of its kernels.
         refused: for every other implementation, why it would not run.
+        path: how an ordinary call comes to the numba kernels, through C++ or through Python, and why; else empty.
     """
 
     backend: str
     kernel: str
     refused: dict[str, str]
+    path: str = ""
 
     def __repr__(self) -> str:
         """Return the implementation and its kernel in one line."""
@@ -255,7 +264,7 @@ class Explanation:
 
     def __str__(self) -> str:
         """One line for the kernel that runs and one for each that does not."""
-        lines = [f"{self.backend}: {self.kernel}"]
+        lines = [f"{self.backend}: {self.kernel}", *([f"called {self.path}"] if self.path else [])]
         lines += [f"not {name}: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
 
@@ -298,7 +307,15 @@ def explain(layer: nn.Module, input: Tensor) -> Explanation:
         if name != chosen:
             other = f"use_backend({asked!r}) asks for another" if asked else f"{chosen} comes first"
             refused[name] = reason or other
-    return Explanation(chosen, kernel, refused)
+    return Explanation(chosen, kernel, refused, _path() if chosen == "numba" else "")
+
+
+def _path() -> str:
+    """Say which way an ordinary call goes to the numba kernels, and why not the other."""
+    from .native import calls
+
+    reason = calls.unavailable()
+    return "through C++" if reason is None else f"through Python: {reason}"
 
 
 def _is_per_sample(layer: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Form", "form_of", "form_of_layer", "form_of_rows", "form_of_shape"]
+__all__ = ["Form", "form_of", "form_of_groups", "form_of_layer", "form_of_rows", "form_of_shape"]
 
 
 class Form(NamedTuple):
@@ -43,17 +43,18 @@ def form_of(x: Tensor, groups: int) -> Form | None:
     In which order the positions of a channel lie makes no difference.
     """
     if x.is_contiguous():
-        return _groups(x.shape, "contiguous", groups)
+        return form_of_groups(x.shape, "contiguous", groups)
     order = sorted(range(2, x.dim()), key=x.stride, reverse=True)
     if x.permute(0, *order, 1).is_contiguous():
-        return _groups(x.shape, "channels_last", groups)
+        return form_of_groups(x.shape, "channels_last", groups)
     if x.permute(0, 1, *order).is_contiguous():
-        return _groups(x.shape, "contiguous", groups)
+        return form_of_groups(x.shape, "contiguous", groups)
     return None
 
 
 @functools.lru_cache(maxsize=4096)
-def _groups(shape: torch.Size, layout: str, groups: int) -> Form:
+def form_of_groups(shape: torch.Size, layout: str, groups: int) -> Form:
+    """Return the form of ``(N, C, *)`` in groups, contiguous or channels-last."""
     samples, channels = shape[:2]
     positions = shape.numel() // (samples * channels)
     return Form(layout if positions > 1 else "elementwise", samples, channels, positions, groups)
@@ -61,7 +62,7 @@ def _groups(shape: torch.Size, layout: str, groups: int) -> Form:
 
 def form_of_shape(shape: torch.Size, groups: int | None, trailing: int) -> Form:
     """Return the form that a shape has in contiguous memory, with statistics of groups or of trailing dimensions."""
-    return _rows(shape, trailing) if groups is None else _groups(shape, "contiguous", groups)
+    return _rows(shape, trailing) if groups is None else form_of_groups(shape, "contiguous", groups)
 
 
 def form_of_layer(layer: nn.Module, shape: torch.Size) -> Form:

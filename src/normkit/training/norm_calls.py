@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
 from ..errors import ArgumentError
+from ..kernels.dispatch import Activation
 from ..layers.batch import _BatchNorm
 
 __all__ = ["Answer", "NormCall", "answered", "pooled_norms"]
@@ -34,7 +35,7 @@ class NormCall:
     layer: Any
     path: str
     input: Tensor
-    activation: str | None
+    activation: Activation | None
     residual: Tensor | None
     ordinary: Callable[[], Tensor]
 
@@ -120,7 +121,7 @@ def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor
         return "forward", forward
 
     def normalize(
-        input: Tensor, activation: str | None = None, residual: Tensor | None = None, inplace: bool = False
+        input: Tensor, activation: Activation | None = None, residual: Tensor | None = None, inplace: bool = False
     ) -> Tensor:
         def ordinary() -> Tensor:
             return type(module).normalize(module, input, activation, residual, inplace)

@@ -25,6 +25,8 @@ __all__ = [
     "computed",
     "computed_type",
     "kernel",
+    "launch_over_channels",
+    "launch_over_tensor",
     "pointer",
     "prepare",
     "run_over_channels",
@@ -145,13 +147,26 @@ def run_tasks(
     parallel_for(cut.tasks, cut.grain, address, context)
 
 
-def run_over_channels(name: str, x: Tensor, cut: Plan, context: ctypes.Array[ctypes.c_int64]) -> None:
-    """Run a step that is one number per channel; neither the activation nor the residual changes it."""
-    tasks, grain = cut.channels, 2048
+def launch_over_channels(name: str, cut: Plan) -> tuple[int, int]:
+    """Return the tasks and the grain of a step that is one number per channel."""
     if name == "stored" or (cut.layout == "channels_last" and not name.startswith("given")):
         # Sixteen channels to a task; folded columns of one channel must stay in one.
-        tasks, grain = (-(-cut.channels // 16), 256) if cut.fold == 1 else (1, 1)
-    parallel_for(tasks, grain, kernel(name, x.dtype, None, False), context)
+        return (-(-cut.channels // 16), 256) if cut.fold == 1 else (1, 1)
+    return cut.channels, 2048
+
+
+def launch_over_tensor(cut: Plan) -> tuple[int, int, int]:
+    """Return the tasks, the grain and the blocks of a step that writes a tensor from the coefficients."""
+    if cut.layout == "contiguous":
+        return cut.outer * cut.channels, max(1, GRAIN // cut.inner), cut.blocks
+    # Nothing is gathered here, so that the blocks need not be those of the statistics.
+    blocks = max(cut.blocks, min(64, cut.outer // cut.fold))
+    return blocks, max(1, GRAIN * blocks // (cut.outer * cut.channels)), blocks
+
+
+def run_over_channels(name: str, x: Tensor, cut: Plan, context: ctypes.Array[ctypes.c_int64]) -> None:
+    """Run a step that is one number per channel; neither the activation nor the residual changes it."""
+    parallel_for(*launch_over_channels(name, cut), kernel(name, x.dtype, None, False), context)
 
 
 def run_over_tensor(
@@ -159,10 +174,5 @@ def run_over_tensor(
 ) -> None:
     """Run a step that writes a tensor from the coefficients."""
     address = kernel(f"{cut.layout}.{name}", x.dtype, activation, residual)
-    if cut.layout == "contiguous":
-        parallel_for(cut.outer * cut.channels, max(1, GRAIN // cut.inner), address, context)
-        return
-    # Nothing is gathered here, so that the blocks need not be those of the statistics.
-    blocks = max(cut.blocks, min(64, cut.outer // cut.fold))
-    context[slots.BLOCKS] = blocks
-    parallel_for(blocks, max(1, GRAIN * blocks // (cut.outer * cut.channels)), address, context)
+    tasks, grain, context[slots.BLOCKS] = launch_over_tensor(cut)
+    parallel_for(tasks, grain, address, context)

@@ -28,7 +28,23 @@ from ..channels.plan import LINE, is_streamed
 from . import slots as sample_slots
 from .elementwise import STRIP
 
-__all__ = ["Form", "Plan", "backward", "describe", "form_of", "form_of_rows", "forward", "plan"]
+__all__ = [
+    "Form",
+    "Plan",
+    "backward",
+    "backward_launches",
+    "constant",
+    "describe",
+    "form_of",
+    "form_of_rows",
+    "forward",
+    "forward_launches",
+    "has_tables",
+    "kernel",
+    "plan",
+    "prepared",
+    "total_launch",
+]
 
 _Context = ctypes.c_int64 * sample_slots.SIZE
 # Sixteen addresses, ten sizes, eps and momentum, settings that are all zero here, and what sample_slots adds.
@@ -39,6 +55,8 @@ _ADDRESSES = struct.Struct("16q")
 _GRAIN = 32768  # elements that are worth a thread
 _TASKS = 32  # tasks to cut a tensor of few groups into
 _STRIP_BYTES = 1 << 18  # of a strip of samples, which the backward reads twice
+# A step, its tasks and their grain, and the tasks that share a group or a sample.
+Launch = tuple[int, int, int, int]
 _REGION = 5  # float64 numbers of working memory per column of a block of channels-last rows
 
 
@@ -170,26 +188,28 @@ def _plan_channels_last(form: Form, itemsize: int) -> Plan:
 
 
 @functools.cache
-def _kernel(name: str, dtype: torch.dtype, activation: str | None) -> int:
+def kernel(name: str, dtype: torch.dtype, activation: str | None) -> int:
+    """Return the address of a kernel, compiled on the way where it is not cached."""
     return compiled.address(name, ELEMENTS[dtype], activation, False)
 
 
 def _parameter(value: Tensor | None, absent: float, form: Form, dtype: torch.dtype) -> Tensor | None:
     """Return a weight or bias in the type computed in; rows read both everywhere, and get constants for absent ones."""
     if value is None:
-        return _constant(absent, form.channels, dtype) if form.layout == "elementwise" else None
+        return constant(absent, form.channels, dtype) if form.layout == "elementwise" else None
     if value.dtype is dtype and value.is_contiguous():
         return value
     return value.detach().to(dtype).contiguous()
 
 
 @functools.lru_cache(maxsize=16)
-def _constant(value: float, size: int, dtype: torch.dtype) -> Tensor:
+def constant(value: float, size: int, dtype: torch.dtype) -> Tensor:
+    """Return what stands for an absent weight or bias."""
     return torch.full((size,), value, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=4096)
-def _prepared(form: Form, itemsize: int, eps: float, centred: bool, wanted: bool) -> tuple[Plan, bytes]:
+def prepared(form: Form, itemsize: int, eps: float, centred: bool, wanted: bool) -> tuple[Plan, bytes]:
     """Return the plan, and the slots of a call that has no addresses yet: on a small tensor packing them costs most."""
     cut, slots_of_call = plan(form, itemsize), _Context()
     settings = (*cut.sizes, eps, 0.0, *_UNUSED, form.groups, 0, 1, cut.pieces, itemsize, centred, wanted, 0)
@@ -211,7 +231,7 @@ def forward(
 
     Where ``variance`` is given, N * groups float64 numbers, the groups' variances are written there.
     """
-    cut, prepared = _prepared(form, x.element_size(), eps, centred, False)
+    cut, template = prepared(form, x.element_size(), eps, centred, False)
     computed = computed_type(x)
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
     _held, (x_at, weight_at, bias_at, _) = addresses(x, weight, bias)
@@ -219,28 +239,64 @@ def forward(
     saved = torch.empty((2, rows), dtype=torch.float64)
     work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64) if cut.work else None
     mean, memory = saved.data_ptr(), pointer(work)
-    context, y_at = _Context.from_buffer_copy(prepared), y.data_ptr()
+    context, y_at = _Context.from_buffer_copy(template), y.data_ptr()
     working = (mean, mean + 8 * rows, memory, memory + 8 * cut.work)
     _ADDRESSES.pack_into(context, 0, x_at, y_at, 0, 0, 0, 0, weight_at, bias_at, 0, 0, 0, 0, *working)
     if y_at % LINE:
         context[slots.STREAM] = False
     if variance is not None:
         context[sample_slots.VARIANCE] = variance.data_ptr()
-    kernel = _kernel(f"samples.{form.layout}.forward", x.dtype, activation)
-    if cut.parts == 1:
-        parallel_for(cut.tasks, cut.grain, kernel, context)
-        return y, saved
-    _launch(sample_slots.GATHER, cut.tasks, cut.grain, cut.parts, kernel, context)
-    if form.layout == "channels_last":
-        _launch(sample_slots.FINISH, form.samples, 1, 1, kernel, context)
-    _launch(sample_slots.APPLY, cut.tasks, cut.grain, cut.parts, kernel, context)
+    _launch(f"samples.{form.layout}.forward", x.dtype, activation, forward_launches(form, cut), context)
     return y, saved
 
 
-def _launch(step: int, tasks: int, grain: int, parts: int, kernel: int, context: ctypes.Array[ctypes.c_int64]) -> None:
-    """Run one step of a kernel that takes several."""
-    context[sample_slots.STEP], context[sample_slots.PARTS] = step, parts
-    parallel_for(tasks, grain, kernel, context)
+def forward_launches(form: Form, cut: Plan) -> tuple[Launch, ...]:
+    """Return the launches of the forward kernel in their order."""
+    if cut.parts == 1:
+        return ((sample_slots.WHOLE, cut.tasks, cut.grain, 1),)
+    merge = ((sample_slots.FINISH, form.samples, 1, 1),) if form.layout == "channels_last" else ()
+    return (
+        (sample_slots.GATHER, cut.tasks, cut.grain, cut.parts),
+        *merge,
+        (sample_slots.APPLY, cut.tasks, cut.grain, cut.parts),
+    )
+
+
+def backward_launches(form: Form, cut: Plan) -> tuple[Launch, ...]:
+    """Return the launches of the backward kernel in their order."""
+    if cut.parts == 1:
+        return ((sample_slots.WHOLE, cut.backward_tasks, cut.backward_grain, 1),)
+    columns = form.layout == "channels_last"
+    return (
+        *(((sample_slots.PREPARE, form.samples, 1, 1),) if columns else ()),
+        (sample_slots.GATHER, cut.backward_tasks, cut.backward_grain, cut.parts),
+        *(((sample_slots.FINISH, form.samples, 1, 1),) if columns else ()),
+        (sample_slots.APPLY, cut.backward_tasks, cut.backward_grain, cut.parts),
+    )
+
+
+def has_tables(form: Form, cut: Plan, wanted: bool) -> bool:
+    """Tell whether the backward leaves sums in tables, one row of C for each chunk."""
+    return cut.chunks > 1 if wanted else form.layout != "elementwise"
+
+
+def total_launch(chunks: int, channels: int) -> tuple[int, int]:
+    """Return the tasks and the grain of the kernel that adds the chunks' rows of both tables."""
+    return -(-channels // 16), max(1, _GRAIN // (16 * chunks))
+
+
+def _launch(
+    name: str,
+    dtype: torch.dtype,
+    activation: str | None,
+    launches: tuple[Launch, ...],
+    context: ctypes.Array[ctypes.c_int64],
+) -> None:
+    """Run the steps of a kernel."""
+    address = kernel(name, dtype, activation)
+    for step, tasks, grain, parts in launches:
+        context[sample_slots.STEP], context[sample_slots.PARTS] = step, parts
+        parallel_for(tasks, grain, address, context)
 
 
 def backward(
@@ -255,7 +311,7 @@ def backward(
     wanted: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return dx and, where wanted, dweight and dbias of C elements in the type computed in."""
-    cut, prepared = _prepared(form, x.element_size(), 0.0, centred, wanted)
+    cut, template = prepared(form, x.element_size(), 0.0, centred, wanted)
     computed = computed_type(x)
     weight, bias = _parameter(weight, 1.0, form, computed), _parameter(bias, 0.0, form, computed)
     _held, (x_at, dy_at, weight_at, bias_at) = addresses(x, dy, weight, bias)
@@ -263,7 +319,7 @@ def backward(
     dweight = dbias = tables = work = None
     if wanted:
         dweight, dbias = torch.empty(channels, dtype=computed), torch.empty(channels, dtype=computed)
-    if (wanted and cut.chunks > 1) or (not wanted and form.layout != "elementwise"):
+    if has_tables(form, cut, wanted):
         tables = torch.empty(2 * cut.chunks * channels, dtype=computed)
     if cut.work:
         work = torch.empty(cut.work + cut.coefficients, dtype=torch.float64)
@@ -271,29 +327,15 @@ def backward(
     if tables is not None:
         sums = (tables.data_ptr(), tables.data_ptr() + tables.element_size() * cut.chunks * channels)
     mean, memory = saved.data_ptr(), pointer(work)
-    context, dx_at = _Context.from_buffer_copy(prepared), dx.data_ptr()
+    context, dx_at = _Context.from_buffer_copy(template), dx.data_ptr()
     tensors = (x_at, 0, 0, dy_at, dx_at, 0, weight_at, bias_at, 0, 0)
     if dx_at % LINE:
         context[slots.STREAM] = False
     _ADDRESSES.pack_into(context, 0, *tensors, *sums, mean, mean + 8 * rows, memory, memory + 8 * cut.work)
-    kernel = _kernel(f"samples.{form.layout}.backward", x.dtype, activation)
-    if cut.parts == 1:
-        parallel_for(cut.backward_tasks, cut.backward_grain, kernel, context)
-    else:
-        _run_backward_steps(form, cut, kernel, context)
+    _launch(f"samples.{form.layout}.backward", x.dtype, activation, backward_launches(form, cut), context)
     if wanted and cut.chunks > 1:
         _add_chunks(sums, pointer(dweight), pointer(dbias), x.dtype, cut.chunks, channels)
     return dx, dweight, dbias
-
-
-def _run_backward_steps(form: Form, cut: Plan, kernel: int, context: ctypes.Array[ctypes.c_int64]) -> None:
-    columns = form.layout == "channels_last"
-    if columns:
-        _launch(sample_slots.PREPARE, form.samples, 1, 1, kernel, context)
-    _launch(sample_slots.GATHER, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
-    if columns:
-        _launch(sample_slots.FINISH, form.samples, 1, 1, kernel, context)
-    _launch(sample_slots.APPLY, cut.backward_tasks, cut.backward_grain, cut.parts, kernel, context)
 
 
 def _add_chunks(
@@ -304,5 +346,4 @@ def _add_chunks(
     context[slots.WEIGHT], context[slots.BIAS] = dweight, dbias
     context[slots.DWEIGHT], context[slots.DBIAS] = sums
     context[slots.OUTER], context[slots.CHANNELS] = chunks, channels
-    kernel = _kernel("samples.elementwise.total", dtype, None)
-    parallel_for(-(-channels // 16), max(1, _GRAIN // (16 * chunks)), kernel, context)
+    parallel_for(*total_launch(chunks, channels), kernel("samples.elementwise.total", dtype, None), context)
