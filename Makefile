@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz memory-check ledger check clean FORCE
+.PHONY: demo test fuzz memory-check ledger check docs clean FORCE
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
@@ -40,6 +40,12 @@ check: .venv/check.done
 	$(BIN)/mypy
 	$(BIN)/pyright --project tests/user_types --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# The site, in build/site: open build/site/index.html. A warning, a public object without an entry, or a fetch from
+# elsewhere fails.
+docs: .venv/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf .venv
@@ -75,4 +81,8 @@ clean:
 
 .venv/check.done: .venv/lab.done
 	$(PIP) -c $(PINS) --group check
+	touch $@
+
+.venv/docs.done: .venv/torch.done pyproject.toml
+	$(PIP) -c $(PINS) --editable ".[docs]"
 	touch $@
