@@ -369,9 +369,9 @@ def test_reentrant_checkpoints_are_found_in_the_forward_and_else_in_the_backward
     model, (x, y) = network(lambda: resnet(normkit.BatchNorm2d, Recomputed, reentrant=True)), data()
     step, batches = loss, parts((5, 7), x, y)
     with monkeypatch.context() as patched:
-        patched.setattr("normkit.training.exact.repeats_function", lambda: pytest.fail("found too late"))
+        patched.setattr("normkit.parts.exact.repeats_function", lambda: pytest.fail("found too late"))
         raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
-    monkeypatch.setattr("normkit.training.exact.is_inside_function", lambda: False)
+    monkeypatch.setattr("normkit.parts.exact.is_inside_function", lambda: False)
     raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
 
 

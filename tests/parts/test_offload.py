@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normkit.training.offload import _File, offloaded
+from normkit.parts.offload import _File, offloaded
 
 MADE = {
     "contiguous": lambda: torch.randn(7, 31, 13, 11),
