@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
     from .doctor.watch import watch
+    from .parts.accumulate import accumulate
+    from .parts.simulate import simulate
     from .surgery.convert import convert
     from .surgery.fold import fold
     from .surgery.freeze import freeze, unfreeze
@@ -81,8 +83,6 @@ if TYPE_CHECKING:
     from .surgery.port import port_state
     from .surgery.recalibrate import recalibrate
     from .surgery.repair import repair
-    from .training.accumulate import accumulate
-    from .training.simulate import simulate
 
 __version__ = "0.1.0"
 
@@ -144,7 +144,7 @@ __all__ = [
 _LATER = ("anatomy", "doctor", "lab", "reference", "surgery", "testing", "training")
 # Public names of the rooms above the layers, likewise.
 _ROOMS = {
-    "accumulate": "training",
+    "accumulate": "parts",
     "convert": "surgery",
     "diagnose": "doctor",
     "explain": "anatomy",
@@ -158,7 +158,7 @@ _ROOMS = {
     "recalibrate": "surgery",
     "register_norm": "anatomy",
     "repair": "surgery",
-    "simulate": "training",
+    "simulate": "parts",
     "unfreeze": "surgery",
     "watch": "doctor",
 }

@@ -11,9 +11,9 @@ import normkit
 from normkit.anatomy import fingerprint
 from normkit.anatomy.frozen import frozen_class
 from normkit.errors import ArgumentError, SurgeryError
-from normkit.reference import population_statistics
+from normkit.reference import averaged_statistics, population_statistics
 from normkit.surgery import recalibrate
-from normkit.surgery.moments import Moments
+from normkit.surgery.moments import AveragedMoments, Moments
 from tolerances import assert_close
 
 from .networks import Failure, Small, failing, leaves, randomize
@@ -360,3 +360,40 @@ def test_poisoned_statistics_are_cured():
     record = recalibrate(norm, torch.randn(32, 2))
     assert record.largest_change == float("inf")
     assert torch.isfinite(norm.eval()(torch.randn(4, 2))).all()
+
+
+def test_aggregate_average_is_the_papers_plain_average_of_batches():
+    generator = torch.Generator().manual_seed(6)
+    batches = [
+        torch.randn(size, 3, generator=generator, dtype=torch.float64) + 5 * place
+        for place, size in enumerate((4, 9, 2))
+    ]
+    expected = averaged_statistics([batch.numpy() for batch in batches])
+    for unbiased in (True, False):
+        norm = normkit.BatchNorm1d(3, unbiased=unbiased).double()
+        record = normkit.recalibrate(norm, batches, aggregate="average")
+        assert record.batches == 3
+        assert_close(norm.running_mean, torch.from_numpy(expected.mean), dtype=torch.float64)
+        wanted = averaged_statistics([batch.numpy() for batch in batches], unbiased=unbiased)
+        assert_close(norm.running_var, torch.from_numpy(wanted.var), dtype=torch.float64)
+    pooled = normkit.BatchNorm1d(3).double()
+    normkit.recalibrate(pooled, batches)
+    assert bool((pooled.running_var > 2 * norm.running_var).all()), "the spread between batches is what it leaves out"
+    with pytest.raises(ArgumentError, match="aggregate is 'mean'"):
+        normkit.recalibrate(pooled, batches, aggregate="mean")
+    with pytest.raises(SurgeryError, match=r'one value in a channel.*aggregate="pooled"'):
+        normkit.recalibrate(pooled, [*batches, torch.ones(1, 3).double()], aggregate="average", layerwise=True)
+
+
+def test_averages_of_several_processes_are_those_of_all_batches():
+    batches = [torch.randn(size, 2) + size for size in (3, 8, 5, 4)]
+    whole, first, second = AveragedMoments(2), AveragedMoments(2), AveragedMoments(2)
+    for place, batch in enumerate(batches):
+        whole.add(batch)
+        (first if place == 0 else second).add(batch)
+    first.pool(second)
+    assert first.count == whole.count
+    assert_close(first.mean, whole.mean, dtype=torch.float64)
+    for unbiased in (True, False):
+        assert_close(first.variance(unbiased=unbiased), whole.variance(unbiased=unbiased), dtype=torch.float64)
+    assert_close(first.intervals().variance_low, whole.intervals().variance_low, dtype=torch.float64)

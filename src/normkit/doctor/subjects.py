@@ -19,6 +19,7 @@ from ..layers import (
     GhostBatchNorm2d,
     GhostBatchNorm3d,
 )
+from ..layers.batch import law_of
 
 __all__ = ["Subject", "lazy_layers", "subjects_of_model", "subjects_of_state"]
 
@@ -38,6 +39,7 @@ class Subject:
         running_mean, running_var, weight, bias: ``(C,)``, detached.
         updates: ``num_batches_tracked`` as a number.
         eps, momentum: the settings; momentum None is the cumulative average.
+        average: ``"moving"``, or ``"debiased"`` where nothing is left of the initial values.
         training: what the layer's forward is told; None for a file.
         tracks: it has running statistics and uses them.
         eps_assumed: nobody said eps: a file of weights does not hold it.
@@ -56,6 +58,7 @@ class Subject:
     training: bool | None
     tracks: bool
     eps_assumed: bool = False
+    average: str = "moving"
 
     @property
     def is_batch(self) -> bool:
@@ -170,6 +173,7 @@ def _from_layer(layer: NormLayer) -> Subject:
         momentum=given,
         training=bool(module.training),
         tracks=layer.tracks,
+        average=law_of(module)[0],
     )
 
 

@@ -16,12 +16,13 @@ from ..kernels.native import calls as native
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated
 from . import checks
+from .averages import Average, Variance, check_average, update_statistics
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .inplace import check_inplace, check_overwritten, is_recorded
 from .nested import is_nested
 from .overrides import is_exporting
-from .transforms import is_forward_mode, outside_transforms
+from .transforms import is_forward_mode
 
 __all__ = ["batch_norm"]
 
@@ -41,6 +42,8 @@ def batch_norm(
     activation: Activation | None = None,
     residual: Tensor | None = None,
     inplace: bool = False,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize each channel over the batch and all positions.
@@ -77,6 +80,12 @@ def batch_norm(
         inplace: write y over the input. Where a gradient is recorded, y is all that is kept for the backward, which
             saves the memory of one tensor: the activation must then be None or "leaky_relu", without a residual, and
             every weight far enough from zero, ``|bias| <= 1024 * |weight|``; there is no second derivative.
+        average: "moving", or "debiased": batch t, from 1, weighs ``momentum / (1 - (1 - momentum)^t)``, so that nothing
+            is left of what was stored before the first. Needs ``num_batches_tracked``.
+        variance: "batch" stores the average of the batches' variances; "total" adds the variance of the batch means
+            under the same weights, ``V <- (1 - w) * (V + w * d^2) + w * var``, d the distance of the new mean from the
+            stored one and var with divisor m: of independent values that is the population's, but for the share
+            ``sum of the squared weights / m``. Needs average="debiased" or momentum=None.
         caller: the layer that errors should name.
 
     Returns:
@@ -121,9 +130,17 @@ def batch_norm(
             activation=activation,
             residual=residual,
             inplace=inplace,
+            average=average,
+            variance=variance,
             caller=caller,
         )
         return output
+    if average != "moving" or variance != "batch":
+        law = (momentum, average, variance)
+        if training and running_mean is not None:
+            rest = (eps, unbiased, activation, residual, inplace)
+            return _follow(law, input, (running_mean, running_var, num_batches_tracked), weight, bias, rest, caller)
+        check_average(average, variance, momentum, caller)
     if not inplace and dispatch.may_be_native() and (serve := native.batch_norm) is not None:
         settings = (training, momentum, eps, unbiased, num_batches_tracked, activation, residual)
         served = serve(input, running_mean, running_var, weight, bias, *settings)
@@ -192,6 +209,49 @@ def batch_norm(
     y = _run_plain(input, weight, bias, training, momentum, eps, unbiased, *running)
     y = _finish(y, activation, residual)
     return input.copy_(y) if inplace else y
+
+
+def _follow(
+    law: tuple[float | None, Average, Variance],
+    x: Tensor,
+    running: tuple[Tensor, Tensor | None, Tensor | None],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    settings: tuple[float, bool, Activation | None, Tensor | None, bool],
+    caller: nn.Module | None,
+) -> Tensor:
+    """Normalize with running statistics that follow another law than the kernels': they give the batch's alone."""
+    (momentum, average, variance), (mean, var, counter) = law, running
+    eps, unbiased, activation, residual, inplace = settings
+    check_average(average, variance, momentum, caller)
+    check_arguments(x, mean, var, weight, bias, True, momentum, eps, counter, caller)
+    assert var is not None
+    if counter is None:
+        said = f"average={average!r} and variance={variance!r} need the number of batches"
+        checks.refuse(ArgumentError, f"{said}; pass num_batches_tracked, an int64 tensor", caller)
+    if is_exporting():
+        said = f"a graph for other programs holds torch's batch norm, which cannot store average={average!r}"
+        checks.refuse(ArgumentError, f"{said}, variance={variance!r}; export after eval()", caller)
+    fresh_mean, fresh_var = torch.zeros_like(mean), torch.zeros_like(var)
+    y = batch_norm(
+        x,
+        fresh_mean,
+        fresh_var,
+        weight,
+        bias,
+        True,
+        1.0,
+        eps,
+        # The spread of the means holds what a divisor of m leaves out.
+        unbiased=unbiased and variance == "batch",
+        activation=activation,
+        residual=residual,
+        inplace=inplace,
+        caller=caller,
+    )
+    if x.numel():
+        update_statistics(mean, var, counter, fresh_mean, fresh_var, momentum, average, variance)
+    return y
 
 
 @functools.lru_cache(maxsize=1024)
@@ -292,44 +352,6 @@ def _run_plain(
         var = var * (count / (count - 1)) if unbiased else var
         update_statistics(running_mean, running_var, num_batches_tracked, mean, var, momentum)
     return y
-
-
-@outside_transforms
-@torch.no_grad()
-def update_statistics(
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float | None,
-) -> None:
-    """Move the running statistics towards those of a batch and count it; with momentum None average all batches.
-
-    A forward that a backward runs again moves nothing: see `kernels.repeated`.
-    """
-    factor: Tensor | float
-    if momentum is None:
-        assert num_batches_tracked is not None
-        factor = 1.0 / (num_batches_tracked + 1).to(mean.dtype)
-    else:
-        factor = momentum
-    batch = ((running_mean, mean), (running_var, var))
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        from ..kernels import operators
-
-        still = operators.repeated(running_mean, "")
-        for running, new in batch:
-            running.copy_(torch.where(still, running, plain.moved(running, new, factor)))
-        if num_batches_tracked is not None:
-            num_batches_tracked.add_(~still)
-        return
-    if in_backward() and is_repeated():
-        return
-    for running, new in batch:
-        running.copy_(plain.moved(running, new, factor))
-    if num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
 
 
 def check_arguments(

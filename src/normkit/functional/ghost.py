@@ -8,7 +8,8 @@ from ..errors import ArgumentError, ShapeError
 from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from . import checks
-from .batch import batch_norm, check_arguments, update_statistics
+from .averages import update_statistics
+from .batch import batch_norm, check_arguments
 from .overrides import overridable
 from .rows import normalize
 

@@ -10,7 +10,8 @@ from ..kernels.native import calls as native
 from ..kernels.plain import samples as plain_samples
 from ..kernels.plain.channels import activate
 from . import checks, shapes
-from .batch import batch_norm, update_statistics
+from .averages import update_statistics
+from .batch import batch_norm
 from .overrides import is_exporting, overridable
 from .rows import Kept, fits, fits_instances, is_everyday, normalize_groups, run
 

@@ -9,7 +9,8 @@ from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from ..kernels.repeated import is_repeated, may_be_repeated
 from . import checks
-from .batch import batch_norm, check_arguments, update_statistics
+from .averages import update_statistics
+from .batch import batch_norm, check_arguments
 from .first_runs import find_first_run, keep_first_run
 from .overrides import overridable
 from .rows import normalize

@@ -13,7 +13,8 @@ from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from . import checks
 from .agreement import DTYPES, FORWARD, SyncCall, bring, check_heads
-from .batch import batch_norm, check_arguments, check_fusion, update_statistics
+from .averages import Average, Variance, check_average, update_statistics
+from .batch import batch_norm, check_arguments, check_fusion
 from .exchange import Exchange, enter, exchange_of, fingerprint, merge_moments
 from .first_runs import find_first_run, keep_first_run
 from .inplace import is_recorded
@@ -39,6 +40,8 @@ def sync_batch_norm(
     residual: Tensor | None = None,
     process_group: Any = None,
     timeout: float | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize each channel over the batches of all ranks together, as if they were one batch.
@@ -75,6 +78,8 @@ def sync_batch_norm(
         residual: of the shape and type of the input, added before the activation.
         process_group: of ``torch.distributed``; None for all processes.
         timeout: seconds to wait for the other ranks in one call; None for the group's own.
+        average: as for ``batch_norm``.
+        variance: likewise, of all ranks.
         caller: the layer that errors should name, and by which the ranks know which layer is called.
 
     Returns:
@@ -111,6 +116,8 @@ def sync_batch_norm(
             residual=residual,
             process_group=process_group,
             timeout=timeout,
+            average=average,
+            variance=variance,
             caller=caller,
         )
         return y
@@ -129,11 +136,14 @@ def sync_batch_norm(
             num_batches_tracked=num_batches_tracked,
             activation=activation,
             residual=residual,
+            average=average,
+            variance=variance,
             caller=caller,
         )
 
     def check() -> None:
         _check_followable(caller)
+        check_average(average, variance, momentum, caller)
         given = (running_mean, running_var, weight, bias, True, momentum, eps, num_batches_tracked, caller)
         check_part(input, residual, channels, activation, given)
 
@@ -153,7 +163,7 @@ def sync_batch_norm(
             pool = first_pool(key, mean, var, call, caller)
         return normalize_pooled((input,), weight, bias, (residual,), pool)[0]
     device = input.device if isinstance(input, Tensor) else torch.device("cpu")
-    settings = (momentum, eps, unbiased, running_mean is None, weight is None, bias is None)
+    settings = (momentum, eps, unbiased, average, variance, running_mean is None, weight is None, bias is None)
     recorded = is_recorded(input, weight, bias, residual)
     own, pool = pool_of_ranks((input,), check, recorded, exchange, eps, activation, settings, channels, device, caller)
     if pool.count == 0:
@@ -162,8 +172,9 @@ def sync_batch_norm(
         keep_pool(key, own, pool)
     y = normalize_pooled((input,), weight, bias, (residual,), pool)[0]
     if running_mean is not None and running_var is not None:
-        stored = pool.stored(unbiased)
-        update_statistics(running_mean, running_var, num_batches_tracked, pool.mean, stored, momentum)
+        stored = pool.stored(unbiased and variance == "batch")
+        law = (momentum, average, variance)
+        update_statistics(running_mean, running_var, num_batches_tracked, pool.mean, stored, *law)
     return y
 
 

@@ -8,7 +8,7 @@ from ..errors import ArgumentError, DtypeError, ShapeError, StatisticsError
 from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks, shapes
-from .batch import update_statistics
+from .averages import update_statistics
 from .matrix_root import matrix_root
 from .overrides import is_exporting, overridable
 

@@ -17,7 +17,17 @@ from .checkpoints import begin
 from .data import Dataset
 from .processes import averaged, my_share, wrapped
 
-__all__ = ["UNTRAINED", "Epoch", "TrainingSettings", "deterministic", "evaluate", "seeded", "train", "with_seed"]
+__all__ = [
+    "UNTRAINED",
+    "Epoch",
+    "TrainingSettings",
+    "deterministic",
+    "evaluate",
+    "large_batch",
+    "seeded",
+    "train",
+    "with_seed",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -107,12 +117,26 @@ def with_seed(build: Callable[[], Module], seed: int) -> Module:
         return build()
 
 
+def large_batch(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Compute the gradients of a batch's mean cross-entropy, and return that."""
+    loss = functional.cross_entropy(model(images), labels)
+    loss.backward()
+    return loss.detach()
+
+
 def train(
-    model: nn.Module, dataset: Dataset, settings: TrainingSettings, seed: int, device: str = "cpu"
+    model: nn.Module,
+    dataset: Dataset,
+    settings: TrainingSettings,
+    seed: int,
+    device: str = "cpu",
+    *,
+    gradients: Callable[[nn.Module, Tensor, Tensor], Tensor] = large_batch,
 ) -> Iterator[Epoch]:
     """Train the model in place and yield what each epoch measured.
 
-    The order of the images comes from the seed alone, so nets that are compared see the same batches.
+    The order of the images comes from the seed alone, so nets that are compared see the same batches. ``gradients``
+    computes those of a step from its images and labels, and returns the step's loss.
     """
     model.to(device)
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
@@ -131,7 +155,8 @@ def train(
     network = wrapped(model)
     for number in range(first, settings.epochs + 1):
         begun = time.perf_counter()
-        step_losses = _pass(network, images, labels, optimizer, _batches(len(labels), settings.batch_size, shuffling))
+        batches = _batches(len(labels), settings.batch_size, shuffling)
+        step_losses = _pass(network, images, labels, optimizer, batches, gradients)
         test_loss, test_accuracy = evaluate(model, test_images, test_labels)
         epoch = Epoch(
             epoch=number,
@@ -145,7 +170,12 @@ def train(
 
 
 def _pass(
-    model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor]
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Tensor],
+    gradients: Callable[[nn.Module, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Train on every batch and return the loss of each step, in float64."""
     model.train()
@@ -153,10 +183,8 @@ def _pass(
     for batch in batches:
         mine = my_share(batch).to(images.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(model(images[mine]), labels[mine])
-        loss.backward()
+        losses.append(gradients(model, images[mine], labels[mine]))
         optimizer.step()
-        losses.append(loss.detach())
     # Read once per epoch: a number asked of a GPU in every step would make it wait.
     return averaged(torch.stack(losses).double().cpu())
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
+from ..functional.averages import Average, Variance, check_average, is_plain_law, momentum_of_half_life
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
 from .tracing import path_in_graph, torch_form, torch_forward
@@ -33,8 +34,13 @@ class _DefaultMomentum(float):
 DEFAULT_MOMENTUM = _DefaultMomentum(0.1)
 
 
-def resolve_momentum(momentum: float | None, decay: float | None) -> float | None:
-    """Return torch's momentum from one of the two ways to say it."""
+def resolve_momentum(momentum: float | None, decay: float | None, half_life: float | None = None) -> float | None:
+    """Return torch's momentum from one of the three ways to say it."""
+    if half_life is not None:
+        if momentum is not DEFAULT_MOMENTUM or decay is not None:
+            other = f"momentum={momentum}" if decay is None else f"decay={decay}"
+            raise ArgumentError(f"{other} and half_life={half_life} were both given, which say the same: pass one")
+        return momentum_of_half_life(half_life)
     if decay is None:
         checks.check_momentum(momentum)
         return float(momentum) if momentum is not None else None
@@ -68,6 +74,11 @@ def resolve_num_features(num_features: int) -> int:
     return size
 
 
+def law_of(layer: nn.Module) -> tuple[Average, Variance]:
+    """Return by which average, and of which variance, a layer of any house keeps running statistics."""
+    return (layer.average, layer.variance) if isinstance(layer, _BatchNorm) else ("moving", "batch")
+
+
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     """What the three layers and their lazy forms share. State only: the arithmetic is functional.batch_norm."""
 
@@ -77,6 +88,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     _torch_layer: ClassVar[type[nn.Module]]
     __jit_unused_properties__: ClassVar[list[str]] = ["torch_form"]
     unbiased: bool = True
+    average: Average = "moving"
+    variance: Variance = "batch"
 
     def __init__(
         self,
@@ -91,13 +104,17 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         bias: bool = True,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
         # A lazy layer passes 0 here and learns its size from the first input.
         size = 0 if isinstance(self, nn.modules.lazy.LazyModuleMixin) else resolve_num_features(num_features)
         checks.check_eps(eps)
-        weighed = resolve_momentum(momentum, decay)
+        weighed = resolve_momentum(momentum, decay, half_life)
+        check_average(average, variance, weighed)
         super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
-        self.unbiased = unbiased
+        self.unbiased, self.average, self.variance = unbiased, average, variance
         if affine and not bias:
             # torch before 2.13 has no bias= of its own.
             self.register_parameter("bias", None)
@@ -106,7 +123,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalize ``(N, C, *)``; see :func:`normkit.functional.batch_norm` for formula and conventions."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # Scripted in evaluation, and put back into training.
-            assert self.unbiased or not self.training, "torch's kernel cannot store the biased variance; call eval()"
+            stored = self.unbiased and self.average == "moving" and self.variance == "batch"
+            assert stored or not self.training, "torch's kernel cannot store these statistics; call eval()"
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
             return self.normalize(input)
@@ -149,6 +167,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             activation=activation,
             residual=residual,
             inplace=inplace,
+            average=self.average,
+            variance=self.variance,
             caller=None if traced else self,
         )
 
@@ -171,7 +191,9 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def extra_repr(self) -> str:
         """Return torch's description, with the stored variance named where it is not torch's."""
         described: str = super().extra_repr()
-        return described + ("" if self.unbiased else ", unbiased=False")
+        law = {"average": self.average, "variance": self.variance}
+        said = [f", {name}={value!r}" for name, value in law.items() if value not in ("moving", "batch")]
+        return described + ("" if self.unbiased else ", unbiased=False") + "".join(said)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -190,6 +212,11 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ArgumentError(
                 "TorchScript runs torch's own kernel, which cannot store the biased variance; call eval(), use "
                 'torch.export, or normkit.convert(model, to="torch")'
+            )
+        if self.training and not is_plain_law(self.average, self.variance):
+            raise ArgumentError(
+                f"TorchScript runs torch's own kernel, which cannot store average={self.average!r}, "
+                f"variance={self.variance!r}; call eval()"
             )
         return self
 
@@ -220,9 +247,17 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         decay: the weight of the **old** value, as Keras, Flax and ONNX count: ``momentum = 1 - decay``. Refused
             together with momentum.
         unbiased: store the variance divided by m - 1, as torch does; False divides by m, as Keras, Flax and ONNX do.
+        half_life: after how many batches one weighs half; ``momentum = 1 - 2^(-1 / half_life)``. Refused with momentum
+            or decay.
+        average: ``"moving"``, which remembers its start of 0 and 1 by ``(1 - momentum)^t`` after t batches; or
+            ``"debiased"``, without the start from the first batch on, as Adam's: batch t weighs
+            ``momentum / (1 - (1 - momentum)^t)``.
+        variance: ``"batch"`` stores the average of the batches' variances; ``"total"`` the variance of all values under
+            the average's weights, that of the batch means included, as the data's own: needs ``average="debiased"`` or
+            ``momentum=None``, and divides by m whatever ``unbiased`` says. Both laws need no state but torch's.
 
     Raises:
-        ArgumentError: num_features, eps, momentum or decay out of range.
+        ArgumentError: num_features, eps, momentum, decay or half_life out of range, or a law that contradicts itself.
 
     Example:
         >>> layer = BatchNorm1d(2, decay=0.9)
@@ -279,9 +314,14 @@ class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
         bias: bool = True,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
-        super().__init__(eps, resolve_momentum(momentum, decay), affine, track_running_stats, device, dtype)
-        self.unbiased = unbiased
+        weighed = resolve_momentum(momentum, decay, half_life)
+        check_average(average, variance, weighed)
+        super().__init__(eps, weighed, affine, track_running_stats, device, dtype)
+        self.unbiased, self.average, self.variance = unbiased, average, variance
         if affine and not bias:
             self.register_parameter("bias", None)
 

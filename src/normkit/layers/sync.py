@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
+from ..functional.averages import Average, Variance
 from ..kernels.dispatch import Activation
 from .batch import DEFAULT_MOMENTUM, _BatchNorm
 
@@ -43,6 +44,9 @@ class SyncBatchNorm(_BatchNorm):
         bias: False for a layer that learns only a weight.
         decay: the weight of the **old** value; ``momentum = 1 - decay``. Refused together with momentum.
         unbiased: store the variance divided by m - 1; False divides by m.
+        half_life: after how many batches one weighs half, as for :class:`normkit.BatchNorm1d`.
+        average: ``"moving"`` or ``"debiased"``, likewise.
+        variance: ``"batch"`` or ``"total"``, likewise, over all ranks.
         timeout: seconds to wait for the other ranks in one call; None for the group's own.
 
     Raises:
@@ -78,6 +82,9 @@ class SyncBatchNorm(_BatchNorm):
         bias: bool = True,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
         timeout: float | None = None,
     ) -> None:
         super().__init__(
@@ -91,6 +98,9 @@ class SyncBatchNorm(_BatchNorm):
             bias=bias,
             decay=decay,
             unbiased=unbiased,
+            half_life=half_life,
+            average=average,
+            variance=variance,
         )
         if timeout is not None:
             checks.check_number("timeout", timeout, 60.0)
@@ -124,6 +134,8 @@ class SyncBatchNorm(_BatchNorm):
             residual=residual,
             process_group=self.process_group,
             timeout=self.timeout,
+            average=self.average,
+            variance=self.variance,
             caller=self,
         )
         return y

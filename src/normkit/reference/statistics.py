@@ -20,6 +20,7 @@ __all__ = [
     "averaged_statistics",
     "batch_statistics",
     "cumulative_update",
+    "debiased_update",
     "merge_statistics",
     "population_statistics",
     "running_update",
@@ -153,6 +154,55 @@ def cumulative_update(running: Running, batch: Statistics, *, step: int, unbiase
     if step < 1:
         raise ArgumentError(f"step is {step}; batches are counted from 1")
     return _move(running, batch, 1 / step, unbiased=unbiased)
+
+
+def debiased_update(
+    running: Running,
+    batch: Statistics,
+    *,
+    step: int,
+    momentum: float | None = None,
+    decay: float | None = None,
+    total: bool = False,
+    unbiased: bool = True,
+) -> Running:
+    """Move the stored statistics so that nothing is left of what they were before the first batch.
+
+    ``w = momentum / (1 - (1 - momentum)^step)``, ``mean = (1 - w) * old + w * batch``, and the variance likewise; with
+    ``total`` ``var = (1 - w) * (old + w * (batch mean - old mean)^2) + w * batch variance``, whose divisor is m: the
+    variance of all values under the weights of the average, that between the batches included.
+
+    Args:
+        running: what is stored after ``step - 1`` batches; without influence when step is 1.
+        batch: the statistics of the new batch.
+        step: the number of this batch, counted from 1.
+        momentum: above 0, to 1.
+        decay: from 0, below 1.
+        total: the variance is the total one.
+        unbiased: which variance is stored, where it is not the total one.
+
+    Raises:
+        ArgumentError: step is below 1, or as for `running_update`.
+        ShapeError: as for `running_update`.
+
+    Example:
+        >>> start = Running(mean=as_float64([9.0], "mean"), var=as_float64([9.0], "var"))
+        >>> after = debiased_update(start, batch_statistics([[1.0], [3.0]]), step=1, momentum=0.1, total=True)
+        >>> after.mean.round(12).item(), after.var.round(12).item()
+        (2.0, 1.0)
+
+    References:
+        Kingma and Ba, Adam, 2015, arXiv:1412.6980, section 3, for the bias of the start. West, Updating mean and
+        variance estimates, 1979, for the variance under weights.
+    """
+    if step < 1:
+        raise ArgumentError(f"step is {step}; batches are counted from 1")
+    momentum = _new_weight(momentum, decay)
+    weight = momentum / (1 - (1 - momentum) ** step) if momentum else 0.0
+    moved = _move(running, batch, weight, unbiased=unbiased and not total)
+    if not total:
+        return moved
+    return Running(mean=moved.mean, var=moved.var + weight * (1 - weight) * (batch.mean - running.mean) ** 2)
 
 
 def merge_statistics(first: Statistics, second: Statistics) -> Statistics:

@@ -15,7 +15,7 @@ from ..anatomy import Call, NormLayer, hold_statistics, iterate, preserved, run,
 from ..anatomy.frozen import Frozen, thaw
 from ..errors import SurgeryError
 from ..layers import MaskedBatchNorm1d
-from .moments import InstanceMoments, Moments
+from .moments import AveragedMoments, InstanceMoments, Moments
 from .ranks import together
 
 __all__ = ["Pass", "Seen", "collect"]
@@ -34,6 +34,7 @@ class Pass:
         call: how a batch goes into the model.
         dropout: whether dropout is on.
         group: the processes whose data are pooled; None for this one alone.
+        averaged: batches are averaged, and their values not pooled.
     """
 
     batches: Any
@@ -41,6 +42,7 @@ class Pass:
     call: Call | None = None
     dropout: bool = False
     group: Any = None
+    averaged: bool = False
 
     def first_batch(self) -> "Pass":
         """Return the same pass over the first batch only."""
@@ -103,7 +105,7 @@ def _own_share(model: nn.Module, layers: list[NormLayer], settings: Pass, traini
     with preserved(model), hold_statistics(model), torch.no_grad(), ExitStack() as hooks:
         _set_modes(model, layers, training, settings.dropout)
         for layer in layers:
-            watch = _watch(layer, seen, training)
+            watch = _watch(layer, seen, training, settings.averaged)
             hooks.enter_context(_hooked(layer.module, watch))
             if training and layer.form is not None and layer.form.frozen:
                 hooks.callback(layer.module.register_forward_hook(_as_in_training(layer), with_kwargs=True).remove)
@@ -125,7 +127,7 @@ def _set_modes(model: nn.Module, layers: list[NormLayer], training: bool, dropou
         layer.module.training = training
 
 
-def _watch(layer: NormLayer, seen: Seen, training: bool) -> Callable[..., None]:
+def _watch(layer: NormLayer, seen: Seen, training: bool, averaged: bool) -> Callable[..., None]:
     """Make the hook that pools what one layer is given, before the layer sees it."""
 
     def pool(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -142,12 +144,14 @@ def _watch(layer: NormLayer, seen: Seen, training: bool) -> Callable[..., None]:
         ):
             values = values.movedim(1, -1)[mask]  # (M, C): padding is no data
         count = values.numel() // channels // (max(len(values), 1) if per_sample else 1)
-        if (training or per_sample) and count == 1:
+        if (training or per_sample or averaged) and count == 1:
+            other = 'aggregate="pooled"' if averaged and not training else "layerwise=True"
             raise SurgeryError(
                 f"recalibrate: batch {seen.batches - 1} gives {layer} one value in a channel ({tuple(values.shape)}), "
-                "which has no variance to normalize with; use drop_last=True on the loader, or layerwise=True"
+                f"which has no variance to normalize with; use drop_last=True on the loader, or {other}"
             )
-        moments = seen.moments.setdefault(layer.path, (InstanceMoments if per_sample else Moments)(channels))
+        kind = InstanceMoments if per_sample else AveragedMoments if averaged else Moments
+        moments = seen.moments.setdefault(layer.path, kind(channels))
         moments.add(values)
         if not moments.is_finite():
             raise SurgeryError(

@@ -14,7 +14,9 @@ from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
+from ..functional.averages import is_plain_law
 from ..layers import SyncBatchNorm
+from ..layers.batch import law_of
 from ..spelling import alternatives
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
 from .convert_layers import Rebuild, carried, rebuilt
@@ -322,6 +324,9 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
         return _UNKNOWN
     if not getattr(module, "unbiased", True) and target not in BIASED:
         return "it stores the biased variance (unbiased=False), which torch's layers cannot"
+    law = law_of(module)
+    if not is_plain_law(*law) and target not in BIASED:
+        return f"its statistics follow average={law[0]!r}, variance={law[1]!r}, which torch's layers cannot"
     lost = _lost_methods(type(module), target)
     if lost:
         return f"{type(module).__name__} is a subclass, and its methods would be lost: {', '.join(lost)}"
@@ -332,7 +337,8 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     restored = rebuild.to in ("torch", "batch") and source is not None and issubclass(source, target)
     tail = layer.form.tail if layer.form is not None and layer.tail else ()
     if target not in BIASED:
-        vars(module).pop("unbiased", None)
+        for name in ("unbiased", "average", "variance"):
+            vars(module).pop(name, None)
     vars(module).pop("process_group", None)
     vars(module).pop("timeout", None)
     vars(module).pop("tail_names", None)

@@ -166,7 +166,7 @@ def _from_catalog(layer: NormLayer, to: str, channels: int, dimensions: int) -> 
     if cls is None:
         return f"the catalog has no {to!r} for {dimensions} spatial dimensions; convert knows {', '.join(KINDS)}"
     new = cls(channels)
-    for name in ("eps", "momentum", "track_running_stats", "affine", "unbiased"):
+    for name in ("eps", "momentum", "track_running_stats", "affine", "unbiased", "average", "variance"):
         if hasattr(new, name) and hasattr(layer.module, name):
             setattr(new, name, getattr(layer.module, name))
     return new

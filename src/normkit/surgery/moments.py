@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["InstanceMoments", "Intervals", "Moments"]
+__all__ = ["AveragedMoments", "InstanceMoments", "Intervals", "Moments"]
 
 # The 97.5 % quantile of the normal distribution: an interval of 95 %.
 _QUANTILE = 1.959963984540054
@@ -79,7 +79,7 @@ class Moments:
         """
         if other.count == 0 or other._center is None:
             return
-        self._merge(other.count, other.mean, other._squares)
+        self._merge_all(other)
         if self._center is None:
             self._center = other._center
         # The other's pairs are about its own center; a -> a + d and b -> b + 2 d a + d^2 is linear in the pair.
@@ -119,6 +119,9 @@ class Moments:
             variance_high=variance + variance_error,
         )
 
+    def _merge_all(self, other: "Moments") -> None:
+        self._merge(other.count, other.mean, other._squares)
+
     def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         total = self.count + count
         difference = mean - self.mean
@@ -139,6 +142,47 @@ class Moments:
         self._pair_squares = self._pair_squares + squares + between
         self._pair_mean = self._pair_mean + difference * (count / total)
         self._samples = total
+
+
+class AveragedMoments(Moments):
+    """The plain averages over batches of their means and of their variances, whatever the batches' sizes.
+
+    This is algorithm 2 of Ioffe and Szegedy 2015: ``E[mean_b]`` and ``E[m / (m - 1) * var_b]``. The spread of the batch
+    means is not counted. The intervals are as wide as those of all values pooled.
+
+    >>> averaged = AveragedMoments(1)
+    >>> averaged.add(torch.tensor([[0.0], [2.0]]))
+    >>> averaged.add(torch.tensor([[9.0], [10.0], [14.0]]))
+    >>> averaged.mean, averaged.variance(unbiased=True)
+    (tensor([6.], dtype=torch.float64), tensor([4.5000], dtype=torch.float64))
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self._batches = 0
+        # Of the variances divided by m, and by m - 1.
+        self._variances = torch.zeros(2, channels, dtype=torch.float64)
+
+    def variance(self, *, unbiased: bool) -> Tensor:
+        """Return the average of the batches' variances."""
+        return self._variances[int(unbiased)]
+
+    def is_finite(self) -> bool:
+        """Say whether both averages so far are finite."""
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self._variances).all())
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        self._average(1, count, mean, torch.stack((squares / count, squares / (count - 1))))
+
+    def _merge_all(self, other: Moments) -> None:
+        assert isinstance(other, AveragedMoments)
+        self._average(other._batches, other.count, other.mean, other._variances)
+
+    def _average(self, batches: int, count: int, mean: Tensor, variances: Tensor) -> None:
+        self._batches, self.count = self._batches + batches, self.count + count
+        share = batches / self._batches
+        self.mean = self.mean + (mean - self.mean) * share
+        self._variances = self._variances + (variances - self._variances) * share
 
 
 class InstanceMoments(Moments):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..anatomy import norm_layers
 from ..errors import ArgumentError, ShapeError
+from ..functional.averages import is_plain_law
+from ..layers.batch import law_of
 from ..spelling import alternatives
 from .conventions import CONVENTIONS, Convention
 
@@ -143,6 +145,10 @@ def _of_layer(module: nn.Module, changes: list[str]) -> tuple[Convention, str, d
     settings = {"eps": layer.eps} | ({"momentum": layer.momentum} if layer.form.of_batch else {})
     if method == "group":
         settings["num_groups"] = getattr(module, "num_groups", None)
+    law = law_of(module)
+    if not is_plain_law(*law):
+        said = f"the statistics were averaged by average={law[0]!r}, variance={law[1]!r}"
+        changes.append(f"{said}, which the state does not say: they are carried as they are, and go on by momentum")
     changes.extend(f"the {type(step).__name__} after the layer is no part of it" for step in layer.tail)
     return giving, method, arrays, settings
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..anatomy import Call, NormLayer, norm_layers
 from ..anatomy.frozen import Frozen, is_frozen, remember
 from ..anatomy.select import Where
-from ..errors import SurgeryError
+from ..errors import ArgumentError, SurgeryError
 from ..layers import (
     BatchRenorm1d,
     BatchRenorm2d,
@@ -21,6 +21,7 @@ from ..layers import (
     GhostBatchNorm3d,
     MaskedBatchNorm1d,
 )
+from ..spelling import alternatives
 from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
 from .ranks import check_group, others_hidden
@@ -60,6 +61,7 @@ def recalibrate(
     dropout: bool = False,
     include_frozen: bool = False,
     group: Any = None,
+    aggregate: Literal["pooled", "average"] = "pooled",
 ) -> Recalibration[Model]:
     """Replace running statistics by those of the population that ``batches`` holds.
 
@@ -90,12 +92,15 @@ def recalibrate(
         group: a process group of ``torch.distributed``, whose processes each bring their share of the data; then every
             one must call this, and all get the same statistics, those of all data together. The shares need not be
             of one size. Without it each process sees its own batches only.
+        aggregate: ``"pooled"`` for the mean and variance of all values, as above; ``"average"`` for the plain averages
+            of the batches' means and of their unbiased variances, batches of any size alike, as in algorithm 2 of the
+            paper: the spread between batches is not counted, and is what the batches' variances lack of the pooled one.
 
     Returns:
         The record. ``largest_change`` is the largest shift of a mean, in standard deviations of its channel.
 
     Raises:
-        ArgumentError: ``where`` takes nothing, or a batch has an unknown form.
+        ArgumentError: ``where`` takes nothing, a batch has an unknown form, or ``aggregate`` is neither word.
         SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
             and layer), or another process of the group failed. Whatever is raised, also by the data or the model, the
             model is bit for bit as before.
@@ -110,9 +115,13 @@ def recalibrate(
       2 batches, 4 samples
     """
     check_group(group)
+    if aggregate not in ("pooled", "average"):
+        raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
     chosen, refused = _choose(model, where, include_frozen, layerwise)
     refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
-    settings = Pass(batches=batches, samples=samples, call=call, dropout=dropout, group=group)
+    settings = Pass(
+        batches=batches, samples=samples, call=call, dropout=dropout, group=group, averaged=aggregate == "average"
+    )
     with restored_on_error(model):
         run = _one_by_one(model, chosen, settings) if layerwise else _all_at_once(model, chosen, settings)
         refused |= {layer.path: "no batch reached it" for layer in chosen if layer.path not in run.moments}

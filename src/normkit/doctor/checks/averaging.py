@@ -104,7 +104,7 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
     """Find the share of the initial values that the average still holds."""
     if subject.updates is None or subject.updates == 0 or subject.running_var is None:
         return
-    residue = (1 - momentum) ** subject.updates
+    residue = _start(subject, momentum)
     # A layer that still trains will forget more; it counts once the layer is relied on.
     if (
         residue <= RESIDUE_WARNING
@@ -126,6 +126,12 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
     )
 
 
+def _start(subject: Subject, momentum: float) -> float:
+    """Return the share of the initial values in the average; none where that is debiased."""
+    assert subject.updates is not None
+    return 0.0 if subject.average == "debiased" else float((1 - momentum) ** subject.updates)
+
+
 def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
     """Return momentum and counter of layers whose statistics are right where an average would still show its start.
 
@@ -137,7 +143,7 @@ def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
         measured = examination.measured.get(subject.name)
         if not subject.updates or not _is_number(subject.momentum) or subject.running_var is None:
             continue
-        residue = (1 - subject.momentum) ** subject.updates
+        residue = _start(subject, subject.momentum)
         if bool((subject.running_var < 0.999 * residue).any()):
             found.add((subject.momentum, subject.updates))  # no average from 1 is so small
         if measured is None or not measured.pooled:

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from ..anatomy import iterate, norm_layers, sample_count
 from ..anatomy.programs import refuse_programs
 from ..errors import ArgumentError
+from ..spelling import alternatives
 from .exact import Together
 from .offload import Offload, check_offload, offloaded
 from .pooled_updates import Apart
@@ -96,7 +97,7 @@ def accumulate(
         Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
     if kind not in ("statistics", "exact"):
-        raise ArgumentError(f"kind={kind!r}; allowed are 'statistics' and 'exact'")
+        raise ArgumentError(f"kind={kind!r}; {alternatives(kind, ('statistics', 'exact'))}")
     _check_model(model)
     refuse_modes("accumulate")
     if not torch.is_grad_enabled():

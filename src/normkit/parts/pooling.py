@@ -8,15 +8,21 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..functional.agreement import SyncCall
-from ..functional.batch import update_statistics
+from ..functional.averages import update_statistics
 from ..functional.exchange import exchange_of
 from ..functional.inplace import is_recorded
 from ..functional.pooled import Pool, check_total, local_statistics, merge_parts
 from ..functional.sync import channels_of, check_part, keep_pool, pool_of_ranks
 from ..layers import SyncBatchNorm
+from ..layers.batch import law_of
 from .norm_calls import NormCall
 
-__all__ = ["Updates", "pool_calls"]
+__all__ = ["Updates", "pool_calls", "stores_unbiased"]
+
+
+def stores_unbiased(layer: Any) -> bool:
+    """Tell whether a layer stores each batch's variance divided by m - 1."""
+    return bool(getattr(layer, "unbiased", True)) and law_of(layer)[1] == "batch"
 
 
 class Updates:
@@ -35,7 +41,8 @@ class Updates:
             momentum = layer.momentum
             if momentum is None and layer.num_batches_tracked is None:
                 momentum = 0.0
-            update_statistics(layer.running_mean, layer.running_var, layer.num_batches_tracked, mean, stored, momentum)
+            running = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+            update_statistics(*running, mean, stored, momentum, *law_of(layer))
 
 
 def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
@@ -68,8 +75,8 @@ def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
         pool = Pool(mean, var, count, differentiated, SyncCall(None, layer.eps, first.activation, str(first), -1.0))
     else:
         weight, bias = layer.weight, layer.bias
-        unbiased, untracked = layer.unbiased, layer.running_mean is None
-        settings = (layer.momentum, layer.eps, unbiased, untracked, weight is None, bias is None)
+        law = (layer.unbiased, layer.average, layer.variance)
+        settings = (layer.momentum, layer.eps, *law, layer.running_mean is None, weight is None, bias is None)
         own, pool = pool_of_ranks(
             [call.input for call in calls],
             check,

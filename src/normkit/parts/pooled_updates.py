@@ -13,7 +13,7 @@ from ..functional.pooled import merge_parts, normalize_pooled
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from ..layers import SyncBatchNorm
 from .norm_calls import NormCall, answered, pooled_norms
-from .pooling import Updates, pool_calls
+from .pooling import Updates, pool_calls, stores_unbiased
 
 __all__ = ["Apart"]
 
@@ -46,8 +46,7 @@ class Apart:
         for layer, calls in self._seen.items():
             for parts in calls:
                 mean, var, count = merge_parts(parts)
-                unbiased = getattr(layer, "unbiased", True)
-                self._updates.add(layer, mean, var * (count / (count - 1)) if unbiased else var)
+                self._updates.add(layer, mean, var * (count / (count - 1)) if stores_unbiased(layer) else var)
 
     def _answer(self, call: NormCall) -> Tensor:
         if not call.tracks:
@@ -62,7 +61,7 @@ class Apart:
             with _fresh_statistics(layer) as (mean, var):
                 y = call.ordinary()
             count = values_per_channel(tuple(call.input.shape))
-            biased = var.double() * ((count - 1) / count) if getattr(layer, "unbiased", True) and count else var
+            biased = var.double() * ((count - 1) / count) if stores_unbiased(layer) and count else var
             seen = (mean.double(), biased.double(), count)
         if not again and seen[2]:
             self._note(layer, seen)

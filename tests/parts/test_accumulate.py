@@ -140,24 +140,25 @@ def test_ghost_norm_is_pooled_by_kind_statistics_and_refused_by_exact():
 def test_a_training_with_clipping_schedule_and_gradients_that_are_there_already(kind, offload):
     model, (x, y) = network(lambda: resnet(normkit.BatchNorm2d, Fused)), data(samples=24)
     large = copy.deepcopy(model)
-    split = (24,) if kind == "statistics" else (11, 13)
+    cut = (lambda y: (len(y),)) if kind == "statistics" else lambda y: (len(y) - 5, 5)
 
     def train(model, step):
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
         for _ in range(4):
-            step(model)
-            step(model)  # adds to the gradients of the first
+            step(model, x, y)
+            step(model, x[:12], y[:12])  # adds to the gradients of the first
             nn.utils.clip_grad_norm_(model.parameters(), 0.05)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
         return model.state_dict()
 
-    expected = train(large, lambda model: loss(model, (x, y)).backward())
-    got = train(model, lambda model: normkit.accumulate(model, parts(split, x, y), loss, kind=kind, offload=offload))
+    settings = {"kind": kind, "offload": offload}
+    expected = train(large, lambda model, x, y: loss(model, (x, y)).backward())
+    got = train(model, lambda model, x, y: normkit.accumulate(model, parts(cut(y), x, y), loss, **settings))
     for name, value in got.items():
-        assert (value.double() - expected[name].double()).abs().max() < 1e-9, name
+        assert_close(value.double(), expected[name].double(), dtype=torch.float64, what=name)
 
 
 @pytest.mark.parametrize("make", ["resnet", "resnet of ours", "resnet of ours, recomputed"])
@@ -193,18 +194,19 @@ def test_hooks_grad_mode_function_modes_and_modules_in_evaluation_are_carried():
     def with_teacher(model, batch):
         with torch.no_grad():
             wished = model(batch[0]).softmax(1)
+        assert not wished.requires_grad
         assert torch.is_grad_enabled()
         return F.cross_entropy(model(batch[0]), wished)
 
     expected = with_teacher(large, (x, y))
     expected.backward()
-    with Names(), torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(len(x)) or x, lambda x: x):
+    with Names(), torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x.shape) or x, lambda x: x):
         got = normkit.accumulate(model, parts((5, 7), x, y), with_teacher, kind="exact")
     assert_close(got, expected.detach(), dtype=torch.float64)
     assert_same(model, large)
     assert calls == [5, 7, 5, 7]
-    assert 5 in packed
-    assert 7 in packed
+    # What a convolution keeps in a micro-batch's own thread.
+    assert {(5, 1, 16, 16), (7, 1, 16, 16)} <= set(map(tuple, packed))
     assert "conv2d" in names
 
 
@@ -361,6 +363,16 @@ def test_a_function_of_a_library_that_runs_its_forward_again_is_refused():
     model, (x, y) = network(lambda: resnet(normkit.BatchNorm2d)), data()
     step = lambda model, batch: F.cross_entropy(model[4:](Again.apply(model[:3](batch[0]), model[3])), batch[1])  # noqa: E731
     raised_and_unchanged(model, parts((5, 7), x, y), step, ArgumentError, "inside an autograd function", kind="exact")
+
+
+def test_reentrant_checkpoints_are_found_in_the_forward_and_else_in_the_backward(monkeypatch):
+    model, (x, y) = network(lambda: resnet(normkit.BatchNorm2d, Recomputed, reentrant=True)), data()
+    step, batches = loss, parts((5, 7), x, y)
+    with monkeypatch.context() as patched:
+        patched.setattr("normkit.parts.exact.repeats_function", lambda: pytest.fail("found too late"))
+        raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
+    monkeypatch.setattr("normkit.parts.exact.is_inside_function", lambda: False)
+    raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
 
 
 def test_checkpoints_that_nest_and_are_of_the_whole_model():

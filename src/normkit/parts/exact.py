@@ -15,7 +15,7 @@ from ..functional.sync import first_pool
 from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may_be_repeated, repeats_function
 from .lockstep import Lockstep
 from .norm_calls import NormCall, answered, pooled_norms
-from .pooling import Updates, pool_calls
+from .pooling import Updates, pool_calls, stores_unbiased
 
 __all__ = ["Together"]
 
@@ -105,7 +105,7 @@ class Together:
                 [call.input for call in calls], layer.weight, layer.bias, [call.residual for call in calls], pool
             )
         if first.call.tracks:
-            self._updates.add(layer, pool.mean, pool.stored(getattr(layer, "unbiased", True)))
+            self._updates.add(layer, pool.mean, pool.stored(stores_unbiased(layer)))
         return list(outputs)
 
     def _check_alike(self, brought: list[_Brought]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..errors import ArgumentError
+from ..spelling import alternatives
 
 __all__ = ["Offload", "check_offload", "offloaded"]
 
@@ -29,7 +30,7 @@ def check_offload(offload: object, tensors: Sequence[Tensor]) -> None:
         ArgumentError: offload is none of None, "cpu" and "disk", or "cpu" for a model on the CPU.
     """
     if offload not in (None, "cpu", "disk"):
-        raise ArgumentError(f"offload={offload!r}; allowed are None, 'cpu' and 'disk'")
+        raise ArgumentError(f"offload={offload!r}; {alternatives(offload, ('cpu', 'disk'))}, and None")
     if offload == "cpu" and all(tensor.is_cpu for tensor in tensors):
         raise ArgumentError("offload='cpu', and the model is on the CPU already; pass offload='disk', or None")
 
