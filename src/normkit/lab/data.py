@@ -7,7 +7,7 @@ data.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from torch.nn import functional
 from ..errors import ArgumentError, DataError
 from ..spelling import alternatives
 from .cifar import ARCHIVE, read_cifar100
+from .dataset import Dataset
 from .idx import read_idx
+from .own import own_dataset
 
 __all__ = ["DATASETS", "Dataset", "limited", "load", "validation_split"]
 
@@ -40,33 +42,6 @@ FASHION_MNIST_MD5 = {
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Dataset:
-    """Images and labels, ready to train on.
-
-    Attributes:
-        name: the word that ``--data`` takes.
-        train_images: float32 ``(N, 1, 28, 28)``, or ``(N, 3, 32, 32)`` in colour, standardised.
-        train_labels: int64 ``(N,)``.
-        test_images: as the training images, standardised by the training pixels' mean and deviation.
-        test_labels: as the training labels.
-        classes: what each label stands for.
-        description: where the data came from and how they were prepared, in a sentence or two.
-        digest: SHA-256 of pixels and labels as they were read, for the record of a run.
-        whole: the data set that this one was drawn from; ``None`` where nothing was drawn.
-    """
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: tuple[str, ...]
-    description: str
-    digest: str
-    whole: "Dataset | None" = None
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -98,9 +73,6 @@ def _load_once(name: str, data_dir: Path | None) -> Dataset:
 
 @lru_cache(maxsize=4)
 def _own_once(name: str) -> Dataset:
-    # Imported here: `own` builds on this module.
-    from .own import own_dataset
-
     return own_dataset(name)
 
 

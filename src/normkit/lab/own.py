@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError
 from ..spelling import nearest
-from .data import Dataset
+from .dataset import Dataset
 
 __all__ = ["build_network", "function_of", "is_own", "own_dataset", "searched", "source_digest"]
 

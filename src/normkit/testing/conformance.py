@@ -82,6 +82,7 @@ def check_norm_layer(
     subject = Subject(
         source=layer_or_factory,
         method=method,
+        contract=CONTRACTS[method],
         channels=channels,
         dimensions=_dimensions(layer_or_factory, channels) if dimensions is None else dimensions,
     )

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..reference.arrays import Array
-from .judges import parameter
 from .report import Finding
-from .subject import Subject
+from .subject import Subject, parameter
 
 __all__ = [
     "check_constant_channel",

@@ -1,22 +1,16 @@
 """What the reference says of each method, for the layer and the values of one call."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import reference
 from ..reference.arrays import Array
-from .reading import held
-
-if TYPE_CHECKING:
-    from .subject import Subject
+from .subject import Case, Judgement, Subject, parameter
 
 __all__ = [
-    "Case",
-    "Judgement",
     "adaptive",
     "batch",
     "ghost",
@@ -26,7 +20,6 @@ __all__ = [
     "mask",
     "masked",
     "masked_prediction",
-    "parameter",
     "prediction",
     "renorm",
     "response",
@@ -37,52 +30,6 @@ __all__ = [
     "whitening_prediction",
     "whitening_settings",
 ]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Judgement:
-    """What the reference computes: the output, and the gradients for a cotangent."""
-
-    output: Array
-    dx: Array
-    dweight: Array | None = None
-    dbias: Array | None = None
-    dstyle: Array | None = None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Case:
-    """One call of a layer: the layer, the values it is given, and the cotangent."""
-
-    subject: "Subject"
-    module: nn.Module
-    x: Array
-    dy: Array
-
-    def setting(self, name: str, default: Any) -> Any:
-        """Return a setting of the layer, or what holds where it has none of this name."""
-        return getattr(self.module, name, default)
-
-    @property
-    def affine(self) -> tuple[Array | None, Array | None]:
-        """Weight and bias."""
-        return parameter(self.module, "weight"), parameter(self.module, "bias")
-
-    @property
-    def eps(self) -> float:
-        """The layer's eps."""
-        return self.subject.eps(self.module)
-
-    @property
-    def company(self) -> list[Array]:
-        """What the layer is given besides x."""
-        return [value.detach().numpy() for value in self.subject.company(torch.from_numpy(self.x))]
-
-
-def parameter(module: nn.Module, name: str) -> Array | None:
-    """Return a parameter's or buffer's values, or None where the layer has none."""
-    value = held(module, name)
-    return None if value is None else value.detach().double().numpy()
 
 
 def _affine(output: Array, found: Any) -> Judgement:
@@ -150,7 +97,7 @@ def adaptive(case: Case) -> Judgement:
     return Judgement(output=step.output, dx=found.dcontent, dstyle=found.dstyle)
 
 
-def style(subject: "Subject", x: Tensor) -> tuple[Tensor, ...]:
+def style(subject: Subject, x: Tensor) -> tuple[Tensor, ...]:
     """A style for every sample, with one position more than the content in each direction."""
     generator = torch.Generator().manual_seed(6)
     shape = (x.shape[0], x.shape[1], *(size + 1 for size in x.shape[2:]))
@@ -189,7 +136,7 @@ def masked(case: Case) -> Judgement:
     return _affine(step.output, reference.masked_batch_norm_backward(case.dy, step))
 
 
-def mask(subject: "Subject", x: Tensor) -> tuple[Tensor, ...]:
+def mask(subject: Subject, x: Tensor) -> tuple[Tensor, ...]:
     """Every sample but the first has one valid position less than it could; without positions a sample is missing."""
     mask = torch.ones((x.shape[0], *x.shape[2:]), dtype=torch.bool)
     if x.dim() == 2:

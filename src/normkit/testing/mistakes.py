@@ -6,7 +6,8 @@ import numpy as np
 
 from .. import reference
 from ..reference.arrays import Array
-from .judges import Case, whitening_settings
+from .judges import whitening_settings
+from .subject import Case
 
 __all__ = ["ghosts", "masks", "responses", "styles", "whitenings"]
 

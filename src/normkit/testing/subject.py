@@ -1,19 +1,87 @@
-"""The layer under examination: how it is built, what it is given, and what the reference says of the same numbers."""
+"""The layer under examination, one call of it, and the form of what holds of its method.
+
+How it is built and what it is given stand here; what the reference says of the same numbers is in ``judges``, and which
+judge goes with which method in ``contracts``.
+"""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..reference.arrays import Array
-from .contracts import CONTRACTS, Contract
-from .judges import Case, Judgement
 from .reading import form_of, held, tail_of, without_tail
 
-__all__ = ["Subject"]
+__all__ = ["Case", "Contract", "Judgement", "Subject", "parameter"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judgement:
+    """What the reference computes: the output, and the gradients for a cotangent."""
+
+    output: Array
+    dx: Array
+    dweight: Array | None = None
+    dbias: Array | None = None
+    dstyle: Array | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Case:
+    """One call of a layer: the layer, the values it is given, and the cotangent."""
+
+    subject: "Subject"
+    module: nn.Module
+    x: Array
+    dy: Array
+
+    def setting(self, name: str, default: Any) -> Any:
+        """Return a setting of the layer, or what holds where it has none of this name."""
+        return getattr(self.module, name, default)
+
+    @property
+    def affine(self) -> tuple[Array | None, Array | None]:
+        """Weight and bias."""
+        return parameter(self.module, "weight"), parameter(self.module, "bias")
+
+    @property
+    def eps(self) -> float:
+        """The layer's eps."""
+        return self.subject.eps(self.module)
+
+    @property
+    def company(self) -> list[Array]:
+        """What the layer is given besides x."""
+        return [value.detach().numpy() for value in self.subject.company(torch.from_numpy(self.x))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What holds of a method's layers.
+
+    Attributes:
+        judge: the training forward and backward of the reference.
+        per_sample: a sample's output does not depend on its batch mates.
+        company: what a layer is called with besides x.
+        predict: the output with what is stored.
+        stored: the names of the running statistics.
+        seen: which values of x the stored statistics are of, where not all.
+        variants: what mistakes of this method alone would have given, with words for them.
+        skipped: checks that make no sense, with the reason.
+    """
+
+    judge: Callable[[Case], Judgement]
+    predict: Callable[[Case], Array]
+    per_sample: bool
+    company: Callable[["Subject", Tensor], tuple[Tensor, ...]] = lambda subject, x: ()
+    stored: tuple[str, ...] = ("running_mean", "running_var")
+    seen: Callable[[Case], Array] = lambda case: case.x
+    variants: Callable[[Case], Iterator[tuple[str, Array]]] = lambda case: iter(())
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +91,14 @@ class Subject:
     Attributes:
         source: a layer, which is copied, or a function of the number of channels that builds one.
         method: the catalog's name of the method.
+        contract: what holds of the method.
         channels: C.
         dimensions: how many spatial dimensions the inputs have.
     """
 
     source: nn.Module | Callable[[int], nn.Module]
     method: str
+    contract: Contract
     channels: int
     dimensions: int
 
@@ -84,11 +154,6 @@ class Subject:
             return float(value)
         return float(np.finfo(np.float64).eps) if self.method == "rms" else 1e-5
 
-    @property
-    def contract(self) -> Contract:
-        """Return what holds of the method."""
-        return CONTRACTS[self.method]
-
     def company(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what a layer of this method is called with besides x: a style, or a mask."""
         return self.contract.company(self, x)
@@ -116,3 +181,9 @@ class Subject:
         """Return the running statistics of a layer by name."""
         found = {name: held(module, name) for name in self.contract.stored}
         return {name: value for name, value in found.items() if value is not None}
+
+
+def parameter(module: nn.Module, name: str) -> Array | None:
+    """Return a parameter's or buffer's values, or None where the layer has none."""
+    value = held(module, name)
+    return None if value is None else value.detach().double().numpy()
