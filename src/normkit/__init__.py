@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from .training.accumulate import accumulate
     from .training.simulate import simulate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdaptiveInstanceNorm",
