@@ -9,7 +9,7 @@ from pathlib import Path
 from normkit.lab.claims import all_claims
 from normkit.lab.ledger import Entry, read_ledger
 from normkit.report.language import language
-from normkit.report.markdown import ledger_table
+from normkit.report.markdown import ledger_sentences
 
 ROOT = Path(__file__).parents[1]
 READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
@@ -28,7 +28,7 @@ def quoted(entries: tuple[Entry, ...], code: str) -> str:
     sentence = SENTENCES[code].format(
         judged=len(judged), total=len(all_claims()), waiting=", ".join(waiting) if code == "en" else "、".join(waiting)
     )
-    table = ledger_table(entries, language(code), "docs/ledger/report.md")
+    table = ledger_sentences(entries, "docs/ledger/report.md", language(code))
     return f"{sentence}\n\n{table}" if waiting else table
 
 

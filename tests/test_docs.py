@@ -8,13 +8,14 @@ import pytest
 
 from torch_versions import uses_torchscript
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").rglob("*.md"))
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 # torch compiles its forward derivatives the first time, with what it itself calls deprecated.
 @uses_torchscript
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_of_a_page_print_what_they_say(page: Path) -> None:
     blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
     plain = [block for block in blocks if not block.startswith(">>>")]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
+from urllib.parse import unquote
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
@@ -24,6 +25,10 @@ OUTSIDE = {
 }
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 _SOURCE = re.compile(r'((?:src|srcset|href)=")(docs/[^"]+)(")')
+_PICTURE = re.compile(
+    r'<picture>\s*<source[^>]+srcset="(?P<dark>[^"]+)">\s*'
+    r'<img src="(?P<light>[^"]+)" alt="(?P<alt>[^"]*)">\s*</picture>'
+)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _ESCAPED = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
@@ -77,7 +82,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         # Markdown does not look into HTML: the address is the page's own, beside which the files lie.
         return match[0] if target is None else f"{match[1]}{target}{match[3]}"
 
-    return _SOURCE.sub(attribute, _LINK.sub(link, markdown))
+    # The reader's choice of light or dark counts here, and not only the system's.
+    chosen = r'<img src="\g<light>#only-light" alt="\g<alt>"><img src="\g<dark>#only-dark" alt="\g<alt>">'
+    return _PICTURE.sub(chosen, _SOURCE.sub(attribute, _LINK.sub(link, markdown)))
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -105,8 +112,26 @@ def on_post_build(config: Any) -> None:
         if 'class="arithmatex"' in text:
             raise PluginError(f"{path}: a formula was not drawn")
         fetched = re.findall(r'<(?:script|link|img|source|iframe)[^>]+(?:src|href|srcset)="(https?:[^"]+)"', text)
-        if fetched and path.name != "report.html":
+        if fetched:
             raise PluginError(f"{path}: fetches {fetched[0]}")
+    broken = _broken(site)
+    if broken:
+        raise PluginError(f"links to nothing: {', '.join(broken[:10])}")
+
+
+def _broken(site: Path) -> list[str]:
+    """Return the links of the site's pages that lead to no file or to no place in one, those in HTML among them."""
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html") if path.name != "404.html"}
+    places = {path: set(re.findall(r'(?:id|name)="([^"]+)"', text)) for path, text in pages.items()}
+    broken = []
+    for page, text in pages.items():
+        for link in re.findall(r'(?:href|src)="([^":]+)"', text):
+            path, _, place = unquote(link).partition("#")
+            target = (page.parent / path.partition("?")[0]).resolve() if path else page
+            known = not place or place in places.get(target, {place}) or place.startswith(("__", "only-"))
+            if not target.exists() or not known:
+                broken.append(f"{page.relative_to(site)} -> {link}")
+    return broken
 
 
 def _reference_page(page: str) -> str:

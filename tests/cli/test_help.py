@@ -117,6 +117,16 @@ def test_a_shell_completes_what_is_typed(typed, expected):
     assert done.returncode == 0
 
 
+def test_a_reader_that_leaves_is_told_nothing():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "normkit", "doctor", "demo:forgotten"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(120) == 1
+
+
 def test_progress_says_nothing_that_it_does_not_know(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(

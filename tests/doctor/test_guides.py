@@ -11,10 +11,14 @@ import torch
 from normkit import cli
 from normkit.anatomy.states import write_state
 
-GUIDES = sorted((Path(__file__).parents[2] / "docs" / "guides").glob("*.md"))
+ROOT = Path(__file__).parents[2]
+GUIDES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "README.md", ROOT / "README.zh-CN.md"]
+GUIDES += sorted((ROOT / "docs" / "zh").glob("*.md"))
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SESSIONS = {
-    guide.stem: [line for block in BLOCK.findall(guide.read_text(encoding="utf-8")) for line in block.splitlines()]
+    str(guide.relative_to(ROOT)): [
+        line for block in BLOCK.findall(guide.read_text(encoding="utf-8")) for line in block.splitlines()
+    ]
     for guide in GUIDES
 }
 
@@ -69,7 +73,7 @@ def test_commands_of_a_guide_print_what_is_shown(guide, folder, monkeypatch, cap
         written = capsys.readouterr()
         assert left.value.code in (0, 1), written.err
         printed = iter(written.out.splitlines())
-    for name in re.findall(r"--out (\S+)", "\n".join(SESSIONS[guide])):
+    for name in re.findall(r"^\$ .*--out (\S+)", "\n".join(SESSIONS[guide]), re.MULTILINE):
         assert (folder / name).stat().st_size > 0
 
 

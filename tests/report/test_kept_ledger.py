@@ -10,7 +10,7 @@ from scipy import stats
 from normkit.lab.claims import all_claims
 from normkit.lab.ledger import read_ledger
 from normkit.report.language import language
-from normkit.report.markdown import ledger_table, render_markdown
+from normkit.report.markdown import ledger_sentences, render_markdown
 from normkit.report.page import render
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,8 @@ def test_page_names_the_norm_once_where_the_comparison_has_more_words(entries):
 @pytest.mark.parametrize(("page", "code"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
 def test_readme_quotes_the_table(entries, page, code):
     text = (ROOT / page).read_text()
-    assert ledger_table(entries, language(code), "docs/ledger/report.md") in text
+    assert ledger_sentences(entries, "docs/ledger/report.md", language(code)) in text
+    assert text.count("| **") == len(entries)
     # What has no verdict is named as waiting.
     judged = {entry.claim.id for entry in entries}
     (sentence,) = re.findall(r"<!-- ledger -->\n\n(.+)\n", text)

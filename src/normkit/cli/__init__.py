@@ -6,6 +6,7 @@ or NORMKIT_TRACEBACK=1, shows it after the line.
 """
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -13,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from ..errors import ArgumentError, NormkitError
+from ..extras import LAB_MODULES
 from ..printable import printable
 
 __all__ = ["main"]
@@ -21,12 +23,6 @@ VARIABLE = "NORMKIT_TRACEBACK"
 OPTION = "--traceback"
 COMPLETION = "_NORMKIT_COMPLETE"
 INTERRUPTED = 130  # as a shell says of a command that Ctrl-C ended
-
-# What the command line and the laboratory need beyond the library itself.
-EXTRA_MODULES = frozenset(
-    {"filelock", "jinja2", "joblib", "markupsafe", "matplotlib", "pooch", "psutil", "rich", "safetensors", "scipy",
-     "sklearn", "typer"}
-)  # fmt: skip
 
 
 def main() -> None:
@@ -71,7 +67,7 @@ def _explained(failure: BaseException) -> int:
     try:
         raise failure
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA_MODULES:
+        if (error.name or "").partition(".")[0] not in LAB_MODULES:
             return _tell(error)
         return _complain(f'this command needs {error.name}: pip install "normkit[lab]"', 1)
     except ArgumentError as error:
@@ -86,7 +82,11 @@ def _explained(failure: BaseException) -> int:
         return _complain(f"{where}{error.strerror or error}", 1)
     except SystemExit as error:
         # A shell that asks for completions is answered and left; a function of the user's has no business to leave.
-        return 0 if COMPLETION in os.environ else _tell(error)
+        if COMPLETION in os.environ:
+            return 0
+        # typer leaves so, too, where whoever read our output has left.
+        cause = error.__context__
+        return 1 if isinstance(cause, OSError) and cause.errno == errno.EPIPE else _tell(error)
     except KeyboardInterrupt:
         return _complain("interrupted; no file was left half written", INTERRUPTED)
     except Exception as error:

@@ -6,9 +6,9 @@ from ..lab.charts import Chart, Table
 from ..lab.ledger import Entry
 from .language import ENGLISH, Language, effect_in_words, rule_in_words
 from .settings import named_settings
-from .statement import counted, family, needed, number
+from .statement import counted, family, in_one_sentence, needed, number
 
-__all__ = ["ledger_table", "render_markdown"]
+__all__ = ["ledger_sentences", "ledger_table", "render_markdown"]
 
 
 def render_markdown(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
@@ -49,6 +49,19 @@ def ledger_table(entries: Sequence[Entry], lang: Language = ENGLISH, sections: s
         lines.append([claim.number, title, verdict, effect, picture])
     header = ["", *(lang.say(name) for name in ("claim", "verdict", "effect", "picture"))]
     return _table(header, lines)
+
+
+def ledger_sentences(entries: Sequence[Entry], sections: str, lang: Language = ENGLISH) -> str:
+    """Return the table of all verdicts in words: claim, verdict, one sentence. For a page that is no report."""
+    lines = [
+        [
+            f"[{_cell(lang.title(entry.claim))}]({sections}#{entry.claim.id})",
+            f"**{lang.say(entry.verdict.verdict)}**",
+            _cell(in_one_sentence(entry, lang)),
+        ]
+        for entry in entries
+    ]
+    return _table([lang.say(name) for name in ("claim", "verdict", "in one sentence")], lines)
 
 
 def _section(entry: Entry, lang: Language) -> str:

@@ -1,5 +1,6 @@
 """What the table of verdicts says as a whole: how many of each word, by kind, and how sure all of them are together."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,9 +9,18 @@ from ..lab.sequential import LOOKS
 from ..lab.verdicts import OUTCOMES, Verdict
 from .language import ENGLISH, Language, confidence, signed
 
-__all__ = ["counted", "family", "needed", "number"]
+__all__ = ["counted", "family", "in_one_sentence", "needed", "number"]
 
 DECIDED = OUTCOMES[:3]
+
+
+_SENTENCES = {
+    "supported": "With {seeds} seeds the whole interval, {low} to {high}, lies on the claim's side of the line.",
+    "refuted": "With {seeds} seeds the whole interval, {low} to {high}, lies on the other side of the line.",
+    "no difference worth having": "With {seeds} seeds the whole interval, {low} to {high}, lies inside the band that "
+    "was set beforehand.",
+    "inconclusive": "With {seeds} seeds the interval, {low} to {high}, still holds the line.",
+}
 
 
 def counted(entries: Sequence[Entry], lang: Language = ENGLISH) -> tuple[str, ...]:
@@ -68,6 +78,16 @@ def needed(verdict: Verdict, lang: Language = ENGLISH) -> str:
     return lang.say(
         "An effect of the size measured would be shown by {needs} seeds, with a power of 80 %.", needs=verdict.needs
     )
+
+
+def in_one_sentence(entry: Entry, lang: Language = ENGLISH) -> str:
+    """Return what a verdict means, in the claim's own words; in another language what its interval says."""
+    verdict, primary = entry.verdict.verdict, entry.verdict.primary
+    if lang is ENGLISH:
+        return re.split(r"(?<=[.;])\s", entry.claim.means(verdict))[0].rstrip(";").rstrip(".") + "."
+    if verdict == "not testable here" or primary.low is None or primary.high is None:
+        return needed(entry.verdict, lang)
+    return lang.say(_SENTENCES[verdict], low=signed(primary.low), high=signed(primary.high), seeds=primary.seeds)
 
 
 def number(value: float | None, lang: Language = ENGLISH) -> str:
