@@ -2,9 +2,8 @@
 
     python benchmarks/exchange.py
 
-Each process holds its own batch of 32 by C by 14 by 14, on one thread. Printed is the median over rounds, in
-milliseconds, of forward and backward: without an exchange (`BatchNorm2d`), with it (`SyncBatchNorm`), and what torch's
-layer says.
+Each process holds its own batch of 32 by C by 14 by 14, on one thread. Printed is the median over rounds of forward and
+backward: without an exchange (`BatchNorm2d`), with it (`SyncBatchNorm`), and what torch's layer says.
 """
 
 import datetime

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from .anatomy.forms import register_norm
     from .anatomy.hold import hold_statistics
     from .doctor.examine import diagnose
+    from .doctor.planning import plan
     from .doctor.watch import watch
     from .parts.accumulate import accumulate
     from .parts.simulate import simulate
@@ -130,6 +131,7 @@ __all__ = [
     "mask_padding",
     "merge_states",
     "param_groups",
+    "plan",
     "port_state",
     "recalibrate",
     "register_norm",
@@ -154,6 +156,7 @@ _ROOMS = {
     "mask_padding": "surgery",
     "merge_states": "surgery",
     "param_groups": "surgery",
+    "plan": "doctor",
     "port_state": "surgery",
     "recalibrate": "surgery",
     "register_norm": "anatomy",

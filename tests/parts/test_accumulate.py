@@ -183,7 +183,7 @@ def test_hooks_grad_mode_function_modes_and_modules_in_evaluation_are_carried():
     large, packed, calls = copy.deepcopy(model), [], []
     model[3].inner.eval()
     large[3].inner.eval()
-    model[3].outer.register_forward_hook(lambda module, args, y: calls.append(len(y)))
+    model[3].outer.register_forward_hook(lambda module, args, y: calls.append((len(y), y.requires_grad)))
     names = []
 
     class Names(torch.overrides.TorchFunctionMode):
@@ -204,7 +204,7 @@ def test_hooks_grad_mode_function_modes_and_modules_in_evaluation_are_carried():
         got = normkit.accumulate(model, parts((5, 7), x, y), with_teacher, kind="exact")
     assert_close(got, expected.detach(), dtype=torch.float64)
     assert_same(model, large)
-    assert calls == [5, 7, 5, 7]
+    assert calls == [(5, False), (7, False), (5, True), (7, True)]
     # What a convolution keeps in a micro-batch's own thread.
     assert {(5, 1, 16, 16), (7, 1, 16, 16)} <= set(map(tuple, packed))
     assert "conv2d" in names

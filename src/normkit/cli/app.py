@@ -12,6 +12,7 @@ from .doctor import doctor
 from .examples import explained
 from .lab import lab
 from .native import native
+from .plan import plan
 from .surgery import add_commands
 from .terminal import INTERRUPTED, TOLD_INTERRUPT, echo
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(lab, name="lab")
 app.add_typer(native, name="native")
 app.command("doctor", cls=explained("doctor"))(doctor)
+app.command("plan", cls=explained("plan"))(plan)
 app.command("bench", cls=explained("bench"))(bench)
 add_commands(app)
 

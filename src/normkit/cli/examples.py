@@ -16,6 +16,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "normkit doctor app.models:build --weights model.safetensors --data app.data:batches",
         "normkit doctor model.safetensors",
     ),
+    "plan": (
+        "normkit plan demo:small-batch --batch-size 4 --samples 1001",
+        "normkit plan app.models:build --data app.data:batches --batch-size 64 --ranks 8 --json",
+    ),
     "recalibrate": (
         "normkit recalibrate demo:stale --out cured.safetensors",
         "normkit recalibrate app.models:build --data app.data:batches --out cured.safetensors",
@@ -53,7 +57,9 @@ def _claims() -> str:
     return f"CLAIM is one of {', '.join(claim.id for claim in all_claims())}."
 
 
-_NAMES: dict[str, Callable[[], str]] = dict.fromkeys(("doctor", "recalibrate", "fold", "convert", "repair"), _demos)
+_NAMES: dict[str, Callable[[], str]] = dict.fromkeys(
+    ("doctor", "plan", "recalibrate", "fold", "convert", "repair"), _demos
+)
 _NAMES["lab run"] = _claims
 
 

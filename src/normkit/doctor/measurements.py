@@ -32,7 +32,9 @@ class PooledMoments:
         self.samples = 0
         self.values = 0
         self.nonfinite_batches = 0
-        self._batches: list[tuple[int, Tensor]] = []  # samples and biased variance of each batch
+        self._batches: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # samples, mean from the origin and biased variance of each
         self._origin: Tensor | None = None if beside is None else beside._origin
         self._sums: Tensor | None = None  # (7, C): sums of w, w^2, w d, w d^2, w a, w a^2, w a d
 
@@ -67,7 +69,7 @@ class PooledMoments:
         terms = (distance, distance**2, second, second**2, second * distance)
         counts = [torch.full_like(self._origin, values.shape[0] * weight**power) for power in (1, 2)]
         self._sums += torch.stack(counts + [weight * term.sum(0) for term in terms])
-        self._batches.append((values.shape[0], second.mean(0) - distance.mean(0) ** 2))
+        self._batches.append((values.shape[0], distance.mean(0), second.mean(0) - distance.mean(0) ** 2))
         self.samples += values.shape[0]
         self.values += values.shape[0] * values.shape[2]
 
@@ -108,13 +110,27 @@ class PooledMoments:
         Of ten batches of this size and more it is what they show, of fewer what the differences between samples let
         expect: in both, values that go together count as what they are.
         """
-        seen = [variance for size, variance in self._batches if size == samples]
+        seen = [variance for size, _, variance in self._batches if size == samples]
         if len(seen) >= _BATCHES_WANTED:
             variances = torch.stack(seen)
             return variances.std(0) / variances.mean(0).clamp_min(torch.finfo(torch.float64).tiny)
         _, sums = self._state()
         effective = sums[0] ** 2 / sums[1] - 1.0
         return self.var_error * (effective / samples).sqrt() / self.var.clamp_min(torch.finfo(torch.float64).tiny)
+
+    def batch_mean_spread(self, samples: int) -> Tensor:
+        """The standard deviation of the mean of a batch of so many samples, over that of the values, ``(C,)``.
+
+        As for `batch_spread`. Behind another norm batch means lie closer together than samples let expect: that norm
+        has given every batch the same mean.
+        """
+        deviation = self.var.sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        seen = [mean for size, mean, _ in self._batches if size == samples]
+        if len(seen) >= _BATCHES_WANTED:
+            return torch.stack(seen).std(0) / deviation
+        _, sums = self._state()
+        effective = sums[0] ** 2 / sums[1] - 1.0
+        return self.mean_error * (effective / samples).sqrt() / deviation
 
     def _inverse_samples(self) -> Tensor:
         """One over the effective number of samples, less one for the mean that was taken from them (Kish)."""

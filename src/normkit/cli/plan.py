@@ -1,0 +1,56 @@
+"""``normkit plan``: what a batch size means to a model's normalization layers, before anything is trained."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from ..errors import ArgumentError
+from .inputs import UNFIT, named_batches, patient
+from .terminal import echo
+
+__all__ = ["plan"]
+
+
+def plan(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="package.module:factory that builds the model, or demo:NAME.")
+    ],
+    batch_size: Annotated[int, typer.Option(help="Samples of a step, over all ranks and micro-batches.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|module:function", help="A data set of the lab, or what yields batches.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A state file to load into the model.")] = None,
+    ranks: Annotated[int, typer.Option(help="Processes that share a step.")] = 1,
+    micro_batches: Annotated[int, typer.Option(help="Parts into which each process cuts its share.")] = 1,
+    samples: Annotated[int | None, typer.Option(help="Samples of an epoch: looks at the last batch too.")] = None,
+    gap: Annotated[
+        float, typer.Option(help="Distance of training from evaluation that is small, in deviations.")
+    ] = 0.1,
+    batches: Annotated[int, typer.Option(help="Measure on so many batches of the data.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Reckon from how much data every batch norm takes its statistics, and what to do where it is too little."""
+    from ..doctor import plan as reckon
+
+    if batches < 1:
+        raise ArgumentError(f"--batches {batches}: expected 1 or more")
+    given = patient(target, weights)
+    if not isinstance(given.model, nn.Module):
+        raise ArgumentError(f"{target} is a state file, which cannot be run: name the model with --weights {target}")
+    source = given.batches if data is None else named_batches(data)
+    if source is None:
+        raise ArgumentError("--data is missing; give the name of a data set, or module:function that returns batches")
+    example = list(islice(source, batches))
+    settings = {"ranks": ranks, "micro_batches": micro_batches, "samples": samples, "gap": gap, "call": given.call}
+    try:
+        found = reckon(given.model, example, batch_size, **settings)  # type: ignore[arg-type]  # each of its own type
+    except ArgumentError:
+        raise
+    except UNFIT as error:
+        raise ArgumentError(f"the model fails on the data: {type(error).__name__}: {error}") from error
+    for line in (json.dumps(found.to_dict(), indent=2) if as_json else str(found)).split("\n"):
+        echo(line)

@@ -1,0 +1,40 @@
+"""``normkit plan``: the table, JSON, and one line for every mistake."""
+
+import json
+import sys
+
+import pytest
+
+from normkit import cli
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["normkit", "plan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        return left.value.code, written.out, written.err
+
+    return call
+
+
+def test_a_demo_is_planned_as_a_table_and_as_json(plan):
+    code, out, err = plan("demo:small-batch", "--batch-size", 4, "--samples", 129)
+    assert (code, err) == (0, "")
+    assert out.startswith("batch of 4 on 1 ranks in 1 micro-batches each\nlayer  kind")
+    code, out, _ = plan("demo:small-batch", "--batch-size", 32, "--ranks", 8, "--json")
+    assert code == 0
+    assert [layer["samples"] for layer in json.loads(out)["layers"]] == [4, 4]
+
+
+def test_mistakes_are_told_in_one_line(plan):
+    for arguments, said in (
+        (("demo:small-batch", "--batch-size", 5, "--ranks", 2), "not shared evenly by 2 ranks"),
+        (("demo:small-batch", "--batch-size", 4, "--batches", 0), "expected 1 or more"),
+    ):
+        code, out, err = plan(*arguments)
+        assert (code, out) == (2, "")
+        assert said in err
+        assert err.count("\n") == 1
