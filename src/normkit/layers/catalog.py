@@ -6,6 +6,7 @@ Adding a method means a reference, a function, a layer and a row here; a test fa
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..errors import ArgumentError
@@ -78,6 +79,13 @@ def default_groups(channels: int, dimensions: int) -> int:
     smallest = 8 if dimensions == 0 else 2
     fitting = (size for size in range(min(32, channels // smallest), 0, -1) if channels % size == 0)
     return next(fitting, 1)
+
+
+def _adaptive_norm(channels: int, dimensions: int) -> nn.Module:
+    """Return a layer that holds a style, for it refuses to run without one."""
+    layer = AdaptiveInstanceNorm(channels)
+    layer.set_style(torch.tensor([1.0, 3.0]).expand(1, channels, 2))
+    return layer
 
 
 def _whitening_norm(channels: int, dimensions: int) -> nn.Module:
@@ -157,7 +165,7 @@ METHODS: tuple[Method, ...] = (
         shared="all positions of one channel of one sample, of the content and of the style",
         stem="adaptive_instance_norm",
         layers={1: AdaptiveInstanceNorm, 2: AdaptiveInstanceNorm, 3: AdaptiveInstanceNorm},
-        build=lambda channels, dimensions: AdaptiveInstanceNorm(channels),
+        build=_adaptive_norm,
         samples=((7, 3, 11), (4, 6, 5, 3), (2, 3, 4, 3, 5), (1, 3, 2, 1), (5, 1, 1, 7)),
     ),
     Method(
