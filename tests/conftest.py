@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 
 from kernel_contract import assert_contract
 
+# What is read by type checkers, and what an installed package is asked: neither is for pytest.
+collect_ignore = ["package_smoke.py", "user_types"]
+
 # The same examples every run, and no time limit: a busy machine fails no property.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("normkit", unhurried, derandomize=True)

@@ -21,10 +21,15 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "doctor": ("Doctor", "Look at a model and change nothing.", ("normkit.doctor",)),
     "surgery": ("Surgery", "Change a model, provably: all or nothing, verified, with a record.", ("normkit.surgery",)),
     "training": ("Training", "Where training happens.", ("normkit.training",)),
+    "parts": (
+        "Micro-batches and ranks",
+        "One batch in parts: micro-batches of a step, and ranks computed in one process.",
+        ("normkit.parts",),
+    ),
     "anatomy": (
         "Anatomy and kernels",
         "Find a model's normalization layers and what serves them.",
-        ("normkit.anatomy", "normkit.kernels.dispatch:use_backend,Explanation"),
+        ("normkit.anatomy", "normkit.kernels.dispatch:use_backend,Explanation", "normkit.native"),
     ),
     "testing": ("Testing", "For those who write normalization layers.", ("normkit.testing",)),
     "reference": (

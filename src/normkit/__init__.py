@@ -6,7 +6,8 @@ Where to look:
 - which kernel serves a call: `explain`, `use_backend`
 - what is wrong with a model: `diagnose`, `watch`, `doctor`
 - mend or change one: `recalibrate`, `freeze`, `unfreeze`, `fold`, `convert`, `repair`, `mask_padding`, `port_state`,
-  `merge_states`, `param_groups`, `register_norm`, `hold_statistics`, `simulate`
+  `merge_states`, `param_groups`, `register_norm`, `hold_statistics`
+- a step in micro-batches, or of many ranks in one process: `accumulate`, `simulate`
 - hold a layer of one's own to its contract: `testing.check_norm_layer`
 - the mathematics in NumPy, to read: `reference`
 - claims put to the test: `lab`, and ``normkit lab`` on the command line
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from . import anatomy as anatomy
     from . import doctor as doctor
     from . import lab as lab
+    from . import parts as parts
     from . import reference as reference
     from . import surgery as surgery
     from . import testing as testing
@@ -143,7 +145,7 @@ __all__ = [
 ]
 
 # Rooms that are imported when first asked for: `import normkit` stays light.
-_LATER = ("anatomy", "doctor", "lab", "reference", "surgery", "testing", "training")
+_LATER = ("anatomy", "doctor", "lab", "parts", "reference", "surgery", "testing", "training")
 # Public names of the rooms above the layers, likewise.
 _ROOMS = {
     "accumulate": "parts",

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "repair": ("normkit repair demo:poisoned --out sound.safetensors",),
     "bench": ("normkit bench --quick --shapes lenet --json rows.json", "normkit bench --summary rows.json"),
+    "native status": ("normkit native status",),
     "lab list": ("normkit lab list",),
     "lab run": (
         "normkit lab run identity --data digits --seeds 2 --out runs/identity",

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import native as subject
+from .examples import explained
 
 __all__ = ["native"]
 
@@ -29,7 +30,7 @@ def build(
             typer.echo(f"compiled {done} of {of}: {name}")
 
 
-@native.command()
+@native.command(cls=explained("native status"))
 def status() -> None:
     """Say which way calls to the CPU kernels go, why, and what to type for the other."""
     typer.echo(str(subject.status()))
