@@ -21,6 +21,7 @@ import normkit
 from normkit import functional as NF
 from normkit import native
 from normkit.kernels.native import build, calls
+from torch_versions import uses_torchscript
 
 pytestmark = [
     pytest.mark.skipif(not native.status().loaded, reason=str(native.status())),
@@ -468,6 +469,7 @@ def test_a_dispatch_mode_sees_the_operations(paths):
     assert not paths.launched
 
 
+@uses_torchscript
 def test_a_trace_holds_torch_s_operator(paths):
     traced = torch.jit.trace(normkit.BatchNorm1d(6).eval(), numbers(0, 4, 6), check_trace=False)
     assert "aten::batch_norm" in str(traced.inlined_graph)

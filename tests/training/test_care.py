@@ -128,8 +128,8 @@ def test_failed_training_leaves_no_hook_and_measures_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recalibrate": "end"}, "allowed is a tuple of 'validation', 'end'"),
-        ({"recalibrate": ("export",)}, "allowed is a tuple"),
+        ({"recalibrate": "end"}, r"is one word; give a tuple, such as recalibrate=\('end',\)"),
+        ({"recalibrate": ("export",)}, "names the moment 'export'; known are: validation, end"),
         ({"batches": None}, "needs batches"),
     ],
 )
