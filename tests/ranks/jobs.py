@@ -90,6 +90,7 @@ def around(rank: int, ranks: int):
     plain = _net()
     trained(plain)  # the first call agrees on the layers
     found["plain"] = _state(plain)
+    trained(plain)  # and the second on their order
     found["exchanges"] = _collectives(lambda: trained(plain))
     for reentrant in (False, True):
         net = _net()
@@ -102,6 +103,7 @@ def around(rank: int, ranks: int):
 
         trained(net, forward)
         found[f"checkpoint {reentrant}"] = _state(net)
+        trained(net, forward)
         found[f"exchanges of checkpoint {reentrant}"] = _collectives(functools.partial(trained, net, forward))
     net = _net()
     compiled = torch.compile(net, backend="aot_eager")

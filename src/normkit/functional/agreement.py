@@ -59,7 +59,8 @@ def bring(
     alike = all(len(set(column)) == 1 for column in rows[:, : len(_ALIKE)].T.tolist())
     if alike and not once and length:
         rows = call.exchange.gather(torch.cat([fields, *values]), words)
-    if alike:
+    # A first call is none that comes again.
+    if alike and way != FIRST:
         book.note(event)
     heads = rows[:, : len(_FIELDS)].T.tolist()
     return dict(zip(_FIELDS, heads, strict=True)), rows[:, len(_FIELDS) :]

@@ -35,7 +35,7 @@ _ROLL_CALL_SECONDS = 0.5
 
 # Way, layer, and how many numbers.
 Event = tuple[float, float, int]
-# By so many exchanges the next one is known; and so many such groups are kept.
+# By so many exchanges at most the next one is known; and so many such rows of them are kept.
 _CONTEXT, _REMEMBERED = 4, 1 << 14
 
 
@@ -51,14 +51,19 @@ class Book:
         self._followed: dict[tuple[Event, ...], Event] = {}
 
     def expected(self) -> "Event | None":
-        """Return the exchange that came after the latest ones the last time; None where there was none."""
-        return self._followed.get(self._latest)
+        """Return what came after the latest exchanges the last time, as many of them as came together before."""
+        for first in range(len(self._latest) + 1):
+            found = self._followed.get(self._latest[first:])
+            if found is not None:
+                return found
+        return None
 
     def note(self, event: "Event") -> None:
         """Note an exchange that all ranks made."""
         if len(self._followed) >= _REMEMBERED:
             self._followed.clear()
-        self._followed[self._latest] = event
+        for first in range(len(self._latest) + 1):
+            self._followed[self._latest[first:]] = event
         self._latest = (*self._latest, event)[-_CONTEXT:]
 
 
