@@ -50,3 +50,17 @@ def test_a_changed_tensor_is_another_and_small_ones_and_parameters_stay():
         assert torch.equal(unpack(second), x)
         assert pack(weight).data_ptr() == weight.data_ptr()
         assert pack(x[:3]).data_ptr() == x.data_ptr()
+
+
+def test_freed_memory_is_given_back_as_bytes_are_moved(monkeypatch):
+    given_back = []
+    monkeypatch.setattr("normkit.parts.offload._malloc_trim", lambda: given_back.append)
+    monkeypatch.setattr("normkit.parts.offload._EVERY", 1 << 20)
+    x = torch.randn(512, 256)  # half a megabyte
+    with offloaded("disk", []):
+        pack, unpack, *_ = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        packed = [pack(x + place) for place in range(4)]
+        assert len(given_back) == 2
+        assert torch.equal(unpack(packed[3]), x + 3)
+        unpack(packed[0])
+    assert len(given_back) == 3

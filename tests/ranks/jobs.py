@@ -90,6 +90,7 @@ def around(rank: int, ranks: int):
     plain = _net()
     trained(plain)  # the first call agrees on the layers
     found["plain"] = _state(plain)
+    trained(plain)  # and the second on their order
     found["exchanges"] = _collectives(lambda: trained(plain))
     for reentrant in (False, True):
         net = _net()
@@ -102,6 +103,7 @@ def around(rank: int, ranks: int):
 
         trained(net, forward)
         found[f"checkpoint {reentrant}"] = _state(net)
+        trained(net, forward)
         found[f"exchanges of checkpoint {reentrant}"] = _collectives(functools.partial(trained, net, forward))
     net = _net()
     compiled = torch.compile(net, backend="aot_eager")
@@ -229,8 +231,30 @@ def killed(ranks: int, folder: Path):
 killed.forks = True
 
 
+def sizes(rank: int, ranks: int):
+    """Layers of different sizes, rows of whose lengths a transport would not survive; one that is new on some ranks."""
+    layers = [normkit.SyncBatchNorm(size) for size in (3, 64, 5)]
+    inputs = [torch.randn(4, size, requires_grad=True) for size in (3, 64, 5)]
+
+    def step():
+        for layer, x in zip(layers[:2], inputs, strict=False):
+            layer(x).sum().backward()
+
+    counts = [_collectives(step) for _ in range(4)]
+    before = [layer.running_mean.clone() for layer in layers]
+    found = {"counts": counts}
+    found["apart"] = words(lambda: layers[rank % 2](inputs[rank % 2]))
+    found["new"] = words(lambda: layers[1 + rank % 2](inputs[1 + rank % 2]))
+    bare = functools.partial(normkit.functional.sync_batch_norm, training=True)
+    found["bare"] = words(lambda: bare(inputs[rank % 2], None, None))
+    found["still"] = all(map(torch.equal, before, [layer.running_mean for layer in layers]))
+    step()  # and all goes on where nothing else happened
+    found["again"] = [int(layer.num_batches_tracked) for layer in layers]
+    return found
+
+
 def detailed(rank: int, ranks: int):
-    """Layers of different sizes, which without torch's debugging a transport would not survive."""
+    """The same with torch's own debugging."""
     layers = [normkit.SyncBatchNorm(size) for size in (3, 64)]
     inputs = [torch.randn(4, size) for size in (3, 64)]
     for layer, x in zip(layers, inputs, strict=True):

@@ -6,6 +6,7 @@ import torch
 import normkit
 from normkit.errors import ArgumentError, SyncError
 from normkit.functional.exchange import merge_moments
+from tolerances import assert_close
 
 from .cases import CASES, names, of_rank
 
@@ -37,6 +38,25 @@ def test_ranks_that_call_otherwise_are_named():
         simulation.run(lambda net, rank: None, range(3))
     with pytest.raises(ArgumentError, match="at least 1"):
         normkit.simulate(net, ranks=0)
+
+
+def test_groups_of_ranks_have_statistics_of_their_own():
+    x = torch.randn(12, 3, dtype=torch.float64)
+    layer, shares = normkit.SyncBatchNorm(3).double(), list(x.split((1, 2, 5, 4)))
+    groups = normkit.simulate(layer, ranks=4, group_size=2)
+    outputs = groups.run(lambda layer, x: layer(x), shares)
+    for first, whole in ((0, x[:3]), (2, x[3:])):
+        alone = normkit.BatchNorm1d(3).double()
+        assert_close(torch.cat(outputs[first : first + 2]), alone(whole), dtype=torch.float64)
+        for rank in (first, first + 1):
+            assert_close(groups.models[rank].running_var, alone.running_var, dtype=torch.float64)
+    draws = groups.run(lambda layer, x: (layer(x), torch.rand(()))[1], shares)
+    assert len({draw.item() for draw in draws}) == 1
+    with pytest.raises(SyncError, match=r"rank 1 did not come"):
+        groups.run(lambda layer, rank: layer(x) if rank != 3 else None, range(4))
+    for wrong in (3, 0, True):
+        with pytest.raises(ArgumentError, match="group_size must divide the 4 ranks"):
+            normkit.simulate(layer, ranks=4, group_size=wrong)
 
 
 def test_a_thousand_ranks_merge_as_exactly_as_one_sum():

@@ -112,5 +112,21 @@ def test_detailed_debugging_names_the_call_of_each_rank_whatever_the_sizes(tmp_p
         assert rank["still"]
 
 
+def test_layers_of_other_sizes_are_an_error_on_every_rank_and_no_crash(tmp_path):
+    for rank in run("sizes", 3, tmp_path):
+        for name in ("apart", "new"):
+            assert "in different calls" in rank[name]
+            assert all(f"rank {place}: " in rank[name] for place in range(3))
+        assert "forward of layer 0, SyncBatchNorm(3)" in rank["apart"]
+        assert "forward of layer 1, SyncBatchNorm(64)" in rank["apart"]
+        assert "of a new layer" in rank["new"]
+        assert "bring different numbers" in rank["bare"] or "in different calls" in rank["bare"]
+        assert rank["still"]
+        assert rank["again"] == [5, 5, 0]
+        # Once the order of the calls is known: one exchange a layer each way.
+        assert rank["counts"][0] > 4
+        assert rank["counts"][-1] == 4
+
+
 def test_a_rank_that_dies_leaves_no_other_waiting(tmp_path):
     run("killed", 3, tmp_path)

@@ -23,17 +23,20 @@ __all__ = [
     "Book",
     "Exchange",
     "add_up",
-    "enter",
     "exchange_of",
     "fingerprint",
     "merge_moments",
     "simulated",
 ]
 
-# Bytes in which a layer describes itself to the others, once.
-_WORDS = 512
 # How long a rank that failed listens for the others that failed too, to name those that did not come.
 _ROLL_CALL_SECONDS = 0.5
+
+
+# Way, layer, and how many numbers.
+Event = tuple[float, float, int]
+# By so many exchanges at most the next one is known; and so many such rows of them are kept.
+_CONTEXT, _REMEMBERED = 4, 1 << 14
 
 
 class Book:
@@ -43,6 +46,25 @@ class Book:
         self.calls = 0
         self.names: list[str] = []
         self.numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        # The latest exchanges, and what followed when they were the latest before: the same on every rank.
+        self._latest: tuple[Event, ...] = ()
+        self._followed: dict[tuple[Event, ...], Event] = {}
+
+    def expected(self) -> "Event | None":
+        """Return what came after the latest exchanges the last time, as many of them as came together before."""
+        for first in range(len(self._latest) + 1):
+            found = self._followed.get(self._latest[first:])
+            if found is not None:
+                return found
+        return None
+
+    def note(self, event: "Event") -> None:
+        """Note an exchange that all ranks made."""
+        if len(self._followed) >= _REMEMBERED:
+            self._followed.clear()
+        for first in range(len(self._latest) + 1):
+            self._followed[self._latest[first:]] = event
+        self._latest = (*self._latest, event)[-_CONTEXT:]
 
 
 class Exchange(Protocol):
@@ -161,34 +183,6 @@ class _Processes:
     def _latest(self, store: Any, rank: int) -> str:
         key = f"normkit/latest/{rank}"
         return f" (last in {store.get(key).decode()})" if self.careful and store.check([key]) else ""
-
-
-def enter(exchange: Exchange, layer: nn.Module | None, words: str, settings: str, device: torch.device) -> int:
-    """Return the number of a layer in the group, the same on every rank; before its first call it is agreed on.
-
-    Raises:
-        SyncError: the ranks called layers that describe themselves otherwise, or one was called before and one not.
-    """
-    book = exchange.book
-    number = -1 if layer is None else book.numbers.get(layer, -1)
-    if number >= 0 and not exchange.careful:
-        return number
-    said = f"{words}, {settings if number < 0 else f'layer {number}'}"
-    row = torch.zeros(_WORDS, dtype=torch.uint8)
-    encoded = said.encode()[:_WORDS]
-    row[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-    rows = exchange.gather(row.to(device), words).cpu()
-    heard = [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in rows]
-    if len(set(heard)) > 1:
-        each = "; ".join(f"rank {rank}: {words}" for rank, words in enumerate(heard))
-        raise SyncError(f"the ranks called different layers, or one in different settings. {each}")
-    if number >= 0:
-        return number
-    number = len(book.names)
-    book.names.append(words)
-    if layer is not None:
-        book.numbers[layer] = number
-    return number
 
 
 def fingerprint(*settings: object) -> int:

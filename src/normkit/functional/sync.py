@@ -12,10 +12,10 @@ from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from . import checks
-from .agreement import DTYPES, FORWARD, SyncCall, bring, check_heads
+from .agreement import DTYPES, FORWARD, SyncCall, bring, check_heads, enter
 from .averages import Average, Variance, check_average, update_statistics
 from .batch import batch_norm, check_arguments, check_fusion
-from .exchange import Exchange, enter, exchange_of, fingerprint, merge_moments
+from .exchange import Exchange, exchange_of, fingerprint, merge_moments
 from .first_runs import find_first_run, keep_first_run
 from .inplace import is_recorded
 from .pooled import Pool, check_total, local_statistics, merge_parts, normalize_pooled
@@ -54,10 +54,11 @@ def sync_batch_norm(
     Conventions:
         As for :func:`normkit.functional.batch_norm`, m the values per channel of all ranks. Without a process group, or
         with one rank, it is that function; in evaluation too, where nothing is exchanged.
-        Exchange: one ``all_gather`` of ``2 * C + 9`` float64 in the forward (count, mean, sum of squares) and one in
+        Exchange: one ``all_gather`` of ``2 * C + 10`` float64 in the forward (count, mean, sum of squares) and one in
         the backward (the two sums), merged neighbours first, in rank order: the same bits on every rank. Before a
-        layer's first call one more, of 512 bytes, in which the ranks see that they mean the same layer; with
-        ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` before every call.
+        layer's first call more, of 512 bytes and of 10 numbers, in which the ranks see that they mean the same layer,
+        and one more wherever the order of the calls is a new one; with ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` before every
+        call. So ranks that call different layers get an error, whatever the layers' sizes.
         Gradients of weight and bias are those of this rank's samples, which data parallelism adds up; dx is that of the
         sum of all ranks' losses.
         A forward that a backward runs again (activation checkpointing) exchanges nothing: the first run's statistics

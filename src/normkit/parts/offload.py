@@ -1,10 +1,13 @@
 """What autograd keeps for the backward, moved out of the way meanwhile: to the processor's memory, or to a file."""
 
 import contextlib
+import ctypes
+import functools
 import mmap
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..errors import ArgumentError
+from ..kernels.memory import release
 from ..spelling import alternatives
 
 __all__ = ["Offload", "check_offload", "offloaded"]
@@ -21,6 +25,8 @@ Offload = Literal["cpu", "disk"]
 
 # Below this many bytes a tensor stays where it is: a statistic, a parameter of a norm, a scalar.
 _SMALLEST = 1 << 16
+# After so many bytes have been moved, freed memory is given back.
+_EVERY = 32 << 20
 
 
 def check_offload(offload: object, tensors: Sequence[Tensor]) -> None:
@@ -51,6 +57,14 @@ def offloaded(offload: Offload | None, stays: Sequence[Tensor]) -> Iterator[None
         place = _Host(kept) if offload == "cpu" else _File(kept, stack)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(place.pack, place.unpack))
         yield
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's function that gives back what is free in every thread's part of the heap; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class _Host:
@@ -95,7 +109,7 @@ class _File:
     def __init__(self, stays: set[int], stack: contextlib.ExitStack) -> None:
         self._stays = stays
         self._file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  the stack closes it
-        self._end = 0
+        self._end = self._moved = 0
         # An output that the next layer saves as its input is written once.
         self._known: dict[tuple[Any, ...], tuple[StorageWeakRef, _Piece]] = {}
 
@@ -116,10 +130,21 @@ class _File:
         if isinstance(packed, Tensor):
             return packed
         piece: _Piece = packed
+        self._count(piece.nbytes)
         mapped = mmap.mmap(self._file.fileno(), piece.nbytes, access=mmap.ACCESS_COPY, offset=piece.offset)
         flat = torch.frombuffer(mapped, dtype=piece.dtype)
         dense = flat.view([piece.shape[axis] for axis in piece.order])
         return dense.permute([piece.order.index(axis) for axis in range(len(piece.order))]).to(piece.device)
+
+    def _count(self, nbytes: int) -> None:
+        """Give freed memory back to the system now and then: what was moved out of the way would stay resident."""
+        self._moved += nbytes
+        if self._moved >= _EVERY:
+            self._moved = 0
+            release()
+            trim = _malloc_trim()
+            if trim is not None:
+                trim(0)
 
     def _write(self, x: Tensor) -> _Piece:
         # In the order in which the values lie in memory, so that a memory format comes back as it was.
@@ -133,4 +158,5 @@ class _File:
             written = os.pwrite(self._file.fileno(), rest, offset)
             offset, rest = offset + written, rest[written:]
         self._end = offset
+        self._count(offset - start)
         return _Piece(start, offset - start, x.dtype, x.device, tuple(x.shape), order)

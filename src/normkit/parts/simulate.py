@@ -22,9 +22,9 @@ class Simulation:
         models: the copies, in rank order.
     """
 
-    def __init__(self, model: nn.Module, ranks: int, synchronized: bool) -> None:
+    def __init__(self, model: nn.Module, ranks: int, synchronized: bool, group_size: int) -> None:
         self.models: list[nn.Module] = [copy.deepcopy(model) for _ in range(ranks)]
-        self._synchronized = synchronized
+        self._synchronized, self._group_size = synchronized, group_size
         self._books = [Book() for _ in range(ranks)]
 
     def run(self, step: Callable[..., Any], *shares: Sequence[Any]) -> list[Any]:
@@ -43,10 +43,20 @@ class Simulation:
         for share in shares:
             if len(share) != len(self.models):
                 raise ArgumentError(f"{len(self.models)} ranks need as many parts each, got {len(share)}")
-        together = Lockstep(len(self.models), _share, _refuse_missing)
+        results: list[Any] = []
+        # Groups know nothing of each other: one runs after another, each from the caller's random state.
+        random = torch.get_rng_state()
+        for first in range(0, len(self.models), self._group_size):
+            torch.set_rng_state(random)
+            results += self._run_group(first, step, shares)
+        return results
 
-        def run_one(rank: int) -> Any:
-            member = _Rank(together, rank, self._books[rank])
+    def _run_group(self, first: int, step: Callable[..., Any], shares: Sequence[Sequence[Any]]) -> list[Any]:
+        together = Lockstep(self._group_size, _share, _refuse_missing)
+
+        def run_one(place: int) -> Any:
+            rank = first + place
+            member = _Rank(together, place, self._books[rank])
             with simulated(member) if self._synchronized else contextlib.nullcontext():
                 return step(self.models[rank], *(share[rank] for share in shares))
 
@@ -80,20 +90,23 @@ class _Rank:
         return rows
 
 
-def simulate(model: nn.Module, ranks: int = 8, *, synchronized: bool = True) -> Simulation:
+def simulate(
+    model: nn.Module, ranks: int = 8, *, synchronized: bool = True, group_size: int | None = None
+) -> Simulation:
     """Run steps of many ranks in one process, with the numbers that processes have, bit for bit.
 
     Each rank is a copy of the model; its :class:`normkit.SyncBatchNorm` layers exchange their rows with the other
-    copies' as processes do. Gradients stay each rank's own: what data parallelism does with them is not simulated, nor
-    are process groups smaller than all.
+    copies' as processes do. Gradients stay each rank's own: what data parallelism does with them is not simulated.
 
     Args:
         model: not changed; on a CPU, for the backward of a GPU runs in one thread that cannot wait for itself.
         ranks: how many, at least 1.
         synchronized: False for layers that see their own rank only.
+        group_size: how many neighbouring ranks share statistics, as in groups of ``torch.distributed.new_subgroups``;
+            None for all. Errors then count the ranks of a group from 0.
 
     Raises:
-        ArgumentError: ranks below 1, or a model on another device.
+        ArgumentError: ranks below 1, a group size that does not divide them, or a model on another device.
 
     >>> import normkit
     >>> run = simulate(normkit.SyncBatchNorm(1), ranks=2)
@@ -103,6 +116,9 @@ def simulate(model: nn.Module, ranks: int = 8, *, synchronized: bool = True) -> 
     """
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
         raise ArgumentError(f"ranks must be an integer of at least 1, got {ranks!r}")
+    size = ranks if group_size is None else group_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or ranks % size:
+        raise ArgumentError(f"group_size must divide the {ranks} ranks, got {group_size!r}")
     if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
         raise ArgumentError("simulate runs a model on a CPU; pass model.cpu()")
-    return Simulation(model, ranks, synchronized)
+    return Simulation(model, ranks, synchronized, size)
