@@ -113,11 +113,16 @@ def _normalize_valid(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, mean and biased variance over the valid positions, differentiable to every order."""
     axes, broadcast = batch_axes(x.dim()), channel_shape(x.dim(), x.shape[1])
-    # Centred on the first valid value, so that a large mean costs nothing and a constant channel stays constant.
-    place = valid.flatten().int().argmax(0, keepdim=True)
+    # Centred on the middle one of three valid values, so that a large mean costs nothing, nor one value far out, and a
+    # constant channel stays constant.
+    order = valid.flatten().cumsum(0)
+    total = order[-1:]
+    wanted = torch.cat([torch.ones_like(total), (total + 1) // 2, total])
+    places = (order >= wanted[:, None]).int().argmax(1)
     # Not by an index, which would have to be known: a meta tensor's is not, nor that of a graph being compiled.
-    first = x.detach().movedim(1, -1).flatten(0, -2).index_select(0, place).squeeze(0).to(wide(x))
-    distance = (x.to(wide(x)) - first.reshape(broadcast)).masked_fill(~valid, 0)
+    three = x.detach().movedim(1, -1).flatten(0, -2).index_select(0, places)
+    base = plain.middle_of(three[0], three[1], three[2]).to(wide(x))
+    distance = (x.to(wide(x)) - base.reshape(broadcast)).masked_fill(~valid, 0)
     offset = distance.sum(axes) / count
     centred = (distance - offset.reshape(broadcast)).masked_fill(~valid, 0)
     var = centred.square().sum(axes) / count
@@ -126,7 +131,7 @@ def _normalize_valid(
         y = y * weight.reshape(broadcast)
     if bias is not None:
         y = y + bias.reshape(broadcast)
-    return y.masked_fill(~valid, 0).to(x.dtype), (first + offset).detach(), var.detach()
+    return y.masked_fill(~valid, 0).to(x.dtype), (base + offset).detach(), var.detach()
 
 
 def _check_mask(mask: Tensor, x: Tensor, caller: nn.Module | None) -> None:
