@@ -8,7 +8,7 @@ from ..errors import DtypeError, ShapeError
 from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks
-from .batch import batch_norm, check_arguments, update_statistics
+from .batch import batch_norm, check_arguments, check_not_exported, update_statistics
 from .overrides import overridable
 from .transforms import is_recorded_as_graph
 
@@ -90,6 +90,7 @@ def masked_batch_norm(
         quiet = input.masked_fill(~valid, 0)
         y = batch_norm(quiet, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
         return y.masked_fill(~valid, 0)
+    check_not_exported(running_mean, caller)
     if not (input.is_meta or torch.compiler.is_compiling() or is_recorded_as_graph()):
         number = int(count)
         if number == 0:
