@@ -3,6 +3,7 @@
 The judge is torch's function in float64, on plain copies of the same values.
 """
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -25,6 +26,9 @@ from normkit.functional import (
     rms_norm,
     whitening_batch_norm,
 )
+from normkit.kernels.numba.channels import launch, step_calls
+from normkit.kernels.numba.channels import passes as channel_passes
+from normkit.kernels.numba.samples import passes as sample_passes
 from tolerances import RELATIVE, assert_close
 
 SHAPE = (4, 6, 5, 3)
@@ -285,6 +289,74 @@ def test_statistics_that_share_memory_are_refused(method, case):
         STATISTICS[method](x, mean, var, **more)
     assert torch.equal(base, before[0])
     assert torch.equal(x, before[1])
+
+
+@pytest.mark.parametrize("other", ["weight", "bias", "x", "residual"])
+@pytest.mark.parametrize("which", ["mean", "var"])
+def test_each_pair_of_addresses_is_looked_at(which, other):
+    """By a byte on either side; side by side is apart."""
+    size, span = 24, 96
+    far = {"mean": 1000, "var": 2000, "weight": 3000, "bias": 4000, "x": 5000, "residual": 6000}
+    own = span if other in ("x", "residual") else size
+    launch.check_apart(size, *far.values(), span)
+    for step, apart in ((-own, True), (1 - own, False), (0, False), (size - 1, False), (size, True)):
+        places = {**far, other: far[which] + step}
+        with contextlib.nullcontext() if apart else pytest.raises(StatisticsError, match="share memory"):
+            launch.check_apart(size, *places.values(), span)
+    for step, apart in ((-size, True), (1 - size, False), (size - 1, False), (size, True)):
+        places = {**far, "mean": far["var"] + step}
+        with contextlib.nullcontext() if apart else pytest.raises(StatisticsError, match="share memory"):
+            launch.check_apart(size, *places.values(), span)
+    with pytest.raises(StatisticsError, match="no memory"):
+        launch.check_apart(size, *{**far, which: 0}.values(), span)
+
+
+@every_method
+@pytest.mark.parametrize("case", ["each other", "weight", "input"])
+def test_statistics_with_gaps_that_share_memory_are_refused(method, case):
+    """The kernel is handed copies of these, which share nothing."""
+    base, x, more = torch.full((24,), 0.5), torch.randn(4, 6, 5), {}
+    mean, var = base[0:12:2], base[12::2]
+    if case == "each other":
+        var = base[2:14:2]
+    elif case == "weight":
+        more = {"weight": base[4:10]}
+    else:
+        mean = x.view(-1)[0:12:2]
+    before = base.clone(), x.clone()
+    with pytest.raises(StatisticsError, match="share memory"):
+        STATISTICS[method](x, mean, var, **more)
+    assert torch.equal(base, before[0])
+    assert torch.equal(x, before[1])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_large_outputs_that_begin_across_lines_of_the_cache_are_right(memory_format, monkeypatch):
+    """No allocator of today makes such; `kernel_contract` looks at every launch."""
+
+    def askew(like: Tensor) -> Tensor:
+        room = torch.full((like.numel() + 1,), torch.nan, dtype=like.dtype)
+        return room[1:].as_strided(like.shape, like.stride(), 1)
+
+    x, dy, residual = (torch.randn(2, 64, 256, 130).contiguous(memory_format=memory_format) for _ in range(3))
+    weight, mean, rstd = torch.rand(3, 64) + 0.5
+    results = []
+    for patched in (False, True):
+        if patched:
+            for module in (channel_passes, step_calls, sample_passes):
+                monkeypatch.setattr(module, "empty_like", askew)
+        layout = channel_passes.layout_of(x)
+        y, saved = channel_passes.forward(x, layout, weight, None, None, None, 0.1, 1e-5, True)
+        back = channel_passes.backward(dy, x, layout, weight, None, saved, "silu", residual, True)
+        wide = mean.double(), rstd.double()
+        stepped = step_calls.apply(x, *wide, weight, None)
+        stepped_back = step_calls.apply_backward(dy, x, *wide, weight, wide, 7)
+        form = sample_passes.form_of(x, 2)
+        each, kept = sample_passes.forward(x, form, weight, None, 1e-5)
+        each_back = sample_passes.backward(dy, x, form, weight, None, kept)
+        results.append((y, back[0], back[3], stepped, stepped_back, each, each_back[0]))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_refusal_of_shared_statistics_names_the_layer_and_both_tensors():

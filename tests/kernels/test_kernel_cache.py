@@ -1,7 +1,9 @@
 """Where compiled kernels are kept: nothing that a folder, a disk or another process does reaches a forward."""
 
+import ast
 import errno
 import functools
+import importlib.util
 import inspect
 import os
 import pickle
@@ -163,6 +165,23 @@ def test_a_changed_source_replaces_the_kernel(folders, monkeypatch):
     assert load().cache_hits == 0
     assert load().cache_hits == 1
     assert len(kept(folders)) == 1
+
+
+def test_the_revision_counts_every_module_that_a_kernel_is_made_of():
+    """Else a kernel of an older normkit would be taken for one of this."""
+    package = compiled.__name__.removesuffix("compiled")
+    reached, open_ = set(), {sys.modules[kernel.__module__] for kernel in compiled._KERNELS.values()}
+    while open_:
+        module = open_.pop()
+        reached.add(module.__name__)
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+            named = {base, *(f"{base}.{alias.name}" for alias in node.names)}
+            open_ |= {sys.modules[name] for name in named if name.startswith(package) and name in sys.modules}
+        open_ = {found for found in open_ if found.__name__ not in reached and not hasattr(found, "__path__")}
+    assert {package + source.replace("/", ".") for source in compiled._SOURCES} == reached
 
 
 def test_a_kernel_that_numba_cannot_rebuild_is_compiled(folders, monkeypatch):

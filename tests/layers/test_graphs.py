@@ -18,6 +18,8 @@ LAYERS = {
     **{f"{row.name}, {d}": (lambda row=row, d=d: row.build(6, d), d) for row in METHODS for d in row.layers if d < 3},
     "ghost, parts of 2": (lambda: normkit.GhostBatchNorm2d(6, ghost_size=2), 2),
     "ghost, parts of 3": (lambda: normkit.GhostBatchNorm1d(6, ghost_size=3), 0),
+    "ghost, untracked": (lambda: normkit.GhostBatchNorm2d(6, ghost_size=3, track_running_stats=False), 2),
+    "whitening, untracked": (lambda: normkit.WhiteningBatchNorm2d(6, num_groups=2, track_running_stats=False), 2),
     "group, 2": (lambda: normkit.GroupNorm(2, 6), 2),
     "instance, tracked": (lambda: normkit.InstanceNorm2d(6, affine=True, track_running_stats=True), 2),
     "whitening, iterated": (lambda: normkit.WhiteningBatchNorm2d(6, num_groups=2, iterations=3), 2),
@@ -143,8 +145,13 @@ def test_torchs_own_compiler_takes_a_second_size_behind_a_convolution(name):
 @every_layer
 def test_exported_for_any_batch(name, training):
     layer, inputs = build(name, training)
-    if name in ("biased", "average of all") and training:
-        return  # refused: below
+    refused = name in ("biased", "average of all") or name.startswith(("ghost", "renorm", "whitening"))
+    if training and refused and not name.endswith("untracked"):
+        kept = copy.deepcopy(layer.state_dict())
+        with pytest.raises(ArgumentError, match=r"move_exported_model_to_eval.*export after eval\(\)"):
+            torch.export.export(layer, (inputs[0],))
+        assert all(map(torch.equal, layer.state_dict().values(), kept.values()))
+        return
     if name == "ghost, parts of 3":
         inputs = [torch.randn(n, 6) for n in (7, 8, 12)]
     twin = copy.deepcopy(layer)
@@ -153,6 +160,18 @@ def test_exported_for_any_batch(name, training):
     for x in (inputs[0][:3], inputs[0], inputs[0].repeat(2, *(1 for _ in inputs[0].shape[1:]))[:11]):
         assert_close(exported(x).detach(), twin(x).detach(), dtype=torch.float32)
     assert_agree(exported, twin)
+
+
+def test_an_export_in_training_that_no_tool_would_find_is_refused_of_masks_and_schedules_too():
+    masked, x = normkit.MaskedBatchNorm1d(3), torch.randn(4, 3, 5)
+    scheduled = normkit.BatchRenorm1d(3, schedule=lambda step: (1.5, 0.5))
+    for layer, given in ((masked, (x, torch.ones(4, 5, dtype=torch.bool))), (scheduled, (x,))):
+        with pytest.raises(ArgumentError, match=r"move_exported_model_to_eval.*export after eval\(\)"):
+            torch.export.export(layer, given)
+        exported = torch.export.export(layer.eval(), given).module()
+        assert_close(exported(*given).detach(), layer(*given).detach(), dtype=torch.float32)
+    # The batch norm that it is without a mask is torch's operator.
+    torch.export.export(masked.train(), (x,))
 
 
 @uses_torchscript

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import normkit
@@ -236,6 +237,18 @@ def test_changed_statistics_raise_where_the_gradient_needs_them(x, name):
 
 
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_statistics_that_a_forward_moved_raise_too(x, name):
+    """A kernel wrote them, past what autograd sees. torch's own layer is silent here, and its gradient then wrong."""
+    layer = normkit.BatchNorm2d(3)
+    held = {"running_mean": layer.running_mean.clone(), "running_var": layer.running_var.clone()}
+    held[name] = getattr(layer, name)
+    y = normkit.functional.batch_norm(x.clone().requires_grad_(), **held)
+    layer(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(torch.randn_like(y))
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
 def test_changed_statistics_do_not_matter_to_the_gradient_of_training(x, name):
     """A broadcast of buffers between forward and backward, as DDP does it, is no error: the gradient is the same."""
     ours, theirs = twins()
@@ -414,3 +427,47 @@ def test_torchs_tools_know_our_layers():
     net.eval()
     fused = torch.nn.utils.fuse_conv_bn_eval(net[0], net[1])
     assert_close(fused(x), net(x), dtype=torch.float32)
+
+
+def through_parametrization(layer):
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    parametrize.register_parametrization(layer, "running_var", nn.Identity())
+    return layer
+
+
+def through_pruning(layer):
+    prune.identity(layer, "weight")
+    return layer
+
+
+def through_attributes(layer):
+    """As replicas of a layer hold them, and models that make their weights."""
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        value = getattr(layer, name).detach().clone()
+        delattr(layer, name)
+        setattr(layer, name, value)
+    return layer
+
+
+def with_a_property_by_hand(layer):
+    """A class of the user's that makes its weight; the table holds another."""
+    layer.__class__ = type("Doubled", (type(layer),), {"weight": property(lambda self: self._parameters["weight"] * 2)})
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "put", [through_parametrization, through_pruning, through_attributes, with_a_property_by_hand, copy.deepcopy]
+)
+def test_state_is_found_wherever_it_is_kept(put, training):
+    x = torch.randn(8, 3)
+    found = []
+    for make in (nn.BatchNorm1d, normkit.BatchNorm1d):
+        layer = make(3).train(training)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([0.5, 2.0, -1.0]))
+            layer.running_var.copy_(torch.tensor([0.5, 2.0, 3.0]))
+        layer = put(layer)
+        found.append([layer(x), layer.running_mean, layer.running_var, layer.num_batches_tracked])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

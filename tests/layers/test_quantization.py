@@ -192,3 +192,54 @@ def test_a_form_shares_state_and_owns_its_tables():
     assert form.running_var is layer.running_var
     form.bias = None
     assert layer.bias is not None
+
+
+def pt2e_network(norm):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 4, 3), norm(4))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao about its own parts
+def test_exported_graphs_are_quantized_as_torchs():
+    """PT2E: after training, in training by torch's layers, and back into evaluation."""
+    pt2e = pytest.importorskip("torchao.quantization.pt2e")
+    from torchao.quantization.pt2e import quantize_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    batches = [torch.randn(16, 3, 10, 10) * 2 + 1 for _ in range(4)]
+
+    def quantizer(training):
+        chosen = x86.X86InductorQuantizer()
+        return chosen.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=training))
+
+    after, during = [], []
+    for norm in (nn.BatchNorm2d, normkit.BatchNorm2d):
+        model = pt2e_network(norm)
+        for x in batches:
+            model(x)
+        exported = torch.export.export(copy.deepcopy(model), (batches[0],)).module()
+        pt2e.move_exported_model_to_eval(exported)
+        wanted = model.eval()(batches[0]).detach()
+        assert_close(exported(batches[0]).detach(), wanted, dtype=torch.float32)
+        prepared = quantize_pt2e.prepare_pt2e(torch.export.export(model, (batches[0],)).module(), quantizer(False))
+        for x in batches:
+            prepared(x)
+        quantized = quantize_pt2e.convert_pt2e(prepared)
+        assert not [node for node in quantized.graph.nodes if "batch_norm" in str(node.target)]
+        after.append(quantized(batches[0]).detach())
+        assert (after[-1] - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+        trained = pt2e_network(norm).train()
+        trained = normkit.convert(trained, to="torch").model if norm is normkit.BatchNorm2d else trained
+        prepared = quantize_pt2e.prepare_qat_pt2e(torch.export.export(trained, (batches[0],)).module(), quantizer(True))
+        optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+        for x in batches:
+            optimizer.zero_grad()
+            prepared(x).square().mean().backward()
+            optimizer.step()
+        pt2e.move_exported_model_to_eval(prepared)
+        quantized = quantize_pt2e.convert_pt2e(prepared)
+        during.append(quantized(batches[0]).detach())
+    # A value between two steps of the grid may fall on either side: no more than one of a few hundred.
+    assert ((after[0] - after[1]).abs() > 1e-5).double().mean() < 0.01
+    assert torch.equal(during[0], during[1])

@@ -24,7 +24,7 @@ from .nested import is_nested
 from .overrides import is_exporting
 from .transforms import is_forward_mode
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "check_arguments", "check_not_exported", "update_statistics"]
 
 
 def batch_norm(
@@ -437,3 +437,18 @@ def _check_export(stored: bool, momentum: float | None, unbiased: bool, caller: 
         f"cannot store {missing}; export after eval(), or train with unbiased=True and a momentum such as 0.1",
         caller,
     )
+
+
+def check_not_exported(running_mean: Tensor | None, caller: nn.Module | None) -> None:
+    """Refuse to export a training graph that would move running statistics in operations that no tool knows.
+
+    Raises:
+        ArgumentError: it is torch.export that records this.
+    """
+    if running_mean is not None and torch.compiler.is_exporting():
+        checks.refuse(
+            ArgumentError,
+            "an exported training graph would hold this norm in plain operations: move_exported_model_to_eval does not "
+            "find them, and it would go on training in prediction; export after eval()",
+            caller,
+        )

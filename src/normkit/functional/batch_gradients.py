@@ -175,6 +175,9 @@ def gradients_of(
         x, saved = restore("input", x, dy, wanted), restore_statistics(saved, 2 * channels, dy)
         weight, bias = (restore_values("parameter", value, channels, dy) for value in (weight, bias))
         other = None if other is None else restore("residual or output", other, dy, wanted)
+        running_mean, running_var = (
+            restore_values("running statistics", value, channels, dy) for value in (running_mean, running_var)
+        )
     if call.inplace:
         return backward_in_place(call, layout, dy, x, weight, bias, saved, followed)
     if followed:

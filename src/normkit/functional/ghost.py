@@ -9,7 +9,7 @@ from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from . import checks
 from .averages import update_statistics
-from .batch import batch_norm, check_arguments
+from .batch import batch_norm, check_arguments, check_not_exported
 from .overrides import overridable
 from .rows import normalize
 
@@ -85,6 +85,7 @@ def ghost_batch_norm(
     check_ghost_size(ghost_size, caller)
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, training, 0.0, eps, caller=caller)
+    check_not_exported(running_mean, caller)
     samples, parts, size, larger = _cut(input, ghost_size)
     # In a graph for any number of samples this is asked of the numbers, in _normalize_any_number.
     if not torch.compiler.is_exporting() and size * values_per_channel((1, *input.shape[1:])) == 1:

@@ -9,7 +9,7 @@ from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks
 from .averages import update_statistics
-from .batch import batch_norm, check_arguments
+from .batch import batch_norm, check_arguments, check_not_exported
 from .overrides import overridable
 from .transforms import is_recorded_as_graph
 
@@ -91,6 +91,7 @@ def masked_batch_norm(
         quiet = input.masked_fill(~valid, 0)
         y = batch_norm(quiet, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
         return y.masked_fill(~valid, 0)
+    check_not_exported(running_mean, caller)
     if not (input.is_meta or torch.compiler.is_compiling() or is_recorded_as_graph()):
         number = int(count)
         if number == 0:
@@ -114,11 +115,16 @@ def _normalize_valid(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, mean and biased variance over the valid positions, differentiable to every order."""
     axes, broadcast = batch_axes(x.dim()), channel_shape(x.dim(), x.shape[1])
-    # Centred on the first valid value, so that a large mean costs nothing and a constant channel stays constant.
-    place = valid.flatten().int().argmax(0, keepdim=True)
+    # Centred on the middle one of three valid values, so that a large mean costs nothing, nor one value far out, and a
+    # constant channel stays constant.
+    order = valid.flatten().cumsum(0)
+    total = order[-1:]
+    wanted = torch.cat([torch.ones_like(total), (total + 1) // 2, total])
+    places = (order >= wanted[:, None]).int().argmax(1)
     # Not by an index, which would have to be known: a meta tensor's is not, nor that of a graph being compiled.
-    first = x.detach().movedim(1, -1).flatten(0, -2).index_select(0, place).squeeze(0).to(wide(x))
-    distance = (x.to(wide(x)) - first.reshape(broadcast)).masked_fill(~valid, 0)
+    three = x.detach().movedim(1, -1).flatten(0, -2).index_select(0, places)
+    base = plain.middle_of(three[0], three[1], three[2]).to(wide(x))
+    distance = (x.to(wide(x)) - base.reshape(broadcast)).masked_fill(~valid, 0)
     offset = distance.sum(axes) / count
     centred = (distance - offset.reshape(broadcast)).masked_fill(~valid, 0)
     var = centred.square().sum(axes) / count
@@ -127,7 +133,7 @@ def _normalize_valid(
         y = y * weight.reshape(broadcast)
     if bias is not None:
         y = y + bias.reshape(broadcast)
-    return y.masked_fill(~valid, 0).to(x.dtype), (first + offset).detach(), var.detach()
+    return y.masked_fill(~valid, 0).to(x.dtype), (base + offset).detach(), var.detach()
 
 
 def _check_mask(mask: Tensor, x: Tensor, caller: nn.Module | None) -> None:

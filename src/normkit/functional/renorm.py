@@ -10,7 +10,7 @@ from ..kernels.plain.samples import wide
 from ..kernels.repeated import is_repeated, may_be_repeated
 from . import checks
 from .averages import update_statistics
-from .batch import batch_norm, check_arguments
+from .batch import batch_norm, check_arguments, check_not_exported
 from .first_runs import find_first_run, keep_first_run
 from .overrides import overridable
 from .rows import normalize
@@ -101,6 +101,7 @@ def batch_renorm(
     check_limits(r_max, d_max, caller)
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
+    check_not_exported(running_mean, caller)
     mean, var = plain_channels.statistics(input.detach())
     if not torch.compiler.is_compiling() and is_repeated():
         r, d = find_first_run(running_mean, mean, var, eps, caller)

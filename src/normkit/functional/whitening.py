@@ -9,6 +9,7 @@ from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks, shapes
 from .averages import update_statistics
+from .batch import check_not_exported
 from .matrix_root import matrix_root
 from .overrides import is_exporting, overridable
 
@@ -97,6 +98,7 @@ def whitening_batch_norm(
         return plain.pass_empty(input, weight, bias)
     x = input.to(wide(input)).transpose(0, 1).reshape(num_groups, input.shape[1] // num_groups, -1)
     if training:
+        check_not_exported(running_mean, caller)
         # Centred on a value of its own before it is averaged, so that a large mean costs nothing.
         base = plain.origin(x.detach(), (2,))
         offset = (x - base).mean(-1, keepdim=True)

@@ -20,7 +20,7 @@ from . import dispatch
 from .layouts import contiguous_layout, lay_out
 from .plain import channels as plain
 from .repeated import is_repeated
-from .saved import restore, restore_statistics, restore_values
+from .saved import check_device, restore, restore_statistics, restore_values
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference", "repeated"]
 
@@ -328,6 +328,10 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     if dy is None:
         return (None,) * count
     x, weight, bias, saved, other = ctx.saved_tensors
+    # By the devices torch chooses what runs the operator, which looks at the rest.
+    names = ("input", "parameter", "parameter", "statistics", "residual or output")
+    for name, came in zip(names, (x, weight, bias, saved, other), strict=True):
+        check_device(name, came, dy)
     found: tuple[Tensor, Tensor, Tensor] = batch_norm_backward(
         dy, x, weight, bias, saved, other, ctx.activation, ctx.has_residual, ctx.frozen
     )

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from ..errors import DtypeError, ShapeError
 from .layouts import lay_out, readable
 
-__all__ = ["are_as_saved", "is_hooked", "restore", "restore_statistics", "restore_values"]
+__all__ = ["are_as_saved", "check_device", "is_hooked", "restore", "restore_statistics", "restore_values"]
 
 _ADVICE = "what a hook unpacks must be what it packed, though its memory format and its type may differ"
 
@@ -109,6 +109,19 @@ def restore_statistics(saved: Tensor, numbers: int, like: Tensor) -> Tensor:
     return readable(_plain(saved).to(torch.float64).contiguous())
 
 
+def check_device(name: str, came: Tensor | None, like: Tensor) -> None:
+    """Refuse what came back on another device than that of ``like``.
+
+    Raises:
+        DtypeError: it did.
+    """
+    if came is not None and came.device != like.device:
+        raise DtypeError(
+            f"the saved {name} came back from a hook on {came.device}, saved was {like.device}; {_ADVICE}, and the "
+            "hook must bring it back to its device"
+        )
+
+
 def _plain(x: Tensor) -> Tensor:
     """Return a tensor of a class of its own as torch's: what is computed from it would be of that class too."""
     if type(x) is Tensor or type(x) is Parameter:
@@ -121,10 +134,6 @@ def _check(name: str, fits: bool, expected: str, came: Tensor, like: Tensor) -> 
     if not fits:
         got = tuple(came.shape)
         raise ShapeError(f"the saved {name} came back from a hook with shape {got}, saved was {expected}; {_ADVICE}")
-    if came.device != like.device:
-        raise DtypeError(
-            f"the saved {name} came back from a hook on {came.device}, saved was {like.device}; {_ADVICE}, and the "
-            "hook must bring it back to its device"
-        )
+    check_device(name, came, like)
     if not came.is_floating_point():
         raise DtypeError(f"the saved {name} came back from a hook as {came.dtype}, saved were real numbers; {_ADVICE}")

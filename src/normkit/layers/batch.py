@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
 class _DefaultMomentum(float):
     """The default of ``momentum``: a plain 0.1 that tells whether the caller typed one beside ``decay``."""
 
@@ -90,6 +93,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     unbiased: bool = True
     average: Average = "moving"
     variance: Variance = "batch"
+    # Whether no class has a property of its own in the place of a parameter or buffer.
+    _in_tables: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls._in_tables = not any(hasattr(cls, name) for name in _STATE)
 
     def __init__(
         self,
@@ -151,19 +160,30 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             fits = False
         if not fits and not traced:
             self._check_input(input)
-        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = not self.training or self.track_running_stats
+        try:
+            # Out of the tables at once: asked for by name, nn.Module looks through every class before it looks here.
+            parameters, buffers = (self._parameters, self._buffers) if self._in_tables else ({}, {})
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var, counter = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        except KeyError:
+            # Parametrized, pruned, put in as an attribute, or made by a class of the user's.
+            weight, bias = self.weight, self.bias
+            mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
+        training = self.training
+        batch_statistics = training or (mean is None and var is None)
+        if training and not self.track_running_stats:
+            mean = var = counter = None
         return functional.batch_norm(
             input,
-            self.running_mean if tracked else None,
-            self.running_var if tracked else None,
-            self.weight,
-            self.bias,
+            mean,
+            var,
+            weight,
+            bias,
             batch_statistics,
             self.momentum,
             self.eps,
             unbiased=self.unbiased,
-            num_batches_tracked=self.num_batches_tracked if tracked else None,
+            num_batches_tracked=counter,
             activation=activation,
             residual=residual,
             inplace=inplace,

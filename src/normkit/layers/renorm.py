@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ..errors import ArgumentError
+from ..functional.batch import check_not_exported
 from ..functional.renorm import check_limits
 from .batch import DEFAULT_MOMENTUM
 from .running import RunningNorm
@@ -59,6 +60,8 @@ class _BatchRenorm(RunningNorm):
         elif self.schedule is not None and self.training:
             said = "torch.fx would keep the schedule's numbers of now for ever; trace a model that holds the layer"
             raise ArgumentError(f"{said}, such as nn.Sequential(layer), or set r_max and d_max")
+        if self.training:
+            check_not_exported(self.running_mean, caller)
         r_max, d_max = self.limits() if self.training else (self.r_max, self.d_max)
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -53,7 +53,7 @@ _KERNELS: dict[str, Callable[..., None]] = {
 }
 _SOURCES = (
     *("vectors", "arguments", "activations", "slots", "moments"),
-    *(f"channels/{name}" for name in ("finish", "contiguous", "channels_last", "steps")),
+    *(f"channels/{name}" for name in ("columns", "finish", "contiguous", "channels_last", "steps")),
     *(f"samples/{name}" for name in ("slots", "arguments", "statistics", "elementwise", "contiguous", "channels_last")),
 )
 

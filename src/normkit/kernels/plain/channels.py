@@ -31,6 +31,7 @@ __all__ = [
     "gate",
     "gradient_before",
     "inference_backward",
+    "middle_of",
     "moved",
     "origin",
     "pass_empty",
@@ -76,6 +77,11 @@ def origin(x: Tensor, axes: tuple[int, ...]) -> Tensor:
         middle = torch.full((1,), x.shape[axis] // 2, dtype=torch.int64, device=x.device)
         first, second = first.narrow(axis, 0, 1), second.index_select(axis, middle)
         third = third.narrow(axis, -1, 1)
+    return middle_of(first, second, third)
+
+
+def middle_of(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """Return the middle one of three values, which no single value far out can be."""
     larger = torch.maximum(first, second)
     return torch.maximum(torch.minimum(first, second), torch.minimum(larger, third))
 

@@ -24,6 +24,9 @@ def statistics(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over the axes, which stay with size one."""
     base = origin(x.detach(), axes).to(wide(x))
     distance = x.to(wide(x)) - base
+    if x.dtype is torch.float64:
+        # Over strided memory torch adds value by value, and loses digits that it keeps where it adds in pairs.
+        distance = distance.contiguous()
     offset = distance.mean(axes, keepdim=True)
     return base + offset, (distance - offset).square().mean(axes, keepdim=True)
 
