@@ -186,6 +186,15 @@ def test_traced_for_any_batch(name, training):
     assert_agree(traced, twin)
 
 
+@uses_torchscript
+def test_a_trace_of_equal_parts_takes_unequal_ones():
+    layer = normkit.GhostBatchNorm1d(3, ghost_size=4, track_running_stats=False)
+    traced = torch.jit.trace(layer, torch.randn(8, 3), check_trace=False)
+    for samples in (7, 9, 8):
+        x = torch.randn(samples, 3)
+        assert_close(traced(x).detach(), layer(x).detach(), dtype=torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the exporter to ONNX about its own parts
 @every_layer
 def test_evaluation_runs_in_onnxruntime(name):

@@ -217,6 +217,23 @@ def test_a_frozen_layer_that_tracks_moves_once_under_checkpointing(make, reentra
         assert torch.equal(one, other)
 
 
+class StartsAgain(nn.BatchNorm2d):
+    """A class of the user's whose reset asks no other method."""
+
+    def reset_parameters(self):
+        with torch.no_grad():
+            for value in (*self._parameters.values(), *self._buffers.values()):
+                value.zero_()
+
+
+def test_what_a_class_of_its_own_starts_again_is_put_back():
+    model, norm = frozen_network(lambda: StartsAgain(4))
+    state = copy.deepcopy(model.state_dict())
+    norm.reset_parameters()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
 def wipe(norm):
     norm.running_mean.zero_()
 
