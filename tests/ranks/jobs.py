@@ -231,6 +231,25 @@ def killed(ranks: int, folder: Path):
 killed.forks = True
 
 
+def accumulated(rank: int, ranks: int):
+    """Micro-batches on each rank, under data parallelism: all of them are one batch."""
+    x, low = torch.cat([_share(place, ranks) for place in range(ranks)]).double(), (0, 3, 6, 11)
+    mine = x[low[rank] : low[rank + 1]]
+    torch.manual_seed(2)
+    net = _net().double()
+    # It would send buffers round in every forward, of which ranks have different numbers.
+    with warnings.catch_warnings():
+        # Newer versions of torch have another word for it.
+        warnings.simplefilter("ignore", FutureWarning)
+        parallel = DistributedDataParallel(net, broadcast_buffers=False)
+    # Data parallelism averages over ranks, whose shares are not of one size.
+    share = len(mine) * ranks / len(x)
+    for _ in range(2):
+        net.zero_grad()
+        normkit.accumulate(parallel, list(mine.split(2)), lambda net, x: net(x).pow(3).mean() * share, kind="exact")
+    return _state(net)
+
+
 def sizes(rank: int, ranks: int):
     """Layers of different sizes, rows of whose lengths a transport would not survive; one that is new on some ranks."""
     layers = [normkit.SyncBatchNorm(size) for size in (3, 64, 5)]

@@ -112,6 +112,21 @@ def test_detailed_debugging_names_the_call_of_each_rank_whatever_the_sizes(tmp_p
         assert rank["still"]
 
 
+def test_micro_batches_of_all_ranks_are_one_batch(tmp_path):
+    torch.manual_seed(2)
+    net = jobs._net().double()
+    for place in (1, 4):
+        net[place] = nn.BatchNorm1d(net[place].num_features).double()
+    x = torch.cat([jobs._share(rank, 3) for rank in range(3)]).double()
+    for _ in range(2):
+        net.zero_grad()
+        net(x).pow(3).mean().backward()
+    alone = jobs._state(net)
+    for rank in run("accumulated", 3, tmp_path):
+        for name, value in alone.items():
+            assert_close(rank[name], value, dtype=torch.float64, what=name)
+
+
 def test_layers_of_other_sizes_are_an_error_on_every_rank_and_no_crash(tmp_path):
     for rank in run("sizes", 3, tmp_path):
         for name in ("apart", "new"):

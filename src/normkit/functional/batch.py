@@ -168,7 +168,7 @@ def batch_norm(
     if refused is not None:
         checks.refuse(type(refused), str(refused), caller)
     recorded_inplace = inplace and is_recorded(input, weight, bias, residual)
-    check_fusion(input, activation, residual, caller)
+    checks.check_fusion(input, activation, residual, caller)
     if recorded_inplace:
         check_inplace(input, weight, bias, residual, activation, caller)
     if training and residual is not None:
@@ -408,17 +408,6 @@ def check_arguments(
 
 def _named(mean: Tensor | None, var: Tensor | None, counter: Tensor | None) -> dict[str, Tensor | None]:
     return {"running_mean": mean, "running_var": var, "num_batches_tracked": counter}
-
-
-def check_fusion(x: Tensor, activation: str | None, residual: Tensor | None, caller: nn.Module | None) -> None:
-    """Refuse an unknown activation, and a residual that does not match x."""
-    checks.check_activation(activation, caller)
-    if residual is not None:
-        checks.check_input(residual, caller)
-        if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
-            got = f"{tuple(residual.shape)} {residual.dtype} on {residual.device}"
-            wanted = f"{tuple(x.shape)} {x.dtype} on {x.device}"
-            checks.refuse(ShapeError, f"the residual must match the input, {wanted}; got {got}", caller)
 
 
 def _is_exportable(stored: bool, momentum: float | None, unbiased: bool) -> bool:

@@ -28,6 +28,7 @@ __all__ = [
     "check_apart",
     "check_channels",
     "check_eps",
+    "check_fusion",
     "check_input",
     "check_match",
     "check_momentum",
@@ -356,6 +357,17 @@ def check_activation(activation: object, caller: nn.Module | None) -> None:
         refuse(
             ArgumentError, f"unknown activation {activation!r}; {alternatives(activation, ACTIVATIONS)}, None", caller
         )
+
+
+def check_fusion(x: Tensor, activation: str | None, residual: Tensor | None, caller: nn.Module | None) -> None:
+    """Refuse an unknown activation, and a residual that does not match x."""
+    check_activation(activation, caller)
+    if residual is not None:
+        check_input(residual, caller)
+        if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
+            got = f"{tuple(residual.shape)} {residual.dtype} on {residual.device}"
+            wanted = f"{tuple(x.shape)} {x.dtype} on {x.device}"
+            refuse(ShapeError, f"the residual must match the input, {wanted}; got {got}", caller)
 
 
 def check_number(name: str, value: object, example: float, caller: nn.Module | None = None) -> None:

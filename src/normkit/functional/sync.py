@@ -14,7 +14,7 @@ from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from . import checks
 from .agreement import DTYPES, FORWARD, SyncCall, bring, check_heads, enter
 from .averages import Average, Variance, check_average, update_statistics
-from .batch import batch_norm, check_arguments, check_fusion
+from .batch import batch_norm, check_arguments
 from .exchange import Exchange, exchange_of, fingerprint, merge_moments
 from .first_runs import find_first_run, keep_first_run
 from .inplace import is_recorded
@@ -192,7 +192,7 @@ def check_part(
     if x.dim() >= 2:
         checks.check_channels(x, channels, caller)
     check_arguments(x, *given, pooled=True)
-    check_fusion(x, activation, residual, caller)
+    checks.check_fusion(x, activation, residual, caller)
 
 
 def pool_of_ranks(

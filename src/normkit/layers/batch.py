@@ -79,7 +79,8 @@ def resolve_num_features(num_features: int) -> int:
 
 def law_of(layer: nn.Module) -> tuple[Average, Variance]:
     """Return by which average, and of which variance, a layer of any house keeps running statistics."""
-    return (layer.average, layer.variance) if isinstance(layer, _BatchNorm) else ("moving", "batch")
+    law = (layer.average, layer.variance) if isinstance(layer, _BatchNorm) else ("moving", "batch")
+    return cast(tuple[Average, Variance], law)
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -91,8 +92,9 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     _torch_layer: ClassVar[type[nn.Module]]
     __jit_unused_properties__: ClassVar[list[str]] = ["torch_form"]
     unbiased: bool = True
-    average: Average = "moving"
-    variance: Variance = "batch"
+    # Average and Variance, words that TorchScript does not know.
+    average: str = "moving"
+    variance: str = "batch"
     # Whether no class has a property of its own in the place of a parameter or buffer.
     _in_tables: ClassVar[bool] = True
 
@@ -187,8 +189,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             activation=activation,
             residual=residual,
             inplace=inplace,
-            average=self.average,
-            variance=self.variance,
+            average=self.average,  # type: ignore[arg-type]
+            variance=self.variance,  # type: ignore[arg-type]
             caller=None if traced else self,
         )
 

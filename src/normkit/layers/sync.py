@@ -134,8 +134,8 @@ class SyncBatchNorm(_BatchNorm):
             residual=residual,
             process_group=self.process_group,
             timeout=self.timeout,
-            average=self.average,
-            variance=self.variance,
+            average=self.average,  # type: ignore[arg-type]
+            variance=self.variance,  # type: ignore[arg-type]
             caller=self,
         )
         return y

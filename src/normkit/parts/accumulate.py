@@ -55,6 +55,8 @@ def accumulate(
         The mean over samples: a batch's samples are the length of its first tensor.
         Layers: batch norms of torch's and ours, with activation and residual, and :class:`normkit.SyncBatchNorm`, whose
         ranks each bring their micro-batches. A layer called several times is pooled call by call.
+        DistributedDataParallel sends buffers round in every forward: give every rank equally many micro-batches, or
+            build it with ``forward_sync_buffers=False`` (``broadcast_buffers`` in older versions of torch).
         Random numbers: each micro-batch draws its own, the first continues the caller's. A dropout's masks are not
         those that the large batch would have drawn.
         Whatever it raises, gradients and running statistics are as they were.
