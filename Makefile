@@ -1,5 +1,5 @@
-# Two promises: `make demo` runs the main job on a fresh machine, `make test` runs every test.
-# `make check` holds style, types and the import contract. All three share .venv and reuse it.
+# Promises: `make demo` runs the main job on a fresh machine, `make test` a test of every part, `make test-all` every test.
+# `make check` holds style, types and the import contract. All of them share .venv and reuse it.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,12 +12,17 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz memory-check ledger check docs clean FORCE
+.PHONY: demo test test-all fuzz memory-check ledger check docs clean FORCE
 
 demo: .venv/lab.done
 	$(BIN)/normkit lab run convergence --data digits --out runs/demo
 
+# What tests/quick.py leaves: some minutes.
 test: .venv/test.done
+	$(BIN)/python -m pytest --quick -n $(WORKERS) $(PYTEST)
+
+# Every test, as `.ci/run` does.
+test-all: .venv/test.done
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 # Every norm against float64 and exact rationals on other inputs each time, for some minutes.

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from kernel_contract import assert_contract
+from quick import parted
 
 # What is read by type checkers, and what an installed package is asked: neither is for pytest.
 collect_ignore = ["package_smoke.py", "user_types"]
@@ -21,6 +22,18 @@ settings.register_profile("normkit", unhurried, derandomize=True)
 # What `make fuzz` runs: other examples each time, and many.
 settings.register_profile("fuzz", unhurried, max_examples=2000, print_blob=True)
 settings.load_profile("normkit")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test` ask for the quick part."""
+    parser.addoption("--quick", action="store_true", help="leave out what tests/quick.py says")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of a quick run what is slow, and most of many cases."""
+    if config.getoption("--quick"):
+        items[:], left = parted(items)
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(autouse=True, scope="session")

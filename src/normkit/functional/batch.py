@@ -19,12 +19,13 @@ from . import checks
 from .averages import Average, Variance, check_average, update_statistics
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
+from .exported import check_exportable, is_exportable
 from .inplace import check_inplace, check_overwritten, is_recorded
 from .nested import is_nested
 from .overrides import is_exporting
 from .transforms import is_forward_mode
 
-__all__ = ["batch_norm", "check_arguments", "check_not_exported", "update_statistics"]
+__all__ = ["batch_norm", "check_arguments", "update_statistics"]
 
 
 def batch_norm(
@@ -179,8 +180,8 @@ def batch_norm(
     if empty:
         return _finish(plain.pass_empty(input, weight, bias), activation, residual)
     if is_exporting():
-        _check_export(training and running_mean is not None, momentum, unbiased, caller)
-    if _is_exportable(training and running_mean is not None, momentum, unbiased):
+        check_exportable(training and running_mean is not None, momentum, unbiased, caller)
+    if is_exportable(training and running_mean is not None, momentum, unbiased):
         # An exported graph holds torch's own operator, so that every runtime and every tool can read it.
         if num_batches_tracked is not None and training:
             num_batches_tracked.add_(1)
@@ -408,36 +409,3 @@ def check_arguments(
 
 def _named(mean: Tensor | None, var: Tensor | None, counter: Tensor | None) -> dict[str, Tensor | None]:
     return {"running_mean": mean, "running_var": var, "num_batches_tracked": counter}
-
-
-def _is_exportable(stored: bool, momentum: float | None, unbiased: bool) -> bool:
-    """Tell whether torch's own operator stores what is to be stored, in a graph for other programs."""
-    return is_exporting() and (not stored or (momentum is not None and unbiased))
-
-
-def _check_export(stored: bool, momentum: float | None, unbiased: bool, caller: nn.Module | None) -> None:
-    """Refuse to export what torch's operator, by which tools know a batch norm in a graph, cannot store."""
-    if not stored or not torch.compiler.is_exporting() or (momentum is not None and unbiased):
-        return
-    missing = "the biased variance of unbiased=False" if not unbiased else "the plain average of momentum=None"
-    checks.refuse(
-        ArgumentError,
-        f"an exported training graph holds torch's batch norm, by which move_exported_model_to_eval knows it, and that "
-        f"cannot store {missing}; export after eval(), or train with unbiased=True and a momentum such as 0.1",
-        caller,
-    )
-
-
-def check_not_exported(running_mean: Tensor | None, caller: nn.Module | None) -> None:
-    """Refuse to export a training graph that would move running statistics in operations that no tool knows.
-
-    Raises:
-        ArgumentError: it is torch.export that records this.
-    """
-    if running_mean is not None and torch.compiler.is_exporting():
-        checks.refuse(
-            ArgumentError,
-            "an exported training graph would hold this norm in plain operations: move_exported_model_to_eval does not "
-            "find them, and it would go on training in prediction; export after eval()",
-            caller,
-        )

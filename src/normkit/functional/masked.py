@@ -9,7 +9,8 @@ from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks
 from .averages import update_statistics
-from .batch import batch_norm, check_arguments, check_not_exported
+from .batch import batch_norm, check_arguments
+from .exported import check_not_exported
 from .overrides import overridable
 from .transforms import is_recorded_as_graph
 

@@ -10,7 +10,8 @@ from ..kernels.plain.samples import wide
 from ..kernels.repeated import is_repeated, may_be_repeated
 from . import checks
 from .averages import update_statistics
-from .batch import batch_norm, check_arguments, check_not_exported
+from .batch import batch_norm, check_arguments
+from .exported import check_not_exported
 from .first_runs import find_first_run, keep_first_run
 from .overrides import overridable
 from .rows import normalize

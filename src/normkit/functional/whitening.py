@@ -9,7 +9,7 @@ from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks, shapes
 from .averages import update_statistics
-from .batch import check_not_exported
+from .exported import check_not_exported
 from .matrix_root import matrix_root
 from .overrides import is_exporting, overridable
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ..errors import ArgumentError
-from ..functional.batch import check_not_exported
+from ..functional.exported import check_not_exported
 from ..functional.renorm import check_limits
 from .batch import DEFAULT_MOMENTUM
 from .running import RunningNorm
