@@ -21,7 +21,7 @@ demo: .venv/lab.done
 test: .venv/test.done
 	$(BIN)/python -m pytest --quick -n $(WORKERS) $(PYTEST)
 
-# Every test, as `.ci/run` does.
+# Every test: half an hour where no kernels are compiled yet.
 test-all: .venv/test.done
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
