@@ -187,3 +187,12 @@ def test_cure_on_the_command_line_repeats_what_was_typed(doctor, tmp_path):
     _, out, _ = doctor("doctor_models:build", "--weights", "a.pt", "--data", "doctor_models:batches")
     assert "doctor_models:build --weights a.pt --data doctor_models:batches --out cured.safetensors" in out
     assert "on the command line" not in doctor("a.pt")[1]
+
+
+def test_page_replaces_no_file_that_is_no_page(doctor, tmp_path):
+    kept = tmp_path / "keep.txt"
+    kept.write_text("precious")
+    code, _, err = doctor("demo:forgotten", "--batches", 2, "--html", kept)
+    assert code == 2
+    assert "give a name that ends in .html" in " ".join(err.split())
+    assert kept.read_text() == "precious"

@@ -1,5 +1,6 @@
 """The native path and Python's path to the same kernels: equal in every bit, and nothing bypassed."""
 
+import hashlib
 import itertools
 import multiprocessing
 import subprocess
@@ -551,12 +552,54 @@ def test_status_says_why_calls_go_through_python(said, monkeypatch):
     assert said in ended.stdout
 
 
+LIBRARY = b"\x7fELF" + bytes(10_000)
+SOUND = LIBRARY + b"normkit native sha256 " + hashlib.sha256(LIBRARY).hexdigest().encode()
+
+
 def test_what_others_could_have_written_is_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv(build.FOLDER_VARIABLE, str(tmp_path))
-    (tmp_path / build.filename()).write_bytes(b"")
-    assert build.path() == tmp_path / build.filename()
-    (tmp_path / build.filename()).chmod(0o777)
+    file = tmp_path / build.filename()
+    file.write_bytes(SOUND)
+    assert build.path() == file
+    file.chmod(0o777)
     assert build.path() is None
+    assert build.not_loaded().endswith(f"other users may write to {file}; type: chmod go-w {file}")
+    file.chmod(0o755)
+    tmp_path.chmod(0o777)
+    assert build.path() is None
+    assert build.not_loaded().endswith(f"other users may write to {tmp_path}; type: chmod o-w {tmp_path}")
+    tmp_path.chmod(0o1777)  # as /tmp: others cannot replace what is not theirs
+    assert build.path() == file
+
+
+@pytest.mark.parametrize("left", [0, 100, 5000, -1])
+def test_a_damaged_file_is_not_loaded_and_is_built_anew(left, tmp_path, monkeypatch):
+    monkeypatch.setenv(build.FOLDER_VARIABLE, str(tmp_path))
+    file = tmp_path / build.filename()
+    file.write_bytes(SOUND[:left])
+    assert build.path() is None
+    assert build.not_loaded().endswith(f"{file} is damaged; type: normkit native build")
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(normkit.errors.BackendError, match="could not be compiled"):
+        build.build()
+    file.write_bytes(SOUND)
+    assert build.build() == file
+
+
+@pytest.mark.parametrize("word", ["0", "false", "Off", "no"])
+def test_words_that_turn_it_off(word, monkeypatch):
+    monkeypatch.setenv(build.VARIABLE, word)
+    assert build.load() is None
+    assert build.not_loaded() == f"the native part is turned off by NORMKIT_NATIVE={word}"
+
+
+def test_a_counter_below_zero_is_left_to_python(paths):
+    layer = normkit.BatchNorm1d(3, momentum=None)
+    layer.num_batches_tracked.fill_(-1)
+    with pytest.raises(ZeroDivisionError):
+        layer(torch.randn(5, 3))
+    assert not paths.launched
+    assert torch.equal(layer.running_mean, torch.zeros(3))
 
 
 def test_no_compiler_is_told_and_leaves_nothing(tmp_path, monkeypatch):

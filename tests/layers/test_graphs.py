@@ -196,7 +196,8 @@ def test_a_trace_of_equal_parts_takes_unequal_ones():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter to ONNX about its own parts
-@every_layer
+# ONNX has no eigenvalues, of which whitening by the batch's own statistics takes the root.
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "whitening, untracked"])
 def test_evaluation_runs_in_onnxruntime(name):
     onnxruntime = pytest.importorskip("onnxruntime")
     layer, inputs = build(name, False)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.anatomy.frozen import is_frozen, moved
+from normkit.errors import SurgeryError
 from torch_versions import uses_torchscript
 
 LAYERS = {
@@ -315,3 +316,12 @@ def test_unfreeze_refuses_a_class_that_came_between():
     nn.utils.parametrize.remove_parametrizations(norm, "weight")
     normkit.unfreeze(model)
     assert type(norm) is nn.BatchNorm2d
+
+
+def test_the_batchs_statistics_frozen_refuse_to_lose_the_stored_ones():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    normkit.freeze(model, statistics="batch")
+    with pytest.raises(SurgeryError, match="track_running_stats=False"):
+        model[0].track_running_stats = False
+    normkit.unfreeze(model)
+    assert model[0].track_running_stats

@@ -71,8 +71,8 @@ class Frozen(nn.Module):
 
     @track_running_stats.setter
     def track_running_stats(self, tracks: bool) -> None:
-        if not tracks and self.frozen_statistics == "running":
-            self._refuse("track_running_stats=False would have it normalize by the batch")
+        if not tracks and self.__dict__.get("track_running_stats"):
+            self._refuse("track_running_stats=False would take its running statistics out of use")
         self.__dict__["track_running_stats"] = tracks
 
     # No forward reads it, and it is the first thing that is looked at by what makes another layer out of this one.

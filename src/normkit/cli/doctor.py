@@ -43,6 +43,10 @@ def doctor(
     """Examine a model's normalization layers. Exit code 0: healthy; 1: an error was found; 2: misuse."""
     if html is not None:
         check_place(html, force=True, said="--html")
+        if html.exists() and html.suffix not in (".html", ".htm"):
+            raise ArgumentError(
+                f"--html {html} is there already and is no page by its name; give a name that ends in .html"
+            )
     if batches is not None and batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
     try:

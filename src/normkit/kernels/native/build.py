@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -24,7 +25,18 @@ import torch
 
 from ...errors import BackendError
 
-__all__ = ["FOLDER_VARIABLE", "MODULE", "VARIABLE", "build", "candidates", "load", "missing", "not_loaded", "path"]
+__all__ = [
+    "FOLDER_VARIABLE",
+    "MODULE",
+    "VARIABLE",
+    "build",
+    "candidates",
+    "fault",
+    "load",
+    "missing",
+    "not_loaded",
+    "path",
+]
 
 VARIABLE = "NORMKIT_NATIVE"  # 0 turns the native part off
 FOLDER_VARIABLE = "NORMKIT_NATIVE_FOLDER"  # where it is kept instead of the user's cache
@@ -32,6 +44,10 @@ MODULE = "normkit_native"
 
 _HERE = Path(__file__).parent
 _LIMIT = 600  # seconds that a compiler may take
+_OFF = ("0", "false", "off", "no")
+# Stands behind what the linker wrote, where no loader looks, before the digest of it: a file that was cut short would
+# end the process that maps it.
+_MARK = b"normkit native sha256 "
 
 
 @functools.cache
@@ -67,17 +83,27 @@ def candidates() -> tuple[Path, ...]:
 
 
 def path() -> Path | None:
-    """Return the built file for this torch, Python, processor and source, or None where there is none.
+    """Return the built file for this torch, Python, processor and source, or None where there is none to be loaded."""
+    return next((candidate for candidate in candidates() if candidate.exists() and fault(candidate) is None), None)
 
-    One that another user could have written is not taken: loading it would run their code.
-    """
-    for candidate in candidates():
-        try:
-            status = candidate.stat()
-        except OSError:
-            continue
-        if status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022:
-            return candidate
+
+def fault(file: Path) -> str | None:
+    """Return why a file that is there is not loaded: others could have written it, or it is damaged."""
+    try:
+        # Loading what another user could have put there would run their code. The sticky bit keeps others' hands off.
+        status, around = file.stat(), file.parent.stat().st_mode
+        if status.st_uid not in (0, os.getuid()):
+            return f"{file} belongs to another user"
+        if status.st_mode & 0o022:
+            return f"other users may write to {file}; type: chmod go-w {file}"
+        if around & 0o002 and not around & stat.S_ISVTX:
+            return f"other users may write to {file.parent}; type: chmod o-w {file.parent}"
+        content = file.read_bytes()
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    library, mark, digest = content.rpartition(_MARK)
+    if not mark or digest != hashlib.sha256(library).hexdigest().encode():
+        return f"{file} is damaged; type: normkit native build"
     return None
 
 
@@ -98,16 +124,16 @@ def missing() -> str | None:
 
 
 def build(into: Path | None = None) -> Path:
-    """Compile the native part, half a minute of one core, and return its file; nothing is done where it exists.
+    """Compile the native part, half a minute of one core, and return its file; nothing is done where a sound one is.
 
     Args:
         into: a folder to keep it in; by default the user's cache.
 
     Raises:
-        BackendError: no compiler, no headers, or what the compiler said.
+        BackendError: no compiler, no headers, what the compiler said, or a folder that others may write to.
     """
     target = (folder() if into is None else into) / filename()
-    if target.exists():
+    if target.exists() and fault(target) is None:
         return target
     reason = missing()
     if reason is not None:
@@ -122,8 +148,13 @@ def build(into: Path | None = None) -> Path:
             said = done.stderr.strip().splitlines()
             first = next((line for line in said if "error" in line), said[0] if said else "no word")
             raise BackendError(f"the native part could not be compiled: {first}. normkit works without it")
+        library = made.read_bytes()
+        made.write_bytes(library + _MARK + hashlib.sha256(library).hexdigest().encode())
         made.chmod(0o755)
         made.replace(target)
+    left = fault(target)
+    if left is not None:
+        raise BackendError(f"the native part was built and is not loaded: {left}")
     return target
 
 
@@ -142,14 +173,22 @@ def _command(target: Path) -> list[str]:
 
 def not_loaded() -> str:
     """Say why nothing is loaded, and what to type."""
-    if os.environ.get(VARIABLE) == "0":
-        return f"the native part is turned off by {VARIABLE}=0"
+    if _is_off():
+        return f"the native part is turned off by {VARIABLE}={os.environ[VARIABLE]}"
+    for candidate in candidates():
+        reason = fault(candidate) if candidate.exists() else None
+        if reason is not None:
+            return f"the native part is not loaded: {reason}"
     return "the native part is not built for this torch and Python; type: normkit native build"
+
+
+def _is_off() -> bool:
+    return os.environ.get(VARIABLE, "").strip().lower() in _OFF
 
 
 def load() -> ModuleType | None:
     """Load the native part, or return None where it is turned off or not built."""
-    if os.environ.get(VARIABLE) == "0":
+    if _is_off():
         return None
     found = path()
     if found is None:

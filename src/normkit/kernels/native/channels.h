@@ -271,8 +271,9 @@ inline PyObject* batch_norm(PyObject* const* arguments) {
     // A forward that is run again inside a backward moves nothing; Python knows.
     if (torch::autograd::get_current_graph_task_id() != -1 || is_inference(counter)) Py_RETURN_NONE;
     if (averages) {
-      if (!counter) Py_RETURN_NONE;
-      call.momentum = 1.0 / static_cast<double>(*static_cast<const int64_t*>(counter->const_data_ptr()) + 1);
+      const int64_t seen = counter ? *static_cast<const int64_t*>(counter->const_data_ptr()) : -1;
+      if (seen < 0) Py_RETURN_NONE;
+      call.momentum = 1.0 / static_cast<double>(seen + 1);
     }
   }
   bool last = true;
