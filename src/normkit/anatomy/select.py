@@ -72,4 +72,4 @@ def _refuse(problem: str, layers: Sequence[Layer], pattern: str | None = None) -
     close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4) if pattern else []
     shown, rest = (close, 0) if close else (names[:5], len(names) - 5)
     more = f" and {rest} more" if rest > 0 else ""
-    raise ArgumentError(f"{problem}; {'close names are' if close else 'the model has'} {', '.join(shown)}{more}")
+    raise ArgumentError(f"{problem}; {'close names are' if close else 'its layers are'} {', '.join(shown)}{more}")
