@@ -113,7 +113,9 @@ def test_python_itself_suggests_a_public_name():
     assert "Did you mean: 'BatchNorm2d'?" in done.stderr
 
 
-@pytest.mark.parametrize("room", ["anatomy", "doctor", "lab", "parts", "reference", "surgery", "testing", "training"])
+@pytest.mark.parametrize(
+    "room", ["anatomy", "doctor", "lab", "native", "parts", "reference", "surgery", "testing", "training"]
+)
 def test_a_room_is_there_without_an_import_of_its_own(room):
     program = (
         f"import normkit; assert 'normkit.{room}' not in __import__('sys').modules; print(normkit.{room}.__name__)"

@@ -145,7 +145,7 @@ __all__ = [
 ]
 
 # Rooms that are imported when first asked for: `import normkit` stays light.
-_LATER = ("anatomy", "doctor", "lab", "parts", "reference", "surgery", "testing", "training")
+_LATER = ("anatomy", "doctor", "lab", "native", "parts", "reference", "surgery", "testing", "training")
 # Public names of the rooms above the layers, likewise.
 _ROOMS = {
     "accumulate": "parts",
