@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("python_path")
 def kept(monkeypatch, tmp_path):
     """Keep memory of any size, as users have it, in this process alone: torch does not fill what is uninitialized."""
     torch.utils.deterministic.fill_uninitialized_memory = False
-    monkeypatch.setattr(memory, "_THRESHOLD", 1)
+    monkeypatch.setattr(memory, "KEPT_FROM", 1)
     monkeypatch.setattr(memory, "_kept", memory._Kept(Share("kept", [str(tmp_path)])))
     memory._limit.cache_clear()
     yield memory._kept
@@ -204,7 +204,7 @@ def test_threads_never_get_memory_that_another_holds():
 def test_small_and_strided_tensors_get_torch_s_own_memory(monkeypatch):
     strided = torch.randn(8, 6, 4)[:, ::2]
     assert memory.empty_like(strided).stride() == torch.empty_like(strided).stride()
-    monkeypatch.setattr(memory, "_THRESHOLD", 1 << 20)
+    monkeypatch.setattr(memory, "KEPT_FROM", 1 << 20)
     memory.empty_like(torch.randn(64, 64))
     assert memory.kept() == 0
 

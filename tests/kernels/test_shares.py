@@ -19,7 +19,7 @@ WORKER = """
 import os, sys, torch
 from normkit.kernels import memory
 from normkit.kernels.shares import Share
-memory._kept, memory._THRESHOLD = memory._Kept(Share("kept", [sys.argv[1]])), 1
+memory._kept, memory.KEPT_FROM = memory._Kept(Share("kept", [sys.argv[1]])), 1
 x = torch.empty(1000)
 for line in sys.stdin:
     word, *count = line.split()

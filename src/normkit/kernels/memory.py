@@ -21,12 +21,12 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .shares import Share
 
-__all__ = ["VARIABLE", "empty_like", "kept", "release"]
+__all__ = ["KEPT_FROM", "VARIABLE", "empty_like", "kept", "release"]
 
 _MADV_HUGEPAGE = 14
 _PAGE = 4096
 _LARGE_PAGE = 2 << 20
-_THRESHOLD = 4 << 20  # bytes; below it the calls cost as much as they save
+KEPT_FROM = 4 << 20  # bytes; below it the calls cost as much as they save
 _PATIENCE = 0.1  # seconds
 _SHARE = 16  # a sixteenth of the memory is kept at most, where the variable does not say how much
 
@@ -44,7 +44,7 @@ def empty_like(x: Tensor) -> Tensor:
     ``torch.from_numpy`` returns, its storage cannot be resized.
     """
     size = x.nbytes
-    if size < _THRESHOLD or _is_filled() or not _is_dense(x):
+    if size < KEPT_FROM or _is_filled() or not _is_dense(x):
         return torch.empty_like(x)
     _limit()  # a wrong setting is told here, where an error is heard
     block = _kept.take(-(-size // _LARGE_PAGE) * _LARGE_PAGE)

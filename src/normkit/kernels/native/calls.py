@@ -76,7 +76,7 @@ def _configured() -> ModuleType | None:
     from .programs import plan_channels, plan_samples
 
     backwards = (_backwards["channels"], _backwards["samples"])
-    module.configure(plan_channels, plan_samples, *backwards, memory.empty_like, memory._THRESHOLD)
+    module.configure(plan_channels, plan_samples, *backwards, memory.empty_like, memory.KEPT_FROM)
     return module
 
 
