@@ -34,11 +34,6 @@ struct Cut {
 // The slope of an activation behind a sum is decided by the sign of the output, but for silu by the residual.
 inline bool keeps_output(int64_t activation) { return activation >= 1 && activation <= 3; }
 
-inline std::unordered_map<Key, std::unique_ptr<Cut>, Hash>& cuts() {
-  static std::unordered_map<Key, std::unique_ptr<Cut>, Hash> table;
-  return table;
-}
-
 inline PyObject* plan_in_python(const Cut& cut, bool backward) {
   Owned shape(shape_of(cut.key));
   PyObject* found = PyObject_CallFunction(
@@ -52,27 +47,24 @@ inline PyObject* plan_in_python(const Cut& cut, bool backward) {
 inline Cut* cut_for(const Tensor& x, bool last, int64_t activation, bool residual, bool training) {
   const int64_t kind = (((static_cast<int64_t>(x.scalar_type()) * 2 + last) * 8 + activation) * 2 + residual) * 2 + training;
   const Key key = key_of(x, kind);
-  auto found = cuts().find(key);
-  if (found != cuts().end()) return found->second.get();
-  if (cuts().size() >= MOST_CUTS) return nullptr;
-  auto cut = std::make_unique<Cut>();
-  cut->key = key;
-  cut->type = x.scalar_type();
-  cut->last = last;
-  cut->activation = activation;
-  cut->residual = residual;
-  cut->training = training;
-  cut->channels = x.size(1);
-  Owned planned(plan_in_python(*cut, false));
-  if (planned.object == Py_None) return nullptr;
-  PyObject* program;
-  long long width;
-  if (!PyArg_ParseTuple(planned.object, "O!L", &PyTuple_Type, &program, &width)) throw PythonError();
-  read_program(program, cut->forward);
-  cut->width = width;
-  // Another thread may have planned the same while Python's lock was given up.
-  auto [place, _] = cuts().try_emplace(key, std::move(cut));
-  return place->second.get();
+  return found_or_planned<Cut>(key, [&]() -> std::unique_ptr<Cut> {
+    auto cut = std::make_unique<Cut>();
+    cut->key = key;
+    cut->type = x.scalar_type();
+    cut->last = last;
+    cut->activation = activation;
+    cut->residual = residual;
+    cut->training = training;
+    cut->channels = x.size(1);
+    Owned planned(plan_in_python(*cut, false));
+    if (planned.object == Py_None) return nullptr;
+    PyObject* program;
+    long long width;
+    if (!PyArg_ParseTuple(planned.object, "O!L", &PyTuple_Type, &program, &width)) throw PythonError();
+    read_program(program, cut->forward);
+    cut->width = width;
+    return cut;
+  });
 }
 
 // Plan the backward where it has not been yet. Python's lock guards it.

@@ -182,4 +182,18 @@ inline bool has_shape(const Tensor& value, const Key& key, at::ScalarType type) 
   return true;
 }
 
+// The cut for a key, planned at the first call of its kind; null where `plan` gives none, or too many are kept.
+template <typename Cut, typename Plan>
+Cut* found_or_planned(const Key& key, Plan plan) {
+  static std::unordered_map<Key, std::unique_ptr<Cut>, Hash> table;
+  auto found = table.find(key);
+  if (found != table.end()) return found->second.get();
+  if (table.size() >= MOST_CUTS) return nullptr;
+  std::unique_ptr<Cut> cut = plan();
+  if (cut == nullptr) return nullptr;
+  // Another thread may have planned the same while Python's lock was given up.
+  auto [place, _] = table.try_emplace(key, std::move(cut));
+  return place->second.get();
+}
+
 }  // namespace normkit

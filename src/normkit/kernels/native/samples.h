@@ -37,11 +37,6 @@ struct Cut {
   int64_t activation = 0;
 };
 
-inline std::unordered_map<Key, std::unique_ptr<Cut>, Hash>& cuts() {
-  static std::unordered_map<Key, std::unique_ptr<Cut>, Hash> table;
-  return table;
-}
-
 inline PyObject* plan_in_python(const Cut& cut, int part) {
   Owned shape(shape_of(cut.key));
   PyObject* found = PyObject_CallFunction(
@@ -55,27 +50,25 @@ inline PyObject* plan_in_python(const Cut& cut, int part) {
 inline Cut* cut_for(const Tensor& x, bool last, bool trailing, int64_t groups, bool centred, int64_t activation) {
   const int64_t kind = (((static_cast<int64_t>(x.scalar_type()) * 2 + last) * 8 + activation) * 2 + centred) * 2 + trailing;
   const Key key = key_of(x, kind, groups);
-  auto found = cuts().find(key);
-  if (found != cuts().end()) return found->second.get();
-  if (cuts().size() >= MOST_CUTS) return nullptr;
-  auto cut = std::make_unique<Cut>();
-  cut->key = key;
-  cut->type = x.scalar_type();
-  cut->last = last;
-  cut->centred = centred;
-  cut->trailing = trailing;
-  cut->activation = activation;
-  Owned planned(plan_in_python(*cut, 0));
-  if (planned.object == Py_None) return nullptr;
-  PyObject* program;
-  long long rows, channels, work;
-  if (!PyArg_ParseTuple(planned.object, "O!LLL", &PyTuple_Type, &program, &rows, &channels, &work)) throw PythonError();
-  read_program(program, cut->forward);
-  cut->rows = rows;
-  cut->channels = channels;
-  cut->work = work;
-  auto [place, _] = cuts().try_emplace(key, std::move(cut));
-  return place->second.get();
+  return found_or_planned<Cut>(key, [&]() -> std::unique_ptr<Cut> {
+    auto cut = std::make_unique<Cut>();
+    cut->key = key;
+    cut->type = x.scalar_type();
+    cut->last = last;
+    cut->centred = centred;
+    cut->trailing = trailing;
+    cut->activation = activation;
+    Owned planned(plan_in_python(*cut, 0));
+    if (planned.object == Py_None) return nullptr;
+    PyObject* program;
+    long long rows, channels, work;
+    if (!PyArg_ParseTuple(planned.object, "O!LLL", &PyTuple_Type, &program, &rows, &channels, &work)) throw PythonError();
+    read_program(program, cut->forward);
+    cut->rows = rows;
+    cut->channels = channels;
+    cut->work = work;
+    return cut;
+  });
 }
 
 // Python's lock guards the planning.
