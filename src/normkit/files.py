@@ -24,9 +24,23 @@ def check_place(path: Path, *, force: bool = False, said: str = "") -> None:
         said: the option that names the path, for the message.
 
     Raises:
-        ArgumentError: the message says what stands there.
+        ArgumentError: the message says what stands there, or why the folder takes no file.
     """
     named = f"{said} {path}".strip()
+    _check_what_is_there(path, named, force)
+    folder = path.resolve().parent
+    try:
+        # Rights do not tell: root has all of them, and /proc or a disk mounted to be read takes no file from it.
+        handle, probe = tempfile.mkstemp(dir=folder, prefix=".normkit-")
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise ArgumentError(f"{named}: no file can be put into {folder}: {said}; give another folder") from error
+
+
+def _check_what_is_there(path: Path, named: str, force: bool) -> None:
+    """Refuse a path that is no place for a file."""
     if not path.parent.is_dir():
         raise ArgumentError(f"{named}: expected a file in a folder that exists; {path.parent} does not exist")
     if path.is_dir():
@@ -63,7 +77,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, force: bool
         ArgumentError: `check_place` refuses the path.
         OSError: the disk is full or may not be written, with the path; the old content stands.
     """
-    check_place(path, force=force)
+    _check_what_is_there(path, str(path), force)
     path = path.resolve()
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:64]}-", suffix=path.suffix)

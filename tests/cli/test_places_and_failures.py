@@ -103,6 +103,24 @@ def test_what_stands_in_the_way_is_told_before_the_work_and_left(app, normkit, m
     assert not list(app.glob(".a-*"))
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_takes_no_file_is_told_before_the_work(app, normkit, monkeypatch, command):
+    # root may write everywhere, and still /proc takes no file.
+    *words, _ = COMMANDS[command]
+    monkeypatch.setattr("normkit.cli.surgery.patient", None)
+    monkeypatch.setattr("normkit.cli.doctor.patient", None)
+    monkeypatch.setattr("normkit.cli.bench._run", None)
+    code, out, err = normkit(*words, "/proc/a.pt")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no file can be put into /proc" in err
+
+
+def test_a_name_of_two_lines_stays_on_one(app, normkit):
+    code, out, _ = normkit("convert", "failing_app:build", "--to", "normkit", "--out", "a\nb.pt")
+    assert code == 0
+    assert out.endswith("wrote a\\nb.pt\n")
+
+
 @pytest.mark.parametrize("kind", [*ALWAYS, "link into no folder", "link to itself"])
 def test_force_replaces_files_alone(tmp_path, kind):
     put(kind, tmp_path / "a.pt")

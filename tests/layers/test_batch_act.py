@@ -1,6 +1,7 @@
 """BatchNormAct: state, surgery by others, and when it runs fused or in parts."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -130,3 +131,20 @@ def test_requested_backend_that_cannot_serve_is_refused_with_the_reason(x):
 def test_unknown_activation_is_refused():
     with pytest.raises(ArgumentError, match=r"unknown activation 'gelu'; did you mean 'relu'. Known are: relu, relu6"):
         normkit.BatchNormAct2d(3, activation="gelu")
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (nn.ReLU(), "pass its name, 'relu'"),
+        (nn.LeakyReLU, "pass its name, 'leaky_relu'"),
+        (nn.functional.silu, "pass its name, 'silu'"),
+        (nn.Tanh(), "pass a name; known are: relu"),
+        (["relu"], "pass a name; known are: relu"),
+    ],
+)
+def test_an_activation_that_is_no_name_is_told_its_name(given, advice):
+    with pytest.raises(ArgumentError, match=re.escape(advice)):
+        normkit.BatchNormAct2d(3, activation=given)
+    with pytest.raises(ArgumentError, match=re.escape(advice)):
+        batch_norm(torch.randn(2, 3), None, None, training=True, activation=given)

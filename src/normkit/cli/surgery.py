@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..errors import ArgumentError
+from ..printable import printable
 from .examples import explained
 from .inputs import UNFIT, named_batches, patient
 from .terminal import echo
@@ -207,7 +208,7 @@ def _write_state(record: "Record[Any]", state: Any, out: Path, force: bool) -> N
     from ..anatomy.states import write_state
 
     write_state(out, state, force=force)
-    echo(f"{record}\nwrote {out}")
+    echo(f"{record}\nwrote {printable(str(out), keep='')}")
 
 
 def _write_program(record: "Record[Any]", example: Any, out: Path, force: bool) -> None:
@@ -217,4 +218,4 @@ def _write_program(record: "Record[Any]", example: Any, out: Path, force: bool) 
 
     write = write_onnx if out.suffix == ".onnx" else write_pt2
     write_atomically(out, lambda path: write(record.model, example, path), force=force)
-    echo(f"{record}\nwrote {out}")
+    echo(f"{record}\nwrote {printable(str(out), keep='')}")

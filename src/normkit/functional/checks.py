@@ -353,10 +353,16 @@ def check_activation(activation: object, caller: nn.Module | None) -> None:
     Raises:
         ArgumentError: an unknown activation.
     """
-    if activation is not None and activation not in ACTIVATIONS:
-        refuse(
-            ArgumentError, f"unknown activation {activation!r}; {alternatives(activation, ACTIVATIONS)}, None", caller
-        )
+    # Asked of text alone: another object may refuse to be hashed.
+    if activation is None or (isinstance(activation, str) and activation in ACTIVATIONS):
+        return
+    advice = f"{alternatives(activation, ACTIVATIONS)}, None"
+    if not isinstance(activation, str):
+        # "LeakyReLU" of torch.nn and "leaky_relu" of torch.nn.functional are one name without their underscores.
+        named = str(getattr(activation, "__name__", type(activation).__name__)).lower().replace("_", "")
+        meant = [name for name in ACTIVATIONS if name.replace("_", "") == named]
+        advice = f"pass its name, {meant[0]!r}" if meant else f"pass a name; {advice}"
+    refuse(ArgumentError, f"unknown activation {activation!r}; {advice}", caller)
 
 
 def check_fusion(x: Tensor, activation: str | None, residual: Tensor | None, caller: nn.Module | None) -> None:

@@ -124,6 +124,8 @@ def sync_batch_norm(
         return y
     exchange = exchange_of(process_group, timeout) if training else None
     if exchange is None:
+        if isinstance(input, Tensor) and input.dim() >= 2:
+            checks.check_channels(input, channels_of(input, running_mean, weight, bias, caller), caller)
         return batch_norm(
             input,
             running_mean,
