@@ -452,6 +452,7 @@ def test_what_must_see_every_operation_is_never_bypassed(name, paths):
     assert not paths.launched
 
 
+@uses_torchscript  # torch's forward mode scripts its own decompositions, once in a process
 @pytest.mark.parametrize("run", [dual_cotangent, batched_cotangents])
 def test_a_native_node_hands_odd_cotangents_to_python(run, paths):
     run()
