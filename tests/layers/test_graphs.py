@@ -200,17 +200,31 @@ def test_a_trace_of_equal_parts_takes_unequal_ones():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter to ONNX about its own parts
-# ONNX has no eigenvalues, of which whitening by the batch's own statistics takes the root.
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "whitening, untracked"])
-def test_evaluation_runs_in_onnxruntime(name):
+@pytest.mark.parametrize("dimensions", TAILS)
+def test_evaluation_runs_in_onnxruntime(dimensions):
+    """The layers side by side in one model: to begin an export takes longer than most of them."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    layer, inputs = build(name, False)
+    # ONNX has no eigenvalues, of which whitening by the batch's own statistics takes the root.
+    names = [name for name, (_, of) in LAYERS.items() if of == dimensions and name != "whitening, untracked"]
+    built = [build(name, False) for name in names]
+
+    class Together(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layer for layer, _ in built)
+
+        def forward(self, x):
+            return tuple(layer(x) for layer in self.layers)
+
+    x = built[0][1][0]
     batch = ({0: torch.export.Dim("batch", min=2)},)
-    program = torch.onnx.export(layer, (inputs[0],), dynamo=True, verbose=False, dynamic_shapes=batch)
+    model = Together().eval()
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=batch)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    for x in (inputs[0], inputs[0][:3] * 3):
-        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert_close(torch.from_numpy(y), layer(x).detach(), dtype=torch.float32)
+    for given in (x, x[:3] * 3):
+        found = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        for name, y, expected in zip(names, found, model(given), strict=True):
+            assert_close(torch.from_numpy(y), expected.detach(), dtype=torch.float32, what=name)
 
 
 def test_whitening_in_evaluation_is_as_exact_in_a_graph_for_others():
