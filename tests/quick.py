@@ -29,6 +29,8 @@ SLOW = {
     "tests/kernels/test_guard_pages.py::*": "kernels compiled again in processes of their own",
     "tests/kernels/test_native.py::*same_bits*": "every kernel compiled for every type",
     "tests/kernels/test_numba_samples.py::test_fused_activation*group*": "kernels compiled that no other test asks for",
+    "tests/kernels/test_processor.py::*True?": "kernels compiled again in processes of their own",
+    "tests/layers/test_graphs.py::*onnxruntime?[02]?": "an export of every layer; that in one dimension stays",
     "tests/differential/*": "many drawn inputs; `make fuzz` draws more",
     "tests/functional/test_matrix_root.py::*eighth*": "derivatives to the eighth order",
     "tests/lab/test_settings_file.py::*run_to_a_verdict*": "nets that are trained",
