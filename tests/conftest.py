@@ -1,9 +1,14 @@
 """What every test stands on: fixed seeds, and fresh memory full of NaN so that nothing unwritten passes as a result."""
 
+import os
 import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
+
+# Read as torch is loaded, here and in the processes of tests: a thread that waits sleeps. By default it turns round and
+# round, and where as many processes run tests as there are cores, each turns on another's core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest

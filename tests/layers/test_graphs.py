@@ -27,7 +27,8 @@ LAYERS = {
     "average of all": (lambda: normkit.BatchNorm2d(6, momentum=None), 2),
     "biased": (lambda: normkit.BatchNorm2d(6, unbiased=False), 2),
 }
-TAILS = {0: ((), (), ()), 1: ((5,), (7,), (4,)), 2: ((5, 7), (3, 4), (6, 5))}
+# In the first of the three no two sizes are equal: torch would take them for one, and compile again for the second.
+TAILS = {0: ((), (), ()), 1: ((5,), (7,), (4,)), 2: ((5, 9), (3, 4), (6, 5))}
 BEFORE = {0: lambda: nn.Linear(6, 6), 1: lambda: nn.Conv1d(6, 6, 2), 2: lambda: nn.Conv2d(6, 6, 2)}
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -109,6 +110,8 @@ def test_compiled_at_several_sizes_without_a_graph_break(name, training):
     layer, inputs = build(name, training)
     model = nn.Sequential(BEFORE[LAYERS[name][1]](), layer)
     twin = copy.deepcopy(model)
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for x in inputs:
         leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -119,6 +122,7 @@ def test_compiled_at_several_sizes_without_a_graph_break(name, training):
         assert y.stride() == expected.stride()
         for one, two in zip([y, *found], [expected, *wanted], strict=True):
             assert_close(one.detach(), two.detach(), dtype=torch.float32)
+    assert graphs["unique_graphs"] == 1, "compiled again for another size"
     assert_agree(layer, twin[1])
 
 
@@ -196,17 +200,31 @@ def test_a_trace_of_equal_parts_takes_unequal_ones():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter to ONNX about its own parts
-# ONNX has no eigenvalues, of which whitening by the batch's own statistics takes the root.
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "whitening, untracked"])
-def test_evaluation_runs_in_onnxruntime(name):
+@pytest.mark.parametrize("dimensions", TAILS)
+def test_evaluation_runs_in_onnxruntime(dimensions):
+    """The layers side by side in one model: to begin an export takes longer than most of them."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    layer, inputs = build(name, False)
+    # ONNX has no eigenvalues, of which whitening by the batch's own statistics takes the root.
+    names = [name for name, (_, of) in LAYERS.items() if of == dimensions and name != "whitening, untracked"]
+    built = [build(name, False) for name in names]
+
+    class Together(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layer for layer, _ in built)
+
+        def forward(self, x):
+            return tuple(layer(x) for layer in self.layers)
+
+    x = built[0][1][0]
     batch = ({0: torch.export.Dim("batch", min=2)},)
-    program = torch.onnx.export(layer, (inputs[0],), dynamo=True, verbose=False, dynamic_shapes=batch)
+    model = Together().eval()
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=batch)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    for x in (inputs[0], inputs[0][:3] * 3):
-        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert_close(torch.from_numpy(y), layer(x).detach(), dtype=torch.float32)
+    for given in (x, x[:3] * 3):
+        found = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        for name, y, expected in zip(names, found, model(given), strict=True):
+            assert_close(torch.from_numpy(y), expected.detach(), dtype=torch.float32, what=name)
 
 
 def test_whitening_in_evaluation_is_as_exact_in_a_graph_for_others():
