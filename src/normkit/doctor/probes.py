@@ -1,5 +1,6 @@
 """One pass over the batches that measures what every layer is given. The caller keeps the model's state."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ..anatomy import Call, iterate, run, sample_count
+from ..anatomy.batches import tensors
 from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
 
-__all__ = ["Domains", "Pass", "hooked_input", "measure", "set_mode", "trailing_runs", "wake"]
+__all__ = ["Domains", "Pass", "hooked_input", "measure", "set_mode", "trailing_runs", "unheard", "wake"]
 
 # Of one batch: a label for each sample, or one for all.
 Domains = Callable[[Any], Any]
@@ -83,6 +85,31 @@ def measure(
         raise ArgumentError("batches yielded nothing: give at least one batch, or leave batches away")
     seen.plan = _plan(batches, sizes, exhausted)
     return seen
+
+
+def unheard(
+    model: nn.Module, subjects: Sequence[Subject], reached: Mapping[str, Measured], batch: Any, call: Call | None
+) -> frozenset[str]:
+    """Name the layers that no batch reached and on whose statistics nothing depends; the caller keeps the model.
+
+    A layer may be read past its call. So the statistics of all that were not reached are made NaN, and what then still
+    gives the same outputs does not use them.
+    """
+    missed = [
+        subject for subject in subjects if subject.name not in reached and subject.layer is not None and subject.tracks
+    ]
+    if not missed:
+        return frozenset()
+    set_mode(model, training=False)
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in tensors(run(model, batch, call))]
+        for subject in missed:
+            assert subject.layer is not None
+            assert subject.layer.mean is not None
+            subject.layer.mean.fill_(math.nan)
+        after = list(tensors(run(model, batch, call)))
+    same = bool(before) and all(torch.equal(first, second) for first, second in zip(before, after, strict=False))
+    return frozenset(subject.name for subject in missed) if same and len(before) == len(after) else frozenset()
 
 
 def set_mode(model: nn.Module, *, training: bool) -> None:
