@@ -40,6 +40,25 @@ def test_standard_errors_are_those_of_sample_means_where_positions_are_correlate
     assert float(moments.mean_error[0]) == pytest.approx(float(expected), rel=1e-2)
 
 
+def test_patches_of_one_sample_are_no_samples_of_their_own():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            return self.norm(x.flatten(0, 1)).view_as(x)
+
+    norm = nn.BatchNorm1d(3).eval()
+    norm.running_var.fill_(1.01)  # no longer as built
+
+    torch.manual_seed(0)
+    # 12 samples of 50 patches that are nearly equal: 12 independent values and not 600, off by chance.
+    values = torch.randn(12, 1, 3) + 0.6 + 0.01 * torch.randn(12, 50, 3)
+    assert normkit.diagnose(norm, values.flatten(0, 1)).of("drift")
+    assert not normkit.diagnose(Patches().eval(), values).of("drift")
+
+
 def test_moments_of_parts_pool_to_the_moments_of_all():
     first, whole = PooledMoments(), PooledMoments()
     second = PooledMoments(first)

@@ -73,13 +73,14 @@ def measure(
                 exhausted = False
                 break
             seen.example = batch if seen.example is None else seen.example
-            labels = None if domains is None else _labels(domains(batch), sample_count(batch))
-            with _listening(model, subjects, live, seen.measured, dropout=False, labels=labels):
+            count = sample_count(batch)
+            labels = None if domains is None else _labels(domains(batch), count)
+            with _listening(model, subjects, live, seen.measured, count, dropout=False, labels=labels):
                 run(model, batch, call)
             if dropouts:
-                with _listening(model, subjects, live, seen.measured, dropout=True), _in_training(dropouts):
+                with _listening(model, subjects, live, seen.measured, count, dropout=True), _in_training(dropouts):
                     run(model, batch, call)
-            sizes.append(sample_count(batch) or _first_size(seen.measured))
+            sizes.append(count or _first_size(seen.measured))
             seen.samples += sizes[-1]
     if not sizes:
         raise ArgumentError("batches yielded nothing: give at least one batch, or leave batches away")
@@ -140,6 +141,7 @@ def _listening(
     subjects: Sequence[Subject],
     live: frozenset[str],
     measured: dict[str, Measured],
+    count: int,
     *,
     dropout: bool,
     labels: list[str] | None = None,
@@ -162,10 +164,10 @@ def _listening(
             entry = measured.setdefault(subject.name, Measured())
             if dropout:
                 entry.with_dropout = PooledMoments() if entry.with_dropout is None else entry.with_dropout
-                entry.with_dropout.add(_without_padding(subject, given, args, kwargs))
+                entry.with_dropout.add(_by_sample(_without_padding(subject, given, args, kwargs), count))
             else:
                 masked = _without_padding(subject, given, args, kwargs)
-                _record(entry, subject, given, masked, index)
+                _record(entry, subject, given, masked, index, count)
                 _record_domains(entry, subject, given, labels)
 
         handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
@@ -195,15 +197,23 @@ def _without_padding(subject: Subject, given: Tensor, args: tuple[Any, ...], kwa
     return given.movedim(1, -1)[mask] if subject.kind == "masked" and isinstance(mask, Tensor) else given
 
 
-def _record(entry: Measured, subject: Subject, given: Tensor, data: Tensor, index: int) -> None:
-    samples, values = given.shape[0], given.numel() // max(given.shape[1], 1)
-    entry.sizes.append((samples, values))
+def _by_sample(data: Tensor, count: int) -> Tensor:
+    """Put the rows that one sample became, its patches or frames, back together: they are alike."""
+    rows = len(data)
+    if not count or rows == count or rows % count:
+        return data
+    return data.unflatten(0, (count, -1)).movedim(1, -1).flatten(2)
+
+
+def _record(entry: Measured, subject: Subject, given: Tensor, data: Tensor, index: int, count: int) -> None:
+    values = given.numel() // max(given.shape[1], 1)
+    entry.sizes.append((len(_by_sample(given, count)), values))
     entry.dtypes.add(given.dtype)
     if not subject.is_batch or not given.is_floating_point():
         return
     while len(entry.calls) <= index:
         entry.calls.append(PooledMoments(entry.calls[0] if entry.calls else None))
-    entry.calls[index].add(data)
+    entry.calls[index].add(_by_sample(data, count))
     if given.dim() == 3 and data is given:
         _record_padding(entry, given)
 
