@@ -202,7 +202,8 @@ def _by_sample(data: Tensor, count: int) -> Tensor:
     rows = len(data)
     if not count or rows == count or rows % count:
         return data
-    return data.unflatten(0, (count, -1)).movedim(1, -1).flatten(2)
+    together: Tensor = data.unflatten(0, (count, -1)).movedim(1, -1).flatten(2)
+    return together
 
 
 def _record(entry: Measured, subject: Subject, given: Tensor, data: Tensor, index: int, count: int) -> None:
