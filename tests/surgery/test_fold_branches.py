@@ -265,13 +265,43 @@ def test_where_keeps_a_norm_out_of_the_sum():
         assert_close(record.model(EXAMPLE), model(EXAMPLE), dtype=torch.float32)
 
 
-def test_norm_behind_a_sum_is_folded_by_a_second_fold():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_behind_a_sum_goes_into_the_one_convolution(dtype):
     model = given(RepVGG())
     model[1].act = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU())
-    randomize(model).eval()
-    first = normkit.fold(model, EXAMPLE)
-    assert list(first.refused) == ["1.act.0"]
-    second = normkit.fold(first.model, EXAMPLE)
-    assert second.into == {"1.act.0": "1.large.0"}
+    randomize(model).eval().to(dtype)
+    example = EXAMPLE.to(dtype)
+    record = normkit.fold(model, example)
+    assert not record.refused
+    assert record.into["1.act.0"] == "1.large.0"
+    assert record.known_from["1.act.0"] == ""
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in record.model.modules())
+    assert record.verdict.exact < 1e-12
     with torch.no_grad():
-        assert_close(second.model(EXAMPLE), model(EXAMPLE), dtype=torch.float32)
+        assert_close(record.model(example), model(example), dtype=dtype)
+
+
+def test_norm_before_a_sum_goes_into_the_one_convolution():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6), RepVGG())
+    randomize(model)
+    with torch.no_grad():
+        model[2].running_mean.zero_()  # no shift, of which zero padding would see nothing
+        model[2].bias.zero_()
+    record = normkit.fold(model.eval(), EXAMPLE)
+    assert not record.refused
+    assert record.into["2"] == "3.large.0"
+    with torch.no_grad():
+        assert_close(record.model(EXAMPLE), model(EXAMPLE), dtype=torch.float32)
+
+
+def test_norm_that_others_read_stays_behind_a_sum():
+    class Read(RepVGG):
+        def forward(self, x):
+            y = self.large(x) + self.small(x)
+            return self.act(self.identity(y) + y)
+
+    model = given(Read())
+    record = normkit.fold(model, EXAMPLE)
+    assert "has 2 consumers" in record.refused["1.identity"]
+    with torch.no_grad():
+        assert_close(record.model(EXAMPLE), model(EXAMPLE), dtype=torch.float32)

@@ -133,6 +133,20 @@ def test_output_that_proves_nothing_is_refused():
         Judge(nn.Sequential(Detector()), EXAMPLE, call=lambda model, batch: "text")
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((8, 1, 128, 128), "twice the size"),  # makes 2^19 of 2^17 elements
+        ((9, 1, 128, 128), "half the size"),
+        ((2, 1, 32, 32, 32), "twice the size"),  # makes 2^19 of 2^16
+        ((4, 1, 32, 32, 32), "half the size"),
+        ((2, 1, 2**17), "twice the size"),
+    ],
+)
+def test_example_that_doubling_would_make_large_is_halved(shape, words):
+    assert Judge(nn.ReLU(), torch.randn(shape)).words == f"verified on the example and on {words}"
+
+
 def test_sizes_are_the_models_to_take():
     assert Judge(small(), EXAMPLE).words == "verified on the example and on twice the size"
     two = Judge(small(), EXAMPLE, sizes=2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,9 +12,23 @@ from .measurements import BatchPlan, Company, Lengthened, Measured
 from .ranks import RankState
 from .subjects import Subject
 
-__all__ = ["Check", "Examination", "Needs"]
+__all__ = ["Beside", "Check", "Examination", "Needs"]
 
 Needs = Literal["state", "model", "batches", "ranks"]
+
+
+class Beside(NamedTuple):
+    """What stands beside a layer.
+
+    Attributes:
+        neighbour: the layer that could absorb it.
+        reason: what is against that, or None.
+        before: the convolution or linear layer that gives it its input.
+    """
+
+    neighbour: str
+    reason: str | None
+    before: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +49,9 @@ class Examination:
         resting: of layers in training, the outermost container around each that is in evaluation mode.
         rectified: names of the layers whose output goes straight into an activation that is zero below zero.
         learning_before: names of the layers before which parameters learn.
+        unheard: names of the layers that no batch reaches and on whose statistics no output depends.
         weighted_before: names of the layers before which there are parameters at all, learning or not.
-        pairs: layers with the neighbour before them and what is against folding; None for a model without a trace.
+        pairs: layers with the neighbours that could absorb them; None for a model without a trace.
         ranks: what every process holds, where they were compared.
     """
 
@@ -53,8 +68,9 @@ class Examination:
     resting: Mapping[str, str] = field(default_factory=dict)
     rectified: frozenset[str] = frozenset()
     learning_before: frozenset[str] = frozenset()
+    unheard: frozenset[str] = frozenset()
     weighted_before: frozenset[str] = frozenset()
-    pairs: Mapping[str, tuple[str, str | None]] | None = None
+    pairs: Mapping[str, Beside] | None = None
     ranks: tuple[RankState, ...] = ()
 
     def subject(self, name: str) -> Subject:

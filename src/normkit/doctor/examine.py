@@ -21,7 +21,7 @@ from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
 from .join import join_findings
 from .lengthen import lengthen
 from .measurements import Measured
-from .probes import Domains, measure, set_mode
+from .probes import Domains, measure, set_mode, unheard
 from .ranks import RankState, gather_ranks
 from .rectified import rectified_by_structure, rectified_in_use
 from .structure import in_order, learning_before, listed, resting, weighted_before
@@ -149,6 +149,9 @@ def _examine(
     with preserved(model):
         watched = rectified_in_use(model, subjects, seen.example, call)
         examination = replace(examination, rectified=examination.rectified | watched)
+    with preserved(model):
+        silent = unheard(model, subjects, seen.measured, seen.example, call)
+        examination = replace(examination, unheard=silent)
     notes += _notes(subjects, seen.measured)
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
     drifts = [drift_of(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
@@ -232,7 +235,7 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
         numbers["z"] = percentile(drift.z)
         numbers["log2_ratio"] = percentile(drift.log_ratio.abs())
     if examination.pairs is not None and subject.name in examination.pairs:
-        neighbour, reason = examination.pairs[subject.name]
+        neighbour, reason, _ = examination.pairs[subject.name]
         numbers["folds"] = f"into {neighbour}" if reason is None else "no"
     if absorbed:
         numbers["statistics"] = "in weight and bias"

@@ -1,5 +1,6 @@
 """One pass over the batches that measures what every layer is given. The caller keeps the model's state."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ..anatomy import Call, iterate, run, sample_count
+from ..anatomy.batches import tensors
 from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
 
-__all__ = ["Domains", "Pass", "hooked_input", "measure", "set_mode", "trailing_runs", "wake"]
+__all__ = ["Domains", "Pass", "hooked_input", "measure", "set_mode", "trailing_runs", "unheard", "wake"]
 
 # Of one batch: a label for each sample, or one for all.
 Domains = Callable[[Any], Any]
@@ -71,18 +73,44 @@ def measure(
                 exhausted = False
                 break
             seen.example = batch if seen.example is None else seen.example
-            labels = None if domains is None else _labels(domains(batch), sample_count(batch))
-            with _listening(model, subjects, live, seen.measured, dropout=False, labels=labels):
+            count = sample_count(batch)
+            labels = None if domains is None else _labels(domains(batch), count)
+            with _listening(model, subjects, live, seen.measured, count, dropout=False, labels=labels):
                 run(model, batch, call)
             if dropouts:
-                with _listening(model, subjects, live, seen.measured, dropout=True), _in_training(dropouts):
+                with _listening(model, subjects, live, seen.measured, count, dropout=True), _in_training(dropouts):
                     run(model, batch, call)
-            sizes.append(sample_count(batch) or _first_size(seen.measured))
+            sizes.append(count or _first_size(seen.measured))
             seen.samples += sizes[-1]
     if not sizes:
         raise ArgumentError("batches yielded nothing: give at least one batch, or leave batches away")
     seen.plan = _plan(batches, sizes, exhausted)
     return seen
+
+
+def unheard(
+    model: nn.Module, subjects: Sequence[Subject], reached: Mapping[str, Measured], batch: Any, call: Call | None
+) -> frozenset[str]:
+    """Name the layers that no batch reached and on whose statistics nothing depends; the caller keeps the model.
+
+    A layer may be read past its call. So the statistics of all that were not reached are made NaN, and what then still
+    gives the same outputs does not use them.
+    """
+    missed = [
+        subject for subject in subjects if subject.name not in reached and subject.layer is not None and subject.tracks
+    ]
+    if not missed:
+        return frozenset()
+    set_mode(model, training=False)
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in tensors(run(model, batch, call))]
+        for subject in missed:
+            assert subject.layer is not None
+            assert subject.layer.mean is not None
+            subject.layer.mean.fill_(math.nan)
+        after = list(tensors(run(model, batch, call)))
+    same = bool(before) and all(torch.equal(first, second) for first, second in zip(before, after, strict=False))
+    return frozenset(subject.name for subject in missed) if same and len(before) == len(after) else frozenset()
 
 
 def set_mode(model: nn.Module, *, training: bool) -> None:
@@ -113,6 +141,7 @@ def _listening(
     subjects: Sequence[Subject],
     live: frozenset[str],
     measured: dict[str, Measured],
+    count: int,
     *,
     dropout: bool,
     labels: list[str] | None = None,
@@ -135,10 +164,10 @@ def _listening(
             entry = measured.setdefault(subject.name, Measured())
             if dropout:
                 entry.with_dropout = PooledMoments() if entry.with_dropout is None else entry.with_dropout
-                entry.with_dropout.add(_without_padding(subject, given, args, kwargs))
+                entry.with_dropout.add(_by_sample(_without_padding(subject, given, args, kwargs), count))
             else:
                 masked = _without_padding(subject, given, args, kwargs)
-                _record(entry, subject, given, masked, index)
+                _record(entry, subject, given, masked, index, count)
                 _record_domains(entry, subject, given, labels)
 
         handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
@@ -168,15 +197,24 @@ def _without_padding(subject: Subject, given: Tensor, args: tuple[Any, ...], kwa
     return given.movedim(1, -1)[mask] if subject.kind == "masked" and isinstance(mask, Tensor) else given
 
 
-def _record(entry: Measured, subject: Subject, given: Tensor, data: Tensor, index: int) -> None:
-    samples, values = given.shape[0], given.numel() // max(given.shape[1], 1)
-    entry.sizes.append((samples, values))
+def _by_sample(data: Tensor, count: int) -> Tensor:
+    """Put the rows that one sample became, its patches or frames, back together: they are alike."""
+    rows = len(data)
+    if not count or rows == count or rows % count:
+        return data
+    together: Tensor = data.unflatten(0, (count, -1)).movedim(1, -1).flatten(2)
+    return together
+
+
+def _record(entry: Measured, subject: Subject, given: Tensor, data: Tensor, index: int, count: int) -> None:
+    values = given.numel() // max(given.shape[1], 1)
+    entry.sizes.append((len(_by_sample(given, count)), values))
     entry.dtypes.add(given.dtype)
     if not subject.is_batch or not given.is_floating_point():
         return
     while len(entry.calls) <= index:
         entry.calls.append(PooledMoments(entry.calls[0] if entry.calls else None))
-    entry.calls[index].add(data)
+    entry.calls[index].add(_by_sample(data, count))
     if given.dim() == 3 and data is given:
         _record_padding(entry, given)
 

@@ -57,12 +57,12 @@ def fold(
     traced code: of the whole where that can be traced, else block by block. A norm reaches its neighbour through
     dropout in evaluation, flattening, average pooling, resizing and permuting. What cannot be folded exactly is left as
     it is, with the reason: a layer whose output goes elsewhere too or that is called elsewhere, a norm in training
-    mode, hooks, shared or computed weights, something else between the two, and zero padding after a norm whose shift
-    is not zero.
+    mode, hooks, shared or computed weights, something else between the two, and zero padding after a norm of whose
+    shift the taps at the border would make something.
 
     Then branches that read one input and are summed, as RepVGG's and MobileOne's, become one convolution: convolutions
     whose kernels lie on each other, and norms or nothing at all beside them. The block that sums them gets a forward
-    written anew. A norm behind such a sum is folded where the result is given to ``fold`` once more.
+    written anew. A norm beside such a sum is then folded into that convolution.
 
     The weights are computed in float64 and rounded once. The folded model is compared with the given one on the
     example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
@@ -114,7 +114,7 @@ def fold(
         folded, verdict = folder.fold()
         refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
         assert verdict is not None
-        folded, verdict = folder.merge(folded, verdict)
+        folded, verdict = folder.behind(*folder.merge(folded, verdict))
     into = {pair.norm: pair.neighbour for pair in folded.pairs}
     known_from = {pair.norm: pair.known_from for pair in folded.pairs}
     for merge in folded.merges:

@@ -43,8 +43,10 @@ class Folded:
 class Folder:
     """Folds one model as far as the judge allows."""
 
-    def __init__(self, model: nn.Module, layers: list[NormLayer], finder: Finder, judge: Judge) -> None:
-        self.model, self.finder, self.judge = model, finder, judge
+    def __init__(
+        self, model: nn.Module, layers: list[NormLayer], finder: Finder, judge: Judge, begun: "Folded | None" = None
+    ) -> None:
+        self.model, self.finder, self.judge, self.begun = model, finder, judge, begun
         self.layers = {layer.path: layer for layer in layers}
         self.excluded: dict[tuple[str, str], str] = {}
 
@@ -79,6 +81,9 @@ class Folder:
         # Of several norms in one layer, the last one behind it has the place where all of them are done.
         sites = {pair.neighbour: pair.neighbour for pair in folded.pairs if not pair.norm_is_after}
         sites |= {pair.neighbour: pair.norm for pair in folded.pairs if pair.norm_is_after}
+        for merge in () if self.begun is None else self.begun.merges:
+            if sites.get(merge.into) == merge.into:
+                del sites[merge.into]  # it gives the sum, and gave one branch
         return self.judge(folded.model, folded.exact, list(sites.values()))
 
     def merge(self, folded: Folded, verdict: Verdict) -> tuple[Folded, Verdict]:
@@ -102,12 +107,29 @@ class Folder:
         left = {path: reason for path, reason in folded.refused.items() if path not in taken}
         return Folded(work, exact, folded.pairs, left, merges), merged
 
+    def behind(self, folded: Folded, verdict: Verdict) -> tuple[Folded, Verdict]:
+        """Fold norms beside sums that became one convolution, of which nothing could be said before."""
+        left = [layer for layer in norm_layers(folded.model) if layer.path in folded.refused]
+        if not folded.merges or not left:
+            return folded, verdict
+        finder = Finder(folded.model, norm_layers(folded.model), self.judge.examples[0], self.judge.call)
+        finder.see(self.judge.examples[1:])
+        try:
+            more, found = Folder(folded.model, left, finder, self.judge, begun=folded).fold()
+        except SurgeryError:
+            return folded, verdict
+        if found is None:
+            return folded, verdict
+        done = {pair.norm for pair in more.pairs}
+        refused = {path: reason for path, reason in folded.refused.items() if path not in done}
+        return Folded(more.model, more.exact, [*folded.pairs, *more.pairs], refused, folded.merges), found
+
     def build(self, wanted: set[str]) -> Folded:
         """Fold these norms in a copy. A pair whose result does not fit is excluded, and all is begun anew."""
         while True:
             pairs, refused = self.finder.find(wanted, self.excluded)
             work = copied(self.model)
-            exact = copied(self.model).double() if self.judge.runs_in_float64 else None
+            exact = self._exactly()
             try:
                 for pair in pairs:
                     self._apply(work, exact, pair)
@@ -115,6 +137,12 @@ class Folder:
                 self.excluded[misfit.pair.norm, misfit.pair.neighbour] = str(misfit)
                 continue
             return Folded(work, exact, pairs, refused)
+
+    def _exactly(self) -> nn.Module | None:
+        """Return a copy in float64; of a model that was folded before the one that was not rounded."""
+        if self.begun is not None and self.begun.exact is not None:
+            return copied(self.begun.exact)
+        return copied(self.model).double() if self.judge.runs_in_float64 else None
 
     def _apply(self, work: nn.Module, exact: nn.Module | None, pair: Pair) -> None:
         """Fold one pair, and put what the norm has behind it, or an Identity, in its place under all its names."""

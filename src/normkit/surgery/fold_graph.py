@@ -177,7 +177,7 @@ class Finder:
             if isinstance(found_way, str):
                 return f"{path} ({type(module).__name__}) has a forward of its own: {found_way}"
             way = found_way
-        elif not after and spread.shift.any() and not _sees_all_taps(module):
+        elif not after and spread.shift.any() and not _is_one_bias(module, spread.shift):
             return (
                 f"{path} pads with zeros, which the norm's shift does not reach, "
                 "so that border and interior would need different biases"
@@ -339,10 +339,11 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first, second)
 
 
-def _sees_all_taps(module: nn.Module) -> bool:
-    """Say whether every output position sees data under every tap of the kernel.
+def _is_one_bias(module: nn.Module, shift: Tensor) -> bool:
+    """Say whether a shift of a layer's inputs adds the same to its output at every position.
 
-    Padding by reflection, replication or wrapping repeats data, which the norm has shifted.
+    Padding by reflection, replication or wrapping repeats data, which the norm has shifted. Zeros are not shifted: what
+    the taps that can lie on them make of the shift has to be nothing.
     """
     if isinstance(module, nn.Linear):
         return True
@@ -350,6 +351,17 @@ def _sees_all_taps(module: nn.Module) -> bool:
         return False
     if module.padding_mode != "zeros" or module.padding == "valid":
         return True
-    if isinstance(module.padding, str):
-        return all(size == 1 for size in module.kernel_size)
-    return not any(module.padding)
+    weight = module.weight.detach().double()
+    shifts = shift.to(weight).view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1)
+    taps = (weight.flatten(2) * shifts.reshape(*weight.shape[:2], 1)).sum(1)  # (C_out, taps)
+    always = torch.ones(weight.shape[2:], dtype=torch.bool, device=weight.device)
+    for axis, (size, step) in enumerate(zip(module.kernel_size, module.dilation, strict=True)):
+        reach = step * (size - 1)
+        if isinstance(module.padding, str):
+            left, right = reach // 2, reach - reach // 2
+        else:
+            left = right = module.padding[axis]
+        places = torch.arange(size, device=weight.device) * step
+        on_data = (places >= left) & (places <= reach - right)
+        always &= on_data.view(-1, *(1 for _ in range(always.ndim - axis - 1)))
+    return not bool(taps[:, ~always.flatten()].any())

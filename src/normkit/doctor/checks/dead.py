@@ -8,7 +8,7 @@ layer does what it did in training, and the doctor says so without alarm.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
@@ -39,7 +39,7 @@ def dead_channel(examination: Examination) -> Iterator[Finding]:
         variance = variance.double()
         # What has no weight is multiplied by nothing.
         heard = torch.ones_like(variance, dtype=torch.bool) if subject.weight is None else subject.weight != 0
-        small, outliers = (variance < EPS_FELT * subject.eps) & heard, _outliers(subject, variance)
+        small, outliers = (variance < EPS_FELT * subject.eps) & heard, _outliers(examination, subject, variance)
         dead = _dead(variance, subject.eps) & heard
         # Raw data in small units: no filter before the layer can make them larger.
         raw = examination.model is not None and subject.name not in examination.weighted_before
@@ -130,12 +130,36 @@ def _has_bad_variance(variance: Tensor) -> bool:
     return not variance.numel() or not bool(torch.isfinite(variance).all()) or bool((variance < 0).any())
 
 
-def _outliers(subject: Subject, variance: Tensor) -> Tensor:
-    """Mark the channels whose scale is a hundred times the median: those ruin quantization per tensor."""
+def _outliers(examination: Examination, subject: Subject, variance: Tensor) -> Tensor:
+    """Mark the channels whose scale is a hundred times the median: those ruin quantization per tensor.
+
+    Where the layer before is known it is the scale times that layer's filter, as folding makes it: a small filter has a
+    small variance, and the large scale only makes up for it.
+    """
     weight = torch.ones_like(variance) if subject.weight is None else subject.weight.double().abs()
     scale = weight / (variance + subject.eps).sqrt()
+    filters = _filters_before(examination, subject)
+    if filters is not None and len(filters) == len(scale):
+        scale = scale * filters.to(scale)
     median = scale.median()
     return scale > SCALE_OUTLIER * median if median > 0 else torch.zeros_like(scale, dtype=torch.bool)
+
+
+def _filters_before(examination: Examination, subject: Subject) -> Tensor | None:
+    """Return the largest weight of each filter of the layer before, ``(C,)``; None where it is not known."""
+    beside = (examination.pairs or {}).get(subject.name)
+    if examination.model is None or beside is None:
+        return None
+    before = examination.model.get_submodule(beside.before)
+    weight = getattr(before, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.numel() or not bool(torch.isfinite(weight).all()):
+        return None
+    size = weight.detach().double().abs()
+    if not isinstance(before, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return size.flatten(1).amax(1)
+    # (inputs, outputs / groups, *kernel): the outputs of a group follow each other.
+    parts = size.flatten(2).amax(2).view(before.groups, -1, size.shape[1])
+    return parts.amax(1).flatten()
 
 
 def _dead_finding(
@@ -187,8 +211,8 @@ def _dead_finding(
 
 def _silence(examination: Examination, subject: Subject, dead: Tensor) -> str:
     """Return the call that makes constants of dead channels: folding, where the layer has a neighbour to fold into."""
-    _, reason = (examination.pairs or {}).get(subject.name, ("", "no neighbour"))
-    if reason is None or subject.weight is None:
+    beside = (examination.pairs or {}).get(subject.name)
+    if (beside is not None and beside.reason is None) or subject.weight is None:
         return "model = normkit.fold(model, example).model"
     channels = torch.nonzero(dead).reshape(-1).tolist()
     return (

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..examination import Check, Examination
+from ..examination import Beside, Check, Examination
 from ..findings import Finding
 from ..subjects import Subject
 
@@ -19,12 +19,11 @@ _UNTRACEABLE = (
 )  # fmt: skip
 
 
-def pair_up(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, tuple[str, str | None]] | None:
+def pair_up(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, Beside] | None:
     """Pair every batch normalization with the convolution or linear layer before it.
 
     Returns:
-        By layer, the name of the neighbour and the reason against folding into it, or None where nothing is against
-        it; None as a whole where the model cannot be traced.
+        By layer what stands beside it; None as a whole where the model cannot be traced.
     """
     by_id = {id(subject.layer.module): subject for subject in subjects if subject.layer is not None}
     tracer = _Tracer(frozenset(by_id))
@@ -35,7 +34,7 @@ def pair_up(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, tuple[st
     modules = dict(model.named_modules())
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     calls = Counter(id(modules[str(node.target)]) for node in nodes)
-    pairs: dict[str, tuple[str, str | None]] = {}
+    pairs: dict[str, Beside] = {}
     for node in nodes:
         subject = by_id.get(id(modules[str(node.target)]))
         before = node.args[0] if node.args else None
@@ -45,7 +44,8 @@ def pair_up(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, tuple[st
         if subject.is_batch and isinstance(neighbour, _ConvNd | nn.Linear):
             reason = _reason_against(subject, neighbour, before, calls)
             behind = _behind(node, modules, calls) if reason is not None and subject.tracks else None
-            pairs[subject.name] = (str(before.target), reason) if behind is None else (behind, None)
+            name = str(before.target)
+            pairs[subject.name] = Beside(name, reason, name) if behind is None else Beside(behind, None, name)
     return pairs
 
 
@@ -92,7 +92,7 @@ def fold_ready(examination: Examination) -> Iterator[Finding]:
     """Find graphs captured in training, and pairs that cannot be folded, each with the reason."""
     if isinstance(examination.model, fx.GraphModule):
         yield from _captured_in_training(examination.model)
-    for name, (neighbour, reason) in (examination.pairs or {}).items():
+    for name, (neighbour, reason, _) in (examination.pairs or {}).items():
         if reason is not None:
             yield Finding(
                 check="fold-ready",

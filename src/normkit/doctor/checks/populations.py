@@ -1,6 +1,7 @@
 """Checks of the statistics against the data: are they those of what the layer really sees?"""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,17 +64,22 @@ class Drift:
 
 
 def compare(mean: Tensor, var: Tensor, population: PooledMoments, eps: float) -> Drift:
-    """Compare moments with measured ones, per channel."""
+    """Compare moments with measured ones, per channel.
+
+    Variances are compared in their logarithm, in which one that is eight times too small is as far off as one that is
+    eight times too large, and no further than it can be: the difference itself is never more than the whole variance.
+    """
     mean, var = mean.to(population.mean), var.to(population.var)
-    distance, excess = (mean - population.mean).abs(), (var - population.var).abs()
+    distance = (mean - population.mean).abs()
     z = distance / (population.var + eps).sqrt()
     log_ratio = torch.log2((var + eps) / (population.var + eps))
+    log_error = population.var_error / ((population.var + eps) * math.log(2))
     zero = torch.zeros_like(z)
     return Drift(
         z=z,
         log_ratio=log_ratio,
         certain_z=torch.where(distance > DRIFT_STANDARD_ERRORS * population.mean_error, z, zero),
-        certain_log_ratio=torch.where(excess > DRIFT_STANDARD_ERRORS * population.var_error, log_ratio, zero),
+        certain_log_ratio=torch.where(log_ratio.abs() > DRIFT_STANDARD_ERRORS * log_error, log_ratio, zero),
     )
 
 
@@ -145,7 +151,7 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
     }
     shift = dropout_shift(measured, subject.eps)
     if shift is not None:
-        evidence["dropout_log2_ratio_99th_percentile"] = shift
+        evidence["dropout_log2_ratio"] = shift
     return Finding(
         check="drift",
         layer=subject.name,
@@ -201,11 +207,19 @@ def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> 
 
 
 def dropout_shift(measured: Measured, eps: float) -> float | None:
-    """Return the 99th percentile of the log ratio of variances with dropout on and off, where dropout was measured."""
+    """Return the log ratio of variances with dropout on and off, where dropout was measured.
+
+    It is the median's, which many channels tell together, or the 99th percentile's of those that tell it alone: where
+    few samples were measured, the most extreme of many channels is so by chance.
+    """
     with_dropout = measured.with_dropout
     if with_dropout is None or not with_dropout or not measured.pooled:
         return None
-    return percentile(torch.log2((with_dropout.var + eps) / (measured.pooled.var + eps)).abs())
+    off = measured.pooled
+    found = compare(with_dropout.mean, with_dropout.var, off, eps)
+    back = compare(off.mean, off.var, with_dropout, eps)
+    certain = torch.minimum(found.certain_log_ratio.abs(), back.certain_log_ratio.abs())
+    return max(float(found.log_ratio.median().abs()), percentile(certain))
 
 
 def mixed_populations(examination: Examination) -> Iterator[Finding]:

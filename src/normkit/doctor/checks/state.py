@@ -92,15 +92,18 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
         if is_absorbed(subject, measured):
             yield _absorbed_finding(subject)
             continue
+        unused = subject.name in examination.unheard
         untold = trained and not (measured is not None and measured.pooled)
         yield Finding(
             check="never-updated",
             layer=subject.name,
-            severity="error",
+            severity="info" if unused else "error",
             summary="the running statistics are those of construction, mean 0 and variance 1: "
-            "in evaluation the layer normalizes nothing",
+            + ("no output of the model depends on them" if unused else "in evaluation the layer normalizes nothing"),
             evidence={"updates": subject.updates, "affine_trained": trained, "training": subject.training},
-            causes=(
+            causes=("the batches given here do not reach the layer, and nothing else reads it",)
+            if unused
+            else (
                 "parameters were copied or averaged without the buffers (a mean teacher, SWA, federated averaging)",
                 "a file of weights without the running statistics, loaded with strict=False",
                 "the layer was frozen before it had seen data or weights",

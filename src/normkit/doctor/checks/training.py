@@ -151,7 +151,7 @@ def _dropout(examination: Examination) -> Iterator[Finding]:
             # Statistics measured with dropout off are those that evaluation meets, and then nothing is wrong.
             severity="warning" if carried else "info",
             summary=f"dropout before the layer makes its variance {2**shift:.2g} times as large in training",
-            evidence={"log2_ratio_99th_percentile": shift},
+            evidence={"log2_ratio": shift},
             causes=("dropout stands before batch normalization: its noise is learnt as variance",),
             remedy=f"{subject.recalibration}  # or move dropout behind the last batch normalization",
         )
