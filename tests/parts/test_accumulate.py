@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import ArgumentError, ShapeError
+from normkit.parts.turns import in_threads
 from tolerances import RELATIVE, assert_close
 
 from .networks import NETWORKS, Fused, Recomputed, lenet, never_recomputed, resnet
@@ -21,6 +22,14 @@ from .networks import NETWORKS, Fused, Recomputed, lenet, never_recomputed, resn
 SPLITS = {"even": (4, 4, 4), "uneven": (7, 1, 3, 1), "one": (12,)}
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 every_split = pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+
+
+@pytest.fixture(params=["one thread", "threads"])
+def turns(request, monkeypatch):
+    if request.param == "threads":
+        monkeypatch.setattr("normkit.parts.exact.in_one_thread", in_threads)
+    else:
+        pytest.importorskip("greenlet")
 
 
 def network(make, dtype=torch.float64):
@@ -178,6 +187,7 @@ def test_autocast_is_carried_into_the_micro_batches(make):
         assert (value - other).abs().max() <= 4 * RELATIVE[torch.bfloat16] * scale, name
 
 
+@pytest.mark.usefixtures("turns")
 def test_hooks_grad_mode_function_modes_and_modules_in_evaluation_are_carried():
     model, (x, y) = network(lambda: resnet(normkit.BatchNorm2d)), data()
     large, packed, calls = copy.deepcopy(model), [], []
@@ -210,6 +220,7 @@ def test_hooks_grad_mode_function_modes_and_modules_in_evaluation_are_carried():
     assert "conv2d" in names
 
 
+@pytest.mark.usefixtures("turns")
 def test_random_numbers_are_each_micro_batchs_own_and_repeatable():
     make = lambda: resnet(normkit.BatchNorm2d, Recomputed, chance=0.4)  # noqa: E731
     model, (x, y) = network(make), data()
@@ -286,6 +297,7 @@ def test_bad_input_changes_nothing(kind):
         normkit.accumulate(nn.DataParallel(model), batches, loss, kind=kind)
 
 
+@pytest.mark.usefixtures("turns")
 def test_what_cannot_be_exact_is_refused_in_words():
     model, (x, y) = network(lambda: resnet(normkit.BatchNorm2d)), data()
     batches = parts((5, 7), x, y)
@@ -375,6 +387,7 @@ def test_reentrant_checkpoints_are_found_in_the_forward_and_else_in_the_backward
     raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
 
 
+@pytest.mark.usefixtures("turns")
 def test_checkpoints_that_nest_and_are_of_the_whole_model():
     model, (x, y) = network(NETWORKS["resnet of ours, recomputed"]), data()
     large = copy.deepcopy(model)
@@ -416,6 +429,7 @@ def test_simulated_ranks_with_micro_batches_each_are_one_batch():
         assert_close(whole, expected, dtype=torch.float64, what=name)
 
 
+@pytest.mark.usefixtures("turns")
 def test_many_steps_leave_nothing_behind():
     model, (x, y) = network(lambda: lenet(normkit.BatchNorm2d, normkit.BatchNorm1d), torch.float32), data(torch.float32)
     watched = []

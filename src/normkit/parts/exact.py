@@ -16,6 +16,7 @@ from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may
 from .lockstep import Lockstep
 from .norm_calls import NormCall, answered, pooled_norms
 from .pooling import Updates, pool_calls, stores_unbiased
+from .turns import in_one_thread
 
 __all__ = ["Together"]
 
@@ -46,7 +47,7 @@ class Together:
 
     def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
         self.layers = pooled_norms(model, exactly=True)
-        self._together = Lockstep(parts, self._combine, self._missed)
+        self._together = Lockstep(parts, self._combine, self._missed, in_one_thread())
         self._updates = updates
         self._calls = [0] * parts
         self._advancing = False

@@ -1,12 +1,11 @@
-"""Threads that advance together: one computes at a time, until it waits for all others."""
+"""Computations that advance together: one computes at a time, until it waits for all others."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .surroundings import copied_context, surroundings
+from .turns import Turns, in_threads
 
 __all__ = ["Lockstep"]
 
@@ -15,17 +14,18 @@ _RandomState = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 class Lockstep:
-    """Run one piece of work several times side by side, each in a thread of its own that now and then meets the others.
+    """Run one piece of work several times side by side, as parts that now and then meet each other.
 
-    The turn goes from part to part in their order, and then to the thread that called `run`, which makes of what all
-    brought what each gets. Every part has a random state of its own, which it finds as it left it. Grad mode, autocast,
-    hooks on saved tensors and context variables are those of the caller.
+    The turn goes from part to part in their order, and then to who called `run`, where is made of what all brought what
+    each gets. Every part has a random state of its own, which it finds as it left it. Grad mode, autocast, hooks on
+    saved tensors and context variables are those of the caller.
 
     Args:
         parts: how many.
-        combine: called in the caller's thread when all have met: takes what each brought, and returns what each gets.
+        combine: called as the caller when all have met: takes what each brought, and returns what each gets.
         missed: makes the error of those that wait, from what they brought, when others have come to their end: by part,
             None for those.
+        turns: how the parts take turns; in a thread each where nothing is said.
 
     >>> def add(part):
     ...     return together.meet(part) + together.meet(10 * part)
@@ -39,12 +39,10 @@ class Lockstep:
         parts: int,
         combine: Callable[[list[Any]], list[Any]],
         missed: Callable[[list[Any]], Exception],
+        turns: Turns | None = None,
     ) -> None:
         self.parts, self._combine, self._missed = parts, combine, missed
-        self._turns = [threading.Semaphore(0) for _ in range(parts + 1)]
-        self._line: Iterator[int] = iter(())
-        # Not by the number of a thread, which the next thread gets when it has ended.
-        self._own = threading.local()
+        self._turns = in_threads() if turns is None else turns
         self._living: list[int] = []
         self._brought: list[Any] = [None] * parts
         self._made: list[Any] = [None] * parts
@@ -67,36 +65,30 @@ class Lockstep:
         seeds = _seeds(self.parts) if apart else []
         results: list[Any] = [None] * self.parts
         errors: dict[int, BaseException] = {}
-        enter, call = surroundings(), copied_context()
+        surrounded = self._turns.surrounded()
 
         def live(part: int) -> None:
-            self._own.part = part
-            self._wait(part)
             try:
                 self._go_on(part)
                 if apart and part:
                     torch.manual_seed(seeds[part])
-                with enter():
-                    results[part] = call(work, part)
+                results[part] = surrounded(work, part)
             except BaseException as error:
                 errors[part] = error
             finally:
                 self._random[part] = _random_state()
                 self._living.remove(part)
-                self._pass_on()
 
         self._living = list(range(self.parts))
-        threads = [threading.Thread(target=live, args=(part,), daemon=True) for part in self._living]
-        for thread in threads:
-            thread.start()
+        self._turns.begin(live, self.parts)
         try:
             while self._living:
-                self._round(errors)
+                self._round()
         finally:
-            # Also where this thread was interrupted: whoever still waits comes to an end.
-            self._stop(InterruptedError("the caller went on without this part"))
-            for thread in threads:
-                thread.join()
+            # Also where the caller was interrupted: whoever still waits comes to an end.
+            if self._living:
+                self._stopped = InterruptedError("the caller went on without this part")
+            self._turns.finish(self._living)
             _set_random_state(self._random[0])
             # What was made may hold a graph, and the graph this object: a circle that no collector sees.
             self._brought, self._made = [], []
@@ -106,48 +98,33 @@ class Lockstep:
         return results
 
     def meet(self, brought: Any) -> Any:
-        """Wait, in a part's thread, until all parts have come; return what ``combine`` made for this one."""
-        part: int = self._own.part
+        """Wait, in a part, until all parts have come; return what ``combine`` made for this one."""
+        part = self._turns.part()
+        assert part is not None, "only a part can meet the others"
+        if self._stopped is not None:
+            raise self._stopped
         self._brought[part] = (brought,)
         self._random[part] = _random_state()
-        self._pass_on()
-        self._wait(part)
+        self._turns.wait(part)
         self._go_on(part)
         return self._made[part]
 
     def part(self) -> int | None:
-        """Return the number of the part that this thread computes, or None where it computes none."""
-        return getattr(self._own, "part", None)
+        """Return the number of the part that this is called in, or None where it is called in none."""
+        return self._turns.part()
 
-    def _round(self, errors: dict[int, BaseException]) -> None:
+    def _round(self) -> None:
         """Let each part go on until it meets or ends, and combine what they brought."""
         self._brought = [None] * self.parts
-        self._line = iter(list(self._living))
-        self._pass_on()
-        self._wait(self.parts)
-        if not self._living:
+        self._turns.round(self._living)
+        if not self._living or self._stopped is not None:
             return
-        if self._stopped is None:
-            try:
-                if len(self._living) < self.parts:
-                    raise self._missed([None if entry is None else entry[0] for entry in self._brought])
-                self._made = self._combine([entry[0] for entry in self._brought])
-            except BaseException as error:
-                self._stopped = error
-
-    def _stop(self, error: BaseException) -> None:
-        if self._living:
+        try:
+            if len(self._living) < self.parts:
+                raise self._missed([None if entry is None else entry[0] for entry in self._brought])
+            self._made = self._combine([entry[0] for entry in self._brought])
+        except BaseException as error:
             self._stopped = error
-            self._line = iter(())
-            for part in list(self._living):
-                self._turns[part].release()
-
-    def _pass_on(self) -> None:
-        """Give the turn to the next in line, or back to the caller."""
-        self._turns[next(self._line, self.parts)].release()
-
-    def _wait(self, place: int) -> None:
-        self._turns[place].acquire()
 
     def _go_on(self, part: int) -> None:
         if self._stopped is not None:
@@ -157,7 +134,7 @@ class Lockstep:
 
 def _random_state() -> _RandomState:
     """Return the state of torch's generators; a GPU's where one was used."""
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return torch.get_rng_state(), gpus
 
 
