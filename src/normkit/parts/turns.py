@@ -37,9 +37,9 @@ class Turns(Protocol):
 def in_one_thread() -> Turns:
     """Return turns in the thread of the caller, or, without ``greenlet``, in a thread each.
 
-    One thread is quicker. OpenMP keeps workers for every thread that computes, who are woken anew at every turn; and the
-    memory allocator keeps a heap for every thread, which is given back to the system at the end and fetched again. A
-    part may not wait inside a backward: autograd has one engine for a thread.
+    One thread is quicker. OpenMP keeps workers for every thread that computes, who are woken anew at every turn; and
+    the memory allocator keeps a heap for every thread, which is given back to the system at the end and fetched again.
+    A part may not wait inside a backward: autograd has one engine for a thread.
     """
     return _Threads() if _greenlet() is None else _OneThread()
 
