@@ -13,7 +13,6 @@ from typing import Any
 import numpy
 import torch
 
-from .. import __version__
 from ..errors import ResultsError
 from .claim import Plan
 from .data import Dataset
@@ -136,7 +135,7 @@ def write_record(folder: Path, plan: Plan, dataset: Dataset) -> None:
 def versions() -> dict[str, str]:
     """Return the versions that the numbers hang on."""
     return {
-        "normkit": __version__,
+        "normkit": version("normkit"),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "numba": version("numba"),
