@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import normkit
 from normkit import functional as NF
 from normkit import native
+from normkit.kernels import dispatch
 from normkit.kernels.native import build, calls
 from torch_versions import uses_torchscript
 
@@ -520,7 +521,12 @@ STATUS = "import normkit, normkit.native as n; print(n.status().loaded, n.status
 def test_a_type_that_the_processor_has_no_kernel_for_goes_by_python(paths, monkeypatch):
     from normkit.kernels.numba import processor
 
-    monkeypatch.setattr(processor, "unavailable", lambda dtype: "the reason" if dtype is torch.float16 else None)
+    def refused(dtype):
+        return "the reason" if dtype is torch.float16 else None
+
+    monkeypatch.setattr(processor, "unavailable", refused)
+    # Which keeps the processor's answer as long as the process lives: it must not keep this one.
+    monkeypatch.setattr(dispatch, "cannot_compile", refused)
     x = numbers(0, 3, 7, 2, dtype=torch.float16)  # of a shape that nothing else here has
     NF.batch_norm(x, torch.zeros(7), torch.ones(7)), NF.group_norm(x, 7)
     assert not paths.launched

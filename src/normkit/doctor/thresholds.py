@@ -16,6 +16,7 @@ __all__ = [
     "CONDITION_LIMIT",
     "CONSTANT_LIMIT",
     "DEAD_BIAS",
+    "DEAD_FILTER",
     "DEAD_PARAMETERS_SHARE",
     "DEAD_SHARE",
     "DEAD_VARIANCE",
@@ -76,6 +77,7 @@ DEAD_SHARE = 0.01  # of a layer's channels
 DEAD_WEIGHT = 1e-3  # times the layer's median weight: the channel says nothing beside the others
 DEAD_BIAS = 10.0  # deviations below zero: before a ReLU no value comes through (1 in 1e23 of normal ones)
 DEAD_PARAMETERS_SHARE = 0.1  # of a layer's channels dead by their weight or bias: a warning
+DEAD_FILTER = 0.01  # of the layer's median filter, by the largest weight
 SCALE_OUTLIER = 100.0  # times the layer's median scale: such a channel ruins quantization per tensor
 
 HALF_LARGEST = 65504.0

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch._C import _autograd
 from torch.utils._python_dispatch import _pop_mode, _push_mode
 
 from ..errors import ArgumentError
@@ -77,7 +76,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._recorded, self._casts = torch.is_grad_enabled(), _casts()
         self._cached, self._hooks = torch.is_autocast_cache_enabled(), _hooks()
-        self._without_hooks = _autograd._saved_tensors_hooks_get_disabled_error_message()
+        self._without_hooks = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
         self._modes = torch._C._len_torch_function_stack()
         self._dispatch_modes = torch._C._len_torch_dispatch_stack()
         self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
@@ -125,13 +124,13 @@ class Surroundings:
             torch.set_autocast_cache_enabled(self._cached)
 
     def _put_hooks_aside(self, aside: contextlib.ExitStack) -> None:
-        without = _autograd._saved_tensors_hooks_get_disabled_error_message()
+        without = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
         if without != self._without_hooks:
             aside.callback(_forbid_hooks, without)
             _forbid_hooks(self._without_hooks)
         while (hooks := _hooks()) is not None and hooks != self._hooks:
-            _autograd._pop_saved_tensors_default_hooks()
-            aside.callback(_autograd._push_saved_tensors_default_hooks, *hooks)
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+            aside.callback(torch._C._autograd._push_saved_tensors_default_hooks, *hooks)
 
 
 _Cast = tuple[str, torch.dtype, bool]
@@ -157,15 +156,15 @@ def _set_casts(casts: list[_Cast]) -> None:
 
 def _hooks() -> tuple[_Hook, _Hook] | None:
     """Return the innermost hooks on saved tensors."""
-    hooks = _autograd._top_saved_tensors_default_hooks(True)
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else hooks[:2]
 
 
 def _forbid_hooks(said: str | None) -> None:
     if said is None:
-        _autograd._saved_tensors_hooks_enable()
+        torch._C._autograd._saved_tensors_hooks_enable()
     else:
-        _autograd._saved_tensors_hooks_disable(said)
+        torch._C._autograd._saved_tensors_hooks_disable(said)
 
 
 def _keys() -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ..findings import Finding, Severity
 from ..subjects import Subject
 from ..thresholds import (
     DEAD_BIAS,
+    DEAD_FILTER,
     DEAD_PARAMETERS_SHARE,
     DEAD_SHARE,
     DEAD_VARIANCE,
@@ -26,6 +27,7 @@ from .state import is_never_updated
 
 __all__ = ["DEAD_CHECKS"]
 
+_FEW_WEIGHTS = 4
 _LISTED = 16  # channels that a finding names
 
 
@@ -134,32 +136,42 @@ def _outliers(examination: Examination, subject: Subject, variance: Tensor) -> T
     """Mark the channels whose scale is a hundred times the median: those ruin quantization per tensor.
 
     Where the layer before is known it is the scale times that layer's filter, as folding makes it: a small filter has a
-    small variance, and the large scale only makes up for it.
+    small variance, and the large scale only makes up for it. Not so where the filter has died: then the scale makes a
+    signal of what is left of it.
     """
     weight = torch.ones_like(variance) if subject.weight is None else subject.weight.double().abs()
     scale = weight / (variance + subject.eps).sqrt()
-    filters = _filters_before(examination, subject)
-    if filters is not None and len(filters) == len(scale):
-        scale = scale * filters.to(scale)
+    filters, weights = _filters_before(examination, subject)
+    if filters is None or len(filters) != len(scale):
+        return _stand_out(scale)
+    filters = filters.to(scale)
+    # One weight alone, as in a depthwise filter of 1x1, is near zero by chance.
+    died = (filters < DEAD_FILTER * filters.median()) & (weights >= _FEW_WEIGHTS)
+    return _stand_out(scale * filters) | (_stand_out(scale) & died)
+
+
+def _stand_out(scale: Tensor) -> Tensor:
     median = scale.median()
     return scale > SCALE_OUTLIER * median if median > 0 else torch.zeros_like(scale, dtype=torch.bool)
 
 
-def _filters_before(examination: Examination, subject: Subject) -> Tensor | None:
-    """Return the largest weight of each filter of the layer before, ``(C,)``; None where it is not known."""
+def _filters_before(examination: Examination, subject: Subject) -> tuple[Tensor | None, int]:
+    """Return the largest weight of each filter of the layer before, ``(C,)``, or None where it is not known, and how
+    many weights a filter has.
+    """
     beside = (examination.pairs or {}).get(subject.name)
     if examination.model is None or beside is None:
-        return None
+        return None, 0
     before = examination.model.get_submodule(beside.before)
     weight = getattr(before, "weight", None)
     if not isinstance(weight, Tensor) or not weight.numel() or not bool(torch.isfinite(weight).all()):
-        return None
+        return None, 0
     size = weight.detach().double().abs()
     if not isinstance(before, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return size.flatten(1).amax(1)
+        return size.flatten(1).amax(1), size[0].numel()
     # (inputs, outputs / groups, *kernel): the outputs of a group follow each other.
     parts = size.flatten(2).amax(2).view(before.groups, -1, size.shape[1])
-    return parts.amax(1).flatten()
+    return parts.amax(1).flatten(), size.numel() // (size.shape[1] * before.groups)
 
 
 def _dead_finding(
