@@ -47,9 +47,9 @@ def accumulate(
     - ``"exact"``: all micro-batches normalize with the statistics of the large batch, and the backward goes through
       them: loss, gradients and running statistics are those of the large batch, to rounding. The micro-batches advance
       together, in turns from one norm to the next (in the caller's thread by ``greenlet``; where that is missing in a
-      thread each); each call of a batch norm is one node of autograd over all of them. The graphs of all micro-batches live until the backward: without ``offload`` they take the memory of
-      the large batch, less what its largest operation needs. Activation checkpointing inside goes on
-      working (``use_reentrant=False``).
+      thread each); each call of a batch norm is one node of autograd over all of them. The graphs of all micro-batches
+      live until the backward: without ``offload`` they take the memory of the large batch, less what its largest
+      operation needs. Activation checkpointing inside goes on working (``use_reentrant=False``).
 
     Conventions:
         The mean over samples: a batch's samples are the length of its first tensor.
