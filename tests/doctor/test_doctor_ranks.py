@@ -1,15 +1,13 @@
 """Two processes, each averaging its own shard: the doctor finds it on both, and the call cures it."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 
 import normkit
 from normkit.errors import ArgumentError
+from ranks.processes import run_program
 
 # The mistake: DistributedDataParallel that does not copy buffers, on shards of different data.
 PROGRAM = """
@@ -19,6 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import normkit
+from ranks.processes import leave
 
 torch.set_num_threads(1)
 rank, path = int(sys.argv[1]), sys.argv[2]
@@ -43,7 +42,7 @@ print(json.dumps({
     "lengths": [finding.severity for finding in lengths],
     "cured": len(cured),
 }))
-distributed.destroy_process_group()
+leave(rank, 2)
 """
 
 
@@ -52,21 +51,9 @@ def test_ranks_that_disagree_are_found_on_every_rank_and_cured(tmp_path):
 
     accepted = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
-    program = tmp_path / "train.py"
-    program.write_text(
-        textwrap.dedent(PROGRAM).replace("{buffers}", "{" + repr(buffers) + ": False}").replace("=False)", ")")
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(program), str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in started:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        seen = json.loads(out.splitlines()[-1])
+    source = PROGRAM.replace("{buffers}", "{" + repr(buffers) + ": False}").replace("=False)", ")")
+    for said in run_program(source, tmp_path):
+        seen = json.loads(said)
         assert [(layer, severity) for layer, severity, _ in seen["found"]] == [("1", "error")]
         assert seen["found"][0][2] > 0.5
         assert seen["lengths"] == ["warning"]

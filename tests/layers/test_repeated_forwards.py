@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import normkit
 from normkit.functional import first_forward
+from ranks.processes import leave
 from tolerances import assert_close
 
 CHANNELS = 6
@@ -322,6 +323,8 @@ def train_a_rank(rank, world, store):
             ([value.grad for value in again.parameters()], list(again.buffers())),
             ([value.grad for value in twin.parameters()], list(twin.module.buffers())),
         )
+    if world > 1:
+        leave(rank, world)
     dist.destroy_process_group()
 
 

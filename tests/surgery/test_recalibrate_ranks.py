@@ -1,9 +1,6 @@
 """Processes that each hold a share of the data get the statistics of all of it; relatives of batch norm get theirs."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ import normkit
 from normkit import recalibrate
 from normkit.errors import ArgumentError, SurgeryError
 from normkit.surgery.moments import InstanceMoments, Moments
+from ranks.processes import run_program
 from tolerances import assert_close
 
 from .networks import Small, randomize
@@ -25,6 +23,7 @@ from torch import distributed, nn
 import normkit
 from normkit.anatomy import fingerprint
 from normkit.errors import SurgeryError
+from ranks.processes import leave
 
 torch.set_num_threads(1)
 rank, path = int(sys.argv[1]), sys.argv[2]
@@ -80,28 +79,12 @@ with normkit.use_backend("plain"):
     found = ledger.diagnosis().of("rank-agreement")
     seen["watched"] = [(finding.layer, finding.severity) for finding in found]
 print(json.dumps(seen))
-distributed.destroy_process_group()
+leave(rank, 2)
 """
 
 
 def both_ranks(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(program), str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    seen = []
-    for process in started:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        seen.append(json.loads(out.splitlines()[-1]))
-    return seen
+    return [json.loads(said) for said in run_program(PROGRAM, tmp_path)]
 
 
 def alone(batches, layerwise=False):

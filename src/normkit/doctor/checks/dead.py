@@ -27,7 +27,7 @@ from .state import is_never_updated
 
 __all__ = ["DEAD_CHECKS"]
 
-_FEW_WEIGHTS = 4
+_FEW_WEIGHTS = 4  # of a filter that may all be near zero by chance are fewer
 _LISTED = 16  # channels that a finding names
 
 
