@@ -311,6 +311,14 @@ def test_lazy_layer_stays_lazy_after_a_bad_first_input(bad):
     assert layer(torch.ones(4, 5)).shape == (4, 5)
 
 
+def test_a_synchronized_layer_alone_names_the_channels_it_expects_and_moves_nothing():
+    layer = normkit.SyncBatchNorm(3)
+    kept = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(ShapeError, match=r"expected 3 channels in dimension 1, got 2 .*num_features=2"):
+        layer(X[:, :2])
+    assert all(torch.equal(value, kept[name]) for name, value in layer.state_dict().items())
+
+
 def test_lazy_layer_with_a_loaded_state_refuses_other_channels():
     layer = normkit.LazyBatchNorm2d()
     layer.load_state_dict(nn.BatchNorm2d(3).state_dict())
