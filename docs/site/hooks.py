@@ -52,7 +52,9 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"api/{page}.md", content=_reference_page(page)))
     files.append(File.generated(config, "api/index.md", content=_index_page()))
     for target, source in OUTSIDE.items():
-        files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
+        # The front page stands alone in its part of the menu: what the menu would take is left to its lines of code.
+        head = "---\nhide:\n  - navigation\n---\n" if source.startswith("README") else ""
+        files.append(File.generated(config, target, content=head + (ROOT / source).read_text(encoding="utf-8")))
     for file in list(files.documentation_pages()):
         home = PurePosixPath(OUTSIDE.get(file.src_uri, f"docs/{file.src_uri}")).parent
         for match in _LINK.finditer(file.content_string):
@@ -87,8 +89,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return _PICTURE.sub(chosen, _SOURCE.sub(attribute, _LINK.sub(link, markdown)))
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers draw themselves."""
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Write formulas as MathML, which browsers draw themselves, and keep the ledger's contents to its claims."""
+    if page.file.src_uri == "ledger/report.md":
+        for title in page.toc:
+            for claim in title.children:
+                claim.children = []
 
     def drawn(match: re.Match[str]) -> str:
         formula = match[3]
