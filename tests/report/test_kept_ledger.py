@@ -10,7 +10,7 @@ from scipy import stats
 from normkit.lab.claims import all_claims
 from normkit.lab.ledger import read_ledger
 from normkit.report.language import language
-from normkit.report.markdown import ledger_sentences, render_markdown
+from normkit.report.markdown import ledger_excerpt, ledger_sentences, render_markdown
 from normkit.report.page import render
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +111,26 @@ def test_every_claim_of_the_ledger_is_led_to_from_the_questions(entries, page):
     # Every other claim is named too, and has no verdict to lead to yet.
     assert {claim.id for claim in all_claims()} <= {name for _, name in named}
     assert all(f'<a id="{claim}"></a>' in report for claim in judged)
+
+
+@pytest.mark.parametrize(
+    ("page", "code", "folder"), [("article.md", "en", "ledger"), ("zh/article.md", "zh", "../ledger")]
+)
+def test_article_page_shows_the_ledgers_figures_and_numbers(entries, page, code, folder):
+    text, judged = (ROOT / "docs" / page).read_text(), {entry.claim.id: entry for entry in entries}
+    marks = dict(re.findall(r"<!-- ours ([a-z-]+) -->\n\n(.*?)\n\n<!-- /ours -->", text, re.DOTALL))
+    assert set(marks) == {"convergence", "distributions", "learning-rate", "generalization", "outlier"}
+    for claim, words in marks.items():
+        if claim in judged:
+            assert words == ledger_excerpt(judged[claim], folder, language(code)), claim
+        else:
+            assert words in ("*Ours*: not in the ledger yet.", "*我们的结果*：记录中还没有。")
+    for figure in re.findall(rf"\({re.escape(folder)}/figures/([^)]+)\)", text):
+        assert (LEDGER / "figures" / figure).exists()
+    # Each claim that the sources make is led to where it has a verdict.
+    led = set(re.findall(rf"^\[`([a-z-]+)`\]: {re.escape(folder)}/report\.md#", text, re.MULTILINE))
+    assert led <= judged.keys()
+    assert not set(re.findall(r"(?<!\[)`([a-z-]+)`(?!\])", text)) & judged.keys()
 
 
 @pytest.mark.parametrize("page", ["questions.md", "questions.zh-CN.md"])

@@ -8,7 +8,7 @@ from .language import ENGLISH, Language, effect_in_words, rule_in_words
 from .settings import named_settings
 from .statement import counted, family, in_one_sentence, needed, number
 
-__all__ = ["ledger_sentences", "ledger_table", "render_markdown"]
+__all__ = ["ledger_excerpt", "ledger_sentences", "ledger_table", "render_markdown"]
 
 
 def render_markdown(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
@@ -64,6 +64,27 @@ def ledger_sentences(entries: Sequence[Entry], sections: str, lang: Language = E
     return _table([lang.say(name) for name in ("claim", "verdict", "in one sentence")], lines)
 
 
+def ledger_excerpt(entry: Entry, folder: str, lang: Language = ENGLISH) -> str:
+    """Return a claim's figures, its verdict in one sentence, and whether the source's numbers come out.
+
+    Args:
+        entry: the claim.
+        folder: the address of the ledger's folder, from the page that the excerpt stands in.
+        lang: the language.
+    """
+    parts = [
+        f"![{_text(shown.text)}]({folder}/figures/{shown.name}.svg)"
+        for shown in entry.shown
+        if isinstance(shown, Chart)
+    ]
+    title = f"[{_text(lang.title(entry.claim))}]({folder}/report.md#{entry.claim.id})"
+    verdict = lang.say(entry.verdict.verdict)
+    parts.append(f"{title}: **{verdict}**{lang.say('.')} {_text(in_one_sentence(entry, lang))}")
+    if entry.verdict.reproduced:
+        parts.append(_reproduced(entry, lang))
+    return "\n\n".join(parts)
+
+
 def _section(entry: Entry, lang: Language) -> str:
     claim, say = entry.claim, lang.say
     # An anchor of its own: the one that is made of a heading follows its words, which change with the language.
@@ -92,19 +113,22 @@ def _section(entry: Entry, lang: Language) -> str:
     ]
     parts.append(_table(["", say("rule"), say("measured"), say("verdict")], rules))
     if verdict.reproduced:
-        words = {True: say("reproduced"), False: say("not reproduced"), None: say("not run on the source's data")}
-        numbers = [
-            [_cell(it.what), number(it.source), number(it.ours, lang), f"{it.within:g}", words[it.holds]]
-            for it in verdict.reproduced
-        ]
         title = say("Does the source's number come out?")
-        parts.append(f"### {title}")
-        header = [say("number"), say("source"), say("ours"), say("to within"), ""]
-        parts.append(_table(header, numbers))
+        parts += [f"### {title}", _reproduced(entry, lang)]
     parts += [f"### {say('Settings')}", f"{say('The same on both sides.')} {_text(claim.settings_rule)}"]
     parts.append("\n".join(f"- {_text(name)}: {_text(value)}" for name, value in named_settings(entry, lang)))
     parts += [f"### {say('Repeat it')}", f"```sh\n{entry.command}\n```"]
     return "\n\n".join(parts)
+
+
+def _reproduced(entry: Entry, lang: Language) -> str:
+    say = lang.say
+    words = {True: say("reproduced"), False: say("not reproduced"), None: say("not run on the source's data")}
+    numbers = [
+        [_cell(it.what), number(it.source), number(it.ours, lang), f"{it.within:g}", words[it.holds]]
+        for it in entry.verdict.reproduced
+    ]
+    return _table([say("number"), say("source"), say("ours"), say("to within"), ""], numbers)
 
 
 def _chart(chart: Chart) -> list[str]:
