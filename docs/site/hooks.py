@@ -29,6 +29,8 @@ _PICTURE = re.compile(
     r'<picture>\s*<source[^>]+srcset="(?P<dark>[^"]+)">\s*'
     r'<img src="(?P<light>[^"]+)" alt="(?P<alt>[^"]*)">\s*</picture>'
 )
+# Links by name, [`name`] with [`name`]: address at the end: this Markdown reads the code first and finds no name.
+_NAMED = re.compile(r"^\[(`[^`]+`)\]: (\S+)\n", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _ESCAPED = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
@@ -84,6 +86,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         # Markdown does not look into HTML: the address is the page's own, beside which the files lie.
         return match[0] if target is None else f"{match[1]}{target}{match[3]}"
 
+    named, markdown = _NAMED.findall(markdown), _NAMED.sub("", markdown)
+    for name, address in named:
+        markdown = markdown.replace(f"[{name}]", f"[{name}]({address})")
     # The reader's choice of light or dark counts here, and not only the system's.
     chosen = r'<img src="\g<light>#only-light" alt="\g<alt>"><img src="\g<dark>#only-dark" alt="\g<alt>">'
     return _PICTURE.sub(chosen, _SOURCE.sub(attribute, _LINK.sub(link, markdown)))
@@ -117,6 +122,8 @@ def on_post_build(config: Any) -> None:
         text = path.read_text(encoding="utf-8")
         if 'class="arithmatex"' in text:
             raise PluginError(f"{path}: a formula was not drawn")
+        if unlinked := re.search(r"\[<code>[a-z-]+</code>\]", text):
+            raise PluginError(f"{path}: {unlinked[0]} leads nowhere")
         fetched = re.findall(r'<(?:script|link|img|source|iframe)[^>]+(?:src|href|srcset)="(https?:[^"]+)"', text)
         if fetched:
             raise PluginError(f"{path}: fetches {fetched[0]}")
