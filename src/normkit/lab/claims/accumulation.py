@@ -82,10 +82,11 @@ WAYS: Mapping[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Train the net with one way to take a step; all ways start alike and see the same batches."""
-    model = with_seed(lambda: SmallResidual(cell.norm), cell.seed)
+    """Train the net in float64 with one way to take a step; all ways start alike and see the same batches."""
+    model = with_seed(lambda: SmallResidual(cell.norm), cell.seed).double()
     gradients = WAYS[str(dict(cell.variant)["way"])]
-    for epoch in train(model, dataset, cell.settings, cell.seed, cell.device, gradients=gradients):
+    precise = replace(dataset, train_images=dataset.train_images.double(), test_images=dataset.test_images.double())
+    for epoch in train(model, precise, cell.settings, cell.seed, cell.device, gradients=gradients):
         yield {
             "epoch": epoch.epoch,
             "train_loss": epoch.train_loss,
@@ -171,9 +172,12 @@ CLAIM = Claim(
     question=APART,
     premises=(LEARNT,),
     details=(SAME, ACCURACY),
+    design=2,
     settings_rule="A small residual net with norms on its convolutions. Stochastic gradient descent at 0.1 with "
     "momentum 0.9 for all three, chosen before any run; the seed gives weights and order of the images, so that "
-    "the three see the same batches. In float32: rounding alone moves the exact side away from the large batch.",
+    "the three see the same batches. In float64, because training multiplies rounding from step to step: in float32, "
+    "the first design, rounding alone carried the exact side 0.092 away from the large batch, where plain accumulation "
+    "was 0.107 away (40 seeds).",
     meaning={
         "supported": "Plain accumulation trained another net than the large batch, by more than exact accumulation "
         "did. Where the batch does not fit, accumulate exactly, or do not call it the large batch.",
