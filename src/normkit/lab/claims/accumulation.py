@@ -13,7 +13,7 @@ from torch.nn import functional
 from ...parts import accumulate
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import as_number, last_accuracies, spread_in_words, where
@@ -130,7 +130,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             title=title,
             y_label=unit,
             marks=[
-                over_epochs(where(rows, way=way), column, label=way, colour=colour) for colour, way in enumerate(ways)
+                over_epochs(where(rows, way=way), column, label=way, **look)
+                for way, look in zip(ways, looks(["batch"] * len(ways)), strict=True)
             ],
         )
         for title, unit, column in (

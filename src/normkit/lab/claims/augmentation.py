@@ -10,7 +10,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..distortion import Distortion
 from ..premises import LEARNT, learnt
@@ -84,10 +84,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="strength of the distortion",
             y_label=unit,
             marks=[
-                over_variants(
-                    of_norm(last, norm), "strength", partial(_only, column), label=norm_label(norm), colour=colour
-                )
-                for colour, norm in enumerate(norms)
+                over_variants(of_norm(last, norm), "strength", partial(_only, column), label=norm_label(norm), **look)
+                for norm, look in zip(norms, looks(norms), strict=True)
             ],
             x_ticks=STRENGTHS,
         )

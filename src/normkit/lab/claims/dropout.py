@@ -8,7 +8,7 @@ from typing import Any
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -103,9 +103,9 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                     "dropout",
                     partial(_last, column),
                     label=norm_label(norm),
-                    colour=colour,
+                    **look,
                 )
-                for colour, norm in enumerate(norms)
+                for norm, look in zip(norms, looks(norms), strict=True)
             ],
             x_ticks=(0, 0.1, *HIGH),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..charts import Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import AlexNet
 from ..premises import LEARNT, learnt
@@ -168,13 +168,13 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     panels, lines = [], []
     for part, title in titles.items():
         marks = []
-        for colour, (norm, dropout) in enumerate(nets):
+        for (norm, dropout), look in zip(nets, looks([norm for norm, _ in nets]), strict=True):
             mine = where(of_norm(rows, norm), dropout=dropout)
-            marks.append(over_epochs(mine, f"{part}_accuracy", label=_label(norm, dropout), colour=colour))
+            marks.append(over_epochs(mine, f"{part}_accuracy", label=_label(norm, dropout), **look))
             if of_source and norm in SOURCE and dropout == _source_dropout(norm):
                 ends = [1, mine[-1]["epoch"]]
                 label = f"{_label(norm, dropout)}, source"
-                marks.append(Line(label=label, x=ends, y=[SOURCE[norm][part]] * 2, colour=colour, dashed=True))
+                marks.append(Line(label=label, x=ends, y=[SOURCE[norm][part]] * 2, **look, dashed=True))
         panels.append(Panel(title=title, x_label="epoch", y_label="share right", marks=marks))
     for norm, dropout in nets:
         mine = where(of_norm(rows, norm), dropout=dropout)

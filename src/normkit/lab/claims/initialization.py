@@ -11,7 +11,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -98,8 +98,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the final accuracy against the scale."""
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     marks = [
-        over_variants(of_norm(rows, norm), "scale", final_accuracy, label=norm_label(norm), colour=colour)
-        for colour, norm in enumerate(norms)
+        over_variants(of_norm(rows, norm), "scale", final_accuracy, label=norm_label(norm), **look)
+        for norm, look in zip(norms, looks(norms), strict=True)
     ]
     panel = Panel(
         title="Test accuracy, last epoch",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork, he_initialized
 from ..probes import recorded
@@ -77,8 +77,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the rank against the depth."""
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     marks = [
-        over_variants(of_norm(rows, norm), "depth", _rank, label=norm_label(norm), colour=colour)
-        for colour, norm in enumerate(norms)
+        over_variants(of_norm(rows, norm), "depth", _rank, label=norm_label(norm), **look)
+        for norm, look in zip(norms, looks(norms), strict=True)
     ]
     panel = Panel(
         title="At initialization", x_label="hidden layers", y_label="effective rank", marks=marks, x_ticks=DEPTHS

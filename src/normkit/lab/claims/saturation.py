@@ -10,7 +10,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -123,10 +123,10 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 of_norm(rows, norm),
                 column,
                 label=norm_label(norm) if place == 0 else "",
-                colour=colour,
+                **look,
                 dashed=place > 0,
             )
-            for colour, norm in enumerate(norms)
+            for norm, look in zip(norms, looks(norms), strict=True)
             for place, column in enumerate(columns)
         ]
         return Panel(title=title, x_label="epoch", y_label=unit, marks=marks)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset, validation_split
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -120,10 +120,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="weight decay",
             y_label="share right, last epoch",
             marks=[
-                over_variants(
-                    of_norm(positive, norm), "decay", partial(_last, column), label=norm_label(norm), colour=colour
-                )
-                for colour, norm in enumerate(norms)
+                over_variants(of_norm(positive, norm), "decay", partial(_last, column), label=norm_label(norm), **look)
+                for norm, look in zip(norms, looks(norms), strict=True)
                 if of_norm(positive, norm)
             ],
             log_x=positive[0]["decay"] > 0,

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..probes import retaken
@@ -135,11 +135,11 @@ def _last(column: str, run: Sequence[Row]) -> float:
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show accuracy by epoch, the same against the time it took, and both in numbers."""
     marks, timed, lines = [], [], []
-    for colour, norm in enumerate(NORMS):
+    for norm, look in zip(NORMS, looks(NORMS), strict=True):
         mine = of_norm(rows, norm)
         if not mine:
             continue
-        line = over_epochs(mine, "test_accuracy", label=norm_label(norm), colour=colour)
+        line = over_epochs(mine, "test_accuracy", label=norm_label(norm), **look)
         marks.append(line)
         times = [as_number(row[f"milliseconds_{norm}"]) for row in of_norm(rows, "whitening") if row["epoch"] == 1]
         if times:
