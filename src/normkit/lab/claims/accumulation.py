@@ -161,7 +161,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="accumulation",
     number="E26",
-    title="Accumulated exactly, micro-batches train the large batch's net; accumulated plainly, another",
+    title="Accumulated exactly, micro-batches come nearer to the large batch's test loss than accumulated plainly",
     statement="Gradient accumulation is taken for training with a large batch. With batch normalization every "
     "micro-batch is normalized by itself, so that it is not; with common statistics it is.",
     source="torch issue 47562 and the helpers it names (2020 and later), which repair the running statistics alone; "

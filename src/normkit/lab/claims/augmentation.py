@@ -121,7 +121,7 @@ def _only(column: str, run: Sequence[Row]) -> float:
 CLAIM = Claim(
     id="augmentation",
     number="E16",
-    title="Distorted images gain less with batch normalization",
+    title="Distorted images gain less test accuracy with batch normalization",
     statement="A net with batch normalization needs less augmentation by distorted images: leaving the distortion out "
     "costs it less than it costs the net without a norm.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.2.1 (reduce the photometric distortions); repeated in "

@@ -213,7 +213,7 @@ def _own_spread(run: Sequence[Row]) -> float:
 CLAIM = Claim(
     id="batch-noise",
     number="E11",
-    title="More noise of the batch makes batch normalization generalise better",
+    title="At the same training loss, statistics of fewer images give batch normalization a lower test loss",
     statement="What a net with batch normalization puts out for a sample depends on the rest of its batch, which acts "
     "like augmentation: fitted equally well, the net does better on the test data the fewer images the statistics are "
     "taken from.",

@@ -197,7 +197,7 @@ def _label(norm: str) -> str:
 CLAIM = Claim(
     id="convergence",
     number="E1",
-    title="With batch normalization training converges in fewer epochs",
+    title="With batch normalization the first five epochs reach a higher test accuracy",
     statement="LeNet-5 with batch normalization after every convolution and every hidden dense layer reaches a given "
     "accuracy in fewer epochs than the same net without.",
     source="Batch normalization built from scratch, section 3.1: figure 2 and the accuracies printed in section 2.2; "

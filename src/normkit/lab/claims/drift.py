@@ -136,7 +136,7 @@ def _of_layer(column: str, place: int, run: Sequence[Row]) -> float:
 CLAIM = Claim(
     id="drift",
     number="E3",
-    title="Batch normalization halves how far the layers' inputs move from epoch to epoch",
+    title="Batch normalization halves how far the means of the layers' inputs move from epoch to epoch",
     statement="While the parameters of the layers below change, the mean and the scale of what a layer takes in keep "
     "moving (internal covariate shift); batch normalization holds them.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, sections 1 and 4.1; repeated in the sources S0 to S4",

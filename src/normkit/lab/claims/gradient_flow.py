@@ -214,7 +214,7 @@ VARIANTS: tuple[tuple[tuple[str, Value], ...], ...] = tuple(
 CLAIM = Claim(
     id="gradient-flow",
     number="E8",
-    title="Batch normalization prevents vanishing gradients in deep networks of sigmoids",
+    title="In deep networks of sigmoids ten times more of the gradient is left with batch normalization",
     statement="In a deep network each layer takes a share of the gradient, and a tenth lost in each of thirty layers "
     "leaves 0.04 of it. With batch normalization the first layers still get a gradient.",
     source="The sources S2 and S4; the growth per layer: Yang et al. 2019, A mean field theory of batch normalization, "

@@ -135,7 +135,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="initialization",
     number="E6",
-    title="Batch normalization makes training less dependent on careful initialization",
+    title="Batch normalization makes training less dependent on the scale of the initial weights",
     statement="Over a wide range of scales of the initial weights the net with batch normalization learns about as "
     "well as at the usual scale, while the net without loses much.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, abstract and section 1; repeated in the sources S1 and S3",

@@ -104,7 +104,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="rank-collapse",
     number="E24",
-    title="Batch normalization keeps the rank of a deep random network's outputs",
+    title="Batch normalization keeps the outputs of a deep random network at a higher rank",
     statement="In a deep network with random weights all samples come out in nearly the same direction; with batch "
     "normalization the outputs keep a rank that grows with the width.",
     source="Daneshmand et al. 2020, Batch normalization provably avoids rank collapse for randomly initialised deep "

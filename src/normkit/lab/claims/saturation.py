@@ -159,7 +159,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="saturation",
     number="E7",
-    title="Batch normalization keeps sigmoids out of saturation",
+    title="With batch normalization a smaller share of sigmoids is saturated",
     statement="In a network of sigmoids batch normalization keeps the inputs of the non-linearity where its slope is "
     "alive; without it more of them drift into saturation.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.1 and figure 1; repeated in the sources S1 and S2",
