@@ -9,7 +9,7 @@ has that norm's colour, as its variants.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["NEUTRAL", "NORM_COLOURS", "Bars", "Chart", "Line", "Panel", "Points", "Table", "Variant"]
+__all__ = ["NEUTRAL", "NORM_COLOURS", "Bars", "Chart", "Line", "Panel", "Points", "Table", "Variant", "norm_colour"]
 
 # The colour of what is no norm's: chance, a formula, a standard normal.
 NEUTRAL = 5
@@ -21,6 +21,15 @@ NORM_COLOURS: Mapping[str, int] = {
 
 # The place among the variants that share a colour, from 0, and how many they are.
 Variant = tuple[int, int]
+
+
+def norm_colour(norm: str) -> int:
+    """Return the norm's colour; a word of results that is no norm's name is drawn as what is no norm's.
+
+    >>> norm_colour("batch"), norm_colour("unheard of") == NEUTRAL
+    (1, True)
+    """
+    return NORM_COLOURS.get(norm, NEUTRAL)
 
 
 @dataclass(frozen=True, kw_only=True)

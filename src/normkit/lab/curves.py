@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-from .charts import NORM_COLOURS, Line, Variant
+from .charts import Line, Variant, norm_colour
 from .claim import Row
 from .rows import curve_per_seed, mean_curve, per_seed, where
 
@@ -26,7 +26,7 @@ def looks(norms: Sequence[str]) -> list[Look]:
     [{'colour': 1, 'variant': (0, 2)}, {'colour': 1, 'variant': (1, 2)}]
     """
     return [
-        {"colour": NORM_COLOURS[norm], "variant": (norms[:place].count(norm), norms.count(norm))}
+        {"colour": norm_colour(norm), "variant": (norms[:place].count(norm), norms.count(norm))}
         for place, norm in enumerate(norms)
     ]
 

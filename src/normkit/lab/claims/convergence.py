@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
-from ..charts import NORM_COLOURS, Chart, Line, Panel, Table
+from ..charts import Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..data import Dataset
 from ..networks import LeNet5
@@ -120,7 +120,7 @@ def _loss_line(rows: Sequence[Row], norm: str) -> Line:
     curves = [[fmean(run[start : start + window]) for start in starts] for run in runs]
     mean, low, high = mean_curve(curves)
     positions = [(start + window / 2) * epochs / steps for start in starts]
-    return Line(label=_label(norm), x=positions, y=mean, low=low, high=high, colour=NORM_COLOURS[norm])
+    return Line(label=_label(norm), x=positions, y=mean, low=low, high=high, colour=norm_colour(norm))
 
 
 def per_seed_losses(rows: Sequence[Row]) -> list[list[float]]:
@@ -134,7 +134,7 @@ def _accuracy_panel(rows: Sequence[Row], norms: Sequence[str]) -> Panel:
     marks = []
     epochs = sorted({row["epoch"] for row in rows})
     for norm in norms:
-        colour = NORM_COLOURS[norm]
+        colour = norm_colour(norm)
         mean, low, high = mean_curve(curve_per_seed(of_norm(rows, norm), "test_accuracy"))
         marks.append(Line(label=_label(norm), x=epochs, y=mean, low=low, high=high, colour=colour))
         if norm in SOURCE_ACCURACY and _of_source(rows):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..charts import NEUTRAL, NORM_COLOURS, Chart, Line, Panel, Table
+from ..charts import NEUTRAL, Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..curves import norm_label
 from ..data import Dataset
@@ -144,7 +144,7 @@ def _histograms(rows: Sequence[Row], norm: str, cells: Sequence[str]) -> Chart:
     for place in range(LAYERS):
         mean, low, high = mean_curve([[as_number(value) for value in row["densities"][place]] for row in rows])
         marks = [
-            Line(label=norm_label(norm), x=middles, y=mean, low=low, high=high, colour=NORM_COLOURS[norm]),
+            Line(label=norm_label(norm), x=middles, y=mean, low=low, high=high, colour=norm_colour(norm)),
             Line(label="standard normal", x=middles, y=curve, colour=NEUTRAL, dashed=True),
         ]
         panels.append(Panel(title=f"Convolution {place + 1}", x_label="pre-activation", y_label="density", marks=marks))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..charts import NORM_COLOURS, Chart, Line, Panel, Table
+from ..charts import Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
@@ -125,7 +125,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             label=f"{norm_label(norm)}, Wu and He",
             x=sorted(errors),
             y=[errors[size] for size in sorted(errors)],
-            colour=NORM_COLOURS[norm],
+            colour=norm_colour(norm),
             dashed=True,
         )
         for norm, errors in IMAGENET_ERRORS.items()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...layers import AdaptiveInstanceNorm, InstanceNorm2d
-from ..charts import NEUTRAL, NORM_COLOURS, Bars, Chart, Line, Panel, Table
+from ..charts import NEUTRAL, Bars, Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..curves import looks, over_epochs
 from ..data import Dataset
@@ -165,7 +165,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             y_label="largest relative deviation",
             marks=[
                 Bars(
-                    label="", categories=list(TYPES), heights=list(deviations.values()), colour=NORM_COLOURS["adaptive"]
+                    label="", categories=list(TYPES), heights=list(deviations.values()), colour=norm_colour("adaptive")
                 )
             ],
             log_y=True,
