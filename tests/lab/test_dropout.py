@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from normkit.lab.claim import Request, plan
 from normkit.lab.claims.dropout import CLAIM, HIGH, SHARES, build, measure
@@ -11,7 +12,7 @@ def rows_of(none=0.03, batch=-0.005, seeds=5, norms=("none", "batch")):
     """Much dropout gains ``none`` without a norm and ``batch`` with it."""
     return [
         {
-            "norm": norm, "dropout": share, "seed": seed, "epoch": epoch, "rate": 0.1, "test_loss": 0.3,
+            "norm": norm, "dropout": share, "seed": seed, "epoch": epoch, "test_loss": 0.3,
             "test_accuracy": accuracy,
         }
         for norm in norms for share in SHARES for seed in range(seeds)
@@ -57,13 +58,13 @@ def test_too_little_to_judge_is_inconclusive():
 def test_shown_are_both_sides_at_all_shares():
     chart, table = CLAIM.show(rows_of())
     assert [mark.label for mark in chart.panels[0].marks] == ["without norm", "with batch norm"]
-    assert table.header[2:] == ["0%", "5%", "10%", "40%", "50%"]
-    assert table.rows[0][2:] == [*["0.9000 ± 0.0000"] * 3, *["0.9300 ± 0.0000"] * 2]
+    assert table.header[1:] == ["0%", "5%", "10%", "40%", "50%"]
+    assert table.rows[0][1:] == [*["0.9000 ± 0.0000"] * 3, *["0.9300 ± 0.0000"] * 2]
 
 
-def test_dropout_follows_the_last_hidden_layer():
+def test_dropout_follows_every_hidden_layer():
     model = build("batch", 0.4)
-    assert (model.dropout.p, model.dropout_after, len(model.linears)) == (0.4, 2, 3)
+    assert (model.dropout.p, model.dropout_after, len(model.linears)) == (0.4, "all", 2)
 
 
 def test_measured_repeats_and_hangs_on_the_dropout():
@@ -76,3 +77,13 @@ def test_measured_repeats_and_hangs_on_the_dropout():
     assert much == again
     assert [row["epoch"] for row in much] == [1, 2]
     assert none[0]["train_loss"] != much[0]["train_loss"]
+
+
+def test_dropout_behind_every_hidden_layer_is_one_behind_each():
+    model = build("none", 1.0).train()
+    seen = []
+    for linear in [*model.linears[1:], model.head]:
+        linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max().item()))
+    model(torch.ones(2, 1, 28, 28))
+    # With everything dropped, nothing comes behind either hidden layer.
+    assert seen == [0.0, 0.0]

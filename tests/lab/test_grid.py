@@ -59,6 +59,20 @@ def test_rows_carry_what_is_needed_to_repeat_them(small):
     assert len(record["data_digest"]) == 64
 
 
+def test_claim_that_reads_the_last_epoch_alone_keeps_one_row_per_cell_and_tells_every_epoch(tmp_path):
+    data_dir = write_small_fashion_mnist(tmp_path / "data")
+    request = Request(data="fashion-mnist", data_dir=data_dir, seeds=1, epochs=3, norms=("batch",))
+    this_plan = plan(get_claim("dropout"), request)
+    events = run((this_plan, data_dir, tmp_path / "out"))
+    rows = read_cells(tmp_path / "out" / "results.jsonl").rows
+    assert [(row["epoch"], row["row"], row["rows"]) for row in rows] == [(3, 1, 1)] * 5
+    # Every epoch is in the log, which progress is read from.
+    assert [event.kind for event in events].count("cell") == 5
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3] * 5
+    assert run((this_plan, data_dir, tmp_path / "out"))[0].left == {}
+
+
 def test_threads_of_the_caller_do_not_change_a_number(small, tmp_path):
     this_plan, data_dir, out = small
     before = torch.get_num_threads()

@@ -1,5 +1,6 @@
 import pytest
 
+from normkit.lab.charts import NORM_COLOURS
 from normkit.lab.claims.small_batch import BATCH_SIZES, CLAIM, IMAGENET_ERRORS, NETS, PREDICTED, lost
 from tiny_runs import tiny_run
 
@@ -91,7 +92,8 @@ def test_lost_pairs_seeds_that_both_sizes_have():
 def test_shown_is_the_error_against_the_batch_size_beside_the_published_one():
     chart, table = CLAIM.show(rows_of())
     assert [list(mark.x) for mark in chart.panels[0].marks] == [[2, 8, 32]] * 3
-    assert [mark.colour for mark in chart.panels[2].marks] == [0, 1]
+    colours = {mark.label: mark.colour for panel in chart.panels for mark in panel.marks}
+    assert colours["with batch norm, Wu and He"] == colours["with batch norm"] == NORM_COLOURS["batch"]
     assert table.rows[0][-1] == "0.1000 ± 0.0015"
 
 

@@ -7,7 +7,7 @@ from normkit.lab.claims.weight_decay import CLAIM, DECAYS, chosen_decay, measure
 from normkit.lab.data import limited, load
 
 
-def rows_of(none=-0.03, batch=0.0, best=0.005, undecayed=0.85, seeds=5, norms=("none", "batch")):
+def rows_of(none=-0.03, batch=0.0, best=0.05, undecayed=0.85, seeds=5, norms=("none", "batch")):
     """A fifth of the best decay gains ``none`` without a norm and ``batch`` with it."""
     rows = []
     for norm in norms:
@@ -19,7 +19,7 @@ def rows_of(none=-0.03, batch=0.0, best=0.005, undecayed=0.85, seeds=5, norms=("
                 held_out = 0.9 if (norm == "none") == (decay == best) else 0.8
                 rows += [
                     {
-                        "norm": norm, "decay": decay, "seed": seed, "epoch": epoch, "rate": 0.1,
+                        "norm": norm, "decay": decay, "seed": seed, "epoch": epoch,
                         "validation_accuracy": held_out if epoch == 2 else 1.0 - decay, "test_accuracy": value,
                     }
                     for epoch, value in ((1, 0.2), (2, accuracy))
@@ -52,7 +52,7 @@ def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expec
     assert verdict.details[place].outcome == expected
 
 
-@pytest.mark.parametrize("best", [0.001, 0.005, 0.025])
+@pytest.mark.parametrize("best", [0.01, 0.05, 0.25])
 def test_decay_judged_is_the_best_one_held_out_and_it_must_help_the_plain_net(best):
     assert CLAIM.judge(rows_of(best=best)).verdict == "supported"
     assert CLAIM.judge(rows_of(best=best, batch=-0.02)).verdict == "refuted"
@@ -60,10 +60,10 @@ def test_decay_judged_is_the_best_one_held_out_and_it_must_help_the_plain_net(be
 
 
 def test_decay_is_chosen_by_the_held_out_accuracy_of_the_last_epoch():
-    rows = rows_of(norms=("none",), best=0.025)
-    assert chosen_decay(rows) == 0.025
-    assert "0.005 against 0.025" in CLAIM.judge(rows).compared
-    assert chosen_decay([]) == 0.001
+    rows = rows_of(norms=("none",), best=0.25)
+    assert chosen_decay(rows) == 0.25
+    assert "0.05 against 0.25" in CLAIM.judge(rows).compared
+    assert chosen_decay([]) == 0.01
 
 
 def test_too_little_to_judge_is_inconclusive():
@@ -74,10 +74,10 @@ def test_too_little_to_judge_is_inconclusive():
 def test_shown_are_both_sides_at_all_decays():
     chart, table = CLAIM.show(rows_of())
     assert [mark.label for mark in chart.panels[0].marks] == ["without norm", "with batch norm"]
-    assert table.rows[0][2] == "0.005"
-    assert table.rows[0][5:7] == ["0.8700 ± 0.0000", "0.9000 ± 0.0000"]
+    assert table.rows[0][1] == "0.05"
+    assert table.rows[0][4:6] == ["0.8700 ± 0.0000", "0.9000 ± 0.0000"]
     unfinished = CLAIM.show([row for row in rows_of() if row["decay"] == 0])
-    assert unfinished[1].rows[0][4] == "not run"
+    assert unfinished[1].rows[0][3] == "not run"
 
 
 def test_measured_trains_on_half_and_hangs_on_the_decay():

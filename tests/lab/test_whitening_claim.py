@@ -1,6 +1,10 @@
 import pytest
+import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from normkit.lab.claims.whitening import CLAIM
+from normkit.lab.claims.whitening import BATCH, CLAIM, GROUP, MAPS, ROOT, layer_operations, norm_operations
+from normkit.lab.small_network import SmallLeNet
 from tiny_runs import tiny_run
 
 
@@ -57,7 +61,7 @@ def test_too_little_to_judge_is_inconclusive():
 
 
 def test_shown_is_accuracy_by_epoch_and_by_time():
-    chart, table = CLAIM.show(rows_of())
+    chart, table, _ = CLAIM.show(rows_of())
     assert [list(mark.x) for mark in chart.panels[0].marks] == [[1, 2], [1, 2]]
     assert [list(mark.x) for mark in chart.panels[1].marks] == [[8, 16], [24, 48]]
     assert "3.00" in table.note
@@ -71,3 +75,28 @@ def test_measured_rows_hold_the_times_of_both_norms_in_the_cells_of_whitening():
     assert all(row["milliseconds_batch"] is None for row in rows if row["norm"] == "batch")
     assert CLAIM.judge(rows).primary.seeds == 2
     assert CLAIM.show(rows)
+
+
+def products(norm):
+    """Return the multiplications of the matrix products and convolutions of a step, as torch counts them."""
+    images, labels = torch.randn(BATCH, 1, 28, 28), torch.zeros(BATCH, dtype=torch.long)
+    net = SmallLeNet(norm)
+    with FlopCounterMode(display=False) as counter:
+        functional.cross_entropy(net(images), labels).backward()
+    return counter.get_total_flops() / 2
+
+
+def test_operations_counted_are_those_that_torch_counts():
+    assert products("none") == layer_operations(BATCH)
+    # torch counts no eigenvectors and nothing by element: beside these, whitening's products are as counted.
+    roots = sum(ROOT * min(GROUP, channels) ** 3 * (channels // min(GROUP, channels)) for channels, _ in MAPS)
+    by_element = 6 * BATCH * sum(channels * positions for channels, positions in MAPS)
+    ours = norm_operations("whitening", BATCH) - by_element
+    assert ours - roots <= products("whitening") - products("none") <= ours
+
+
+def test_shown_are_the_operations_beside_the_time():
+    *_, counted = CLAIM.show(rows_of())
+    assert [line[0] for line in counted.rows] == ["batch", "whitening"]
+    assert counted.rows[0][3] == "1.00"
+    assert 1.2 < float(counted.rows[1][3]) < 2.0

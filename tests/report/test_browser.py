@@ -1,5 +1,6 @@
 """The report in a real browser, at desk and phone width, light and dark."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,6 +24,27 @@ FLAGS = [
 # the same origin because it is handed over as text, without the policy that would forbid the frame's own script.
 FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <iframe id="frame" style="border:0;width:{width}px;height:3000px"></iframe><pre id="measured"></pre><script>
+function outline(page) {{
+  const details = page.querySelector(".contents details"), last = page.querySelector("main:last-of-type");
+  last.scrollIntoView();
+  const box = page.querySelector(".contents").getBoundingClientRect(), open = details.open;
+  page.documentElement.scrollTo(0, 0);
+  return {{ open, top: box.top, right: box.right, links: page.querySelectorAll(".contents li").length }};
+}}
+function filtered(page) {{
+  const form = page.querySelector(".filter"), rows = [...page.querySelectorAll("tr[data-claim]")];
+  rows[0].dataset.verdict = "refuted";
+  const seen = () => ["tr", "main", ".contents li"].map(
+    kind => [...page.querySelectorAll(kind + "[data-claim]")].filter(part => part.checkVisibility()).length);
+  const found = {{}};
+  for (const [verdict, source] of [["", ""], ["supported", ""], ["", "S4"], ["", "Ioffe and Szegedy 2015"]]) {{
+    form.elements.verdict.value = verdict;
+    form.elements.source.value = source;
+    form.dispatchEvent(new Event("change"));
+    found[verdict + "/" + source] = [...seen(), form.querySelector("output").textContent];
+  }}
+  return found;
+}}
 const frame = document.getElementById("frame");
 frame.onload = () => {{
   const page = frame.contentDocument, root = page.documentElement;
@@ -40,6 +62,8 @@ frame.onload = () => {{
     verdict: page.querySelector(".verdict").getBoundingClientRect().top, paper: style.backgroundColor, ink: style.color,
     read: shown && said, hidden: read().hidden, bubble: [bubble.left, bubble.right, bubble.height],
     ledger: [...page.querySelectorAll(".ledger td, .ledger svg")].map(part => part.getBoundingClientRect().right),
+    contents: page.querySelector(".contents") && outline(page),
+    filtered: page.querySelector(".filter") && filtered(page),
     tables: [...page.querySelectorAll("table")].map(table => table.getBoundingClientRect().right),
   }});
 }};
@@ -54,7 +78,11 @@ def open_in_browser(tmp_path, width, *flags, norm="batch", claims=1, lang=ENGLIS
         if os.environ.get("NORMKIT_REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    entries = [entry_of(rows_of(norms=("none", norm), epochs=5))] * claims
+    entry = entry_of(rows_of(norms=("none", norm), epochs=5))
+    entries = [
+        dataclasses.replace(entry, claim=dataclasses.replace(entry.claim, id=f"claim-{place}", number=f"E{place + 1}"))
+        for place in range(claims)
+    ]
     page = json.dumps(render(entries, lang)).replace("</", "<\\/")
     path = tmp_path / "frame.html"
     path.write_text(FRAME.format(width=width, page=page))
@@ -100,6 +128,24 @@ def test_table_of_verdicts_fits_its_window(tmp_path, width, lang):
     # Three rows of five cells, a picture of the interval and one of the figure in each.
     assert len(measured["ledger"]) == 3 * 7
     assert max(measured["ledger"]) <= width
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_contents_stay_in_sight_and_the_filter_hides_the_other_claims(tmp_path, width):
+    measured = open_in_browser(tmp_path, width, claims=3)
+    assert measured["scroll"] == width
+    contents = measured["contents"]
+    # Beside the page where there is room, else a bar above it; at its last section too.
+    assert contents["open"] == (width == 1280)
+    assert contents["top"] == 0
+    assert contents["right"] < 300 if width == 1280 else contents["right"] == width
+    assert contents["links"] == 3
+    shown = {name: found[:2] for name, found in measured["filtered"].items()}
+    # "S4" is no source of these claims, and no choice: the form keeps what says nothing.
+    assert shown == {"/": [3, 3], "supported/": [2, 2], "/S4": [3, 3], "/Ioffe and Szegedy 2015": [3, 3]}
+    assert measured["filtered"]["supported/"][3] == "2 of 3 claims"
+    assert measured["filtered"]["supported/"][2] == (2 if width == 1280 else 0)
 
 
 @pytest.mark.browser

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from normkit.lab.charts import NORM_COLOURS, Chart
 from normkit.lab.claims import all_claims
+from normkit.lab.curves import norm_label
 from normkit.lab.ledger import read_ledger
 from normkit.report.language import language
 from normkit.report.markdown import ledger_excerpt, ledger_sentences, render_markdown
@@ -26,6 +28,16 @@ def test_every_claim_of_the_ledger_is_finished_by_its_design_of_today(entries):
     assert all(entry.finished == entry.total for entry in entries)
     assert all(len(entry.record["plan"]["seeds"]) >= 5 for entry in entries)
     assert all(entry.record["plan"].get("design", 1) == entry.claim.design for entry in entries)
+
+
+def test_each_norm_has_its_colour_in_every_figure(entries):
+    for entry in entries:
+        for mark in (
+            mark for chart in entry.shown if isinstance(chart, Chart) for p in chart.panels for mark in p.marks
+        ):
+            for norm, colour in NORM_COLOURS.items():
+                if mark.label.startswith(norm_label(norm)):
+                    assert mark.colour == colour, (entry.claim.id, mark.label)
 
 
 def test_verdicts_follow_from_their_numbers_by_scipy_alone():

@@ -62,7 +62,7 @@ def test_page_of_several_claims_opens_with_the_table_of_verdicts():
         first, claim=dataclasses.replace(first.claim, id="other", number="E9", title="<Other>")
     )
     page = render([first, second])
-    ledger = page[: page.index("<main")]
+    ledger = page[page.index("<header") : page.index("<main")]
     assert [ledger.count(words) for words in ("E1<", "E9<", "&lt;Other&gt;", 'href="#other"', "+0.0520")] == [
         1,
         1,
@@ -72,6 +72,34 @@ def test_page_of_several_claims_opens_with_the_table_of_verdicts():
     ]
     assert 'id="other"' in page
     assert 'class="stack ledger"' not in render([first])
+
+
+def test_settings_and_rule_are_folded_and_the_numbers_of_the_figure_are_its_alternative_text():
+    entry = entry_of(rows_of())
+    page = render([entry])
+    folded = re.findall(r'<details class="(\w+)"( open)?>\n<summary><h2>(.*?)</h2>', page)
+    assert [(name, bool(is_open)) for name, is_open, _ in folded] == [
+        ("numbers", True),
+        ("rule", False),
+        ("how", False),
+    ]
+    assert page.count("<details") == page.count("</details>")
+    text = html.escape(entry.shown[0].text, quote=False)
+    assert page.count(text) == page.count(f'aria-label="{text}"') == 1
+
+
+def test_each_claim_of_the_table_says_whose_it_is():
+    first = entry_of(rows_of())
+    other = dataclasses.replace(first, claim=dataclasses.replace(get_claim("small-batch"), rates=()), shown=())
+    page = render([first, other])
+    assert '<tr data-claim="small-batch" data-verdict="supported" data-sources="Wu and He 2018|S2">' in page
+    choices = re.findall(r"<option(?: value=\"[^\"]*\")?>(.*?)</option>", page)
+    assert choices == [
+        "all", "supported", "all", "Batch normalization built from scratch", "Ioffe and Szegedy 2015", "Wu and He 2018",
+        "S2",
+    ]  # fmt: skip
+    # A page of one claim has nothing to choose from.
+    assert "<form" not in render([first])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,35 @@
 """Charts and tables as data. A claim describes what is to be seen; ``report`` draws it.
 
 Every chart carries a text alternative that says what a reader who cannot see it should know.
+
+Colours are numbers; `NORM_COLOURS` gives each norm the one that it has in every chart. What is compared within one norm
+has that norm's colour, as its variants.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Bars", "Chart", "Line", "Panel", "Points", "Table"]
+__all__ = ["NEUTRAL", "NORM_COLOURS", "Bars", "Chart", "Line", "Panel", "Points", "Table", "Variant", "norm_colour"]
+
+# The colour of what is no norm's: chance, a formula, a standard normal.
+NEUTRAL = 5
+# Every norm of the catalog, and none; no two alike.
+NORM_COLOURS: Mapping[str, int] = {
+    "none": 0, "batch": 1, "group": 2, "layer": 3, "whitening": 4, "instance": 6, "renorm": 7, "ghost": 8, "rms": 9,
+    "adaptive": 10, "response": 11, "masked": 12,
+}  # fmt: skip
+
+# The place among the variants that share a colour, from 0, and how many they are.
+Variant = tuple[int, int]
+
+
+def norm_colour(norm: str) -> int:
+    """Return the norm's colour; a word of results that is no norm's name is drawn as what is no norm's.
+
+    >>> norm_colour("batch"), norm_colour("unheard of") == NEUTRAL
+    (1, True)
+    """
+    return NORM_COLOURS.get(norm, NEUTRAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +43,7 @@ class Line:
         low: lower edge of the band.
         high: upper edge of the band.
         colour: lines of the same number have the same colour in every panel.
+        variant: its place among the lines of its colour: each has another shade, stroke and marker.
         dashed: drawn dashed, for what is not ours: the source's numbers, a formula.
     """
 
@@ -29,6 +53,7 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     colour: int = 0
+    variant: Variant = (0, 1)
     dashed: bool = False
 
 
@@ -43,6 +68,7 @@ class Bars:
         low: lower ends of the whiskers.
         high: upper ends of the whiskers.
         colour: groups of the same number have the same colour in every panel.
+        variant: as of lines.
     """
 
     label: str
@@ -51,6 +77,7 @@ class Bars:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     colour: int = 0
+    variant: Variant = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +89,14 @@ class Points:
         x: the positions.
         y: the values, as many.
         colour: as of lines.
+        variant: as of lines.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
+    variant: Variant = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

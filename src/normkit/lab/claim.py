@@ -162,6 +162,8 @@ class Claim:
         settings: how the networks are trained by default, by data set.
         variants: what else is varied.
         rates: the grid from which each side's learning rate is chosen; empty where nothing is searched.
+        keeps_last: whether each cell's last measurement alone is kept: for nets that are trained for many epochs, of
+            which verdict and figures read the last.
         any_norm: whether other norms can be put in the place of these.
         own_network: whether a reader's network and data can be put in the place of the claim's.
         measure: runs one cell and yields its rows' measurements.
@@ -191,6 +193,7 @@ class Claim:
     design: int = 1
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
     rates: tuple[float, ...] = ()
+    keeps_last: bool = False
     any_norm: bool = True
     own_network: bool = False
 

@@ -1,7 +1,7 @@
 """The networks of the sources. The norm is passed in by its name in the catalog, so that any can take BN's place."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -203,8 +203,8 @@ class DenseNetwork(nn.Module):
         widths: the hidden layers' widths, from first to last.
         norm: ``"none"`` or a name of the catalog.
         activation: ``"relu"`` or ``"sigmoid"``.
-        dropout: rate of the one dropout, which follows the activation of a hidden layer.
-        dropout_after: the number of that hidden layer, from 0; ``None`` for no dropout.
+        dropout: rate of the dropout, which follows the activation of a hidden layer.
+        dropout_after: the number of that hidden layer, from 0; ``"all"`` for every one; ``None`` for no dropout.
         inputs: numbers per image.
 
     Shape:
@@ -222,7 +222,7 @@ class DenseNetwork(nn.Module):
         *,
         activation: str = "relu",
         dropout: float = 0.0,
-        dropout_after: int | None = None,
+        dropout_after: int | Literal["all"] | None = None,
         inputs: int = 28 * 28,
     ) -> None:
         super().__init__()
@@ -239,6 +239,6 @@ class DenseNetwork(nn.Module):
         x = images.flatten(1)
         for place, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
             x = self.activation(norm(linear(x)))
-            x = self.dropout(x) if place == self.dropout_after else x
+            x = self.dropout(x) if self.dropout_after in (place, "all") else x
         logits: Tensor = self.head(x)
         return logits

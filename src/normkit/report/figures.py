@@ -22,9 +22,15 @@ from .readout import targets
 
 __all__ = ["draw", "draw_miniature", "inline_miniature", "inline_panels"]
 
-# Colours that colour-blind readers tell apart (Okabe and Ito) and that stand on white and on black.
-COLOURS = ("#D55E00", "#1F83C4", "#009E73", "#CC79A7", "#B8860B", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+# Colours that stand on white and on black; the first six are told apart by colour-blind readers (Okabe and Ito).
+COLOURS = (
+    "#D55E00", "#1F83C4", "#009E73", "#CC79A7", "#B8860B", "#7F7F7F", "#8F76D6", "#0E98A3", "#96705B", "#B3423A",
+    "#5D8A1F", "#D1478C", "#4F6D8F",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
+# Variants of one colour go from this share of white to this share of black; two are the colour itself and the darker.
+LIGHTEST, DARKEST = 0.45, 0.35
+STROKES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 # Everything drawn in this colour takes the page's own text colour when the figure lies inside a page.
 INK = "#1b1f24"
@@ -236,11 +242,37 @@ def _label_plainly(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _colour(mark: Line | Bars | Points) -> str:
+    """Return the mark's colour, in the shade of its variant."""
+    colour, (place, count) = COLOURS[mark.colour % len(COLOURS)], mark.variant
+    if place == 0 and count <= 2:
+        return colour
+    # From light to dark, in the order in which variants are shown: rates and sizes come in theirs.
+    depth = place / (count - 1) * (LIGHTEST + DARKEST) - LIGHTEST
+    end, share = ("#000000", depth) if depth > 0 else ("#FFFFFF", -depth)
+    red, green, blue = (
+        round((1 - share) * was + share * towards) for was, towards in zip(_parts(colour), _parts(end), strict=True)
+    )
+    return f"#{red:02X}{green:02X}{blue:02X}"
+
+
+def _parts(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5))
+
+
+def _marker(mark: Line | Points) -> str:
+    return MARKERS[(mark.colour + mark.variant[0]) % len(MARKERS)]
+
+
 def _draw_line(axes: Axes, line: Line) -> None:
     """Draw a curve, its points where there are few, and its band."""
-    colour = COLOURS[line.colour % len(COLOURS)]
-    marker = MARKERS[line.colour % len(MARKERS)] if len(line.x) <= 20 else ""
-    style: dict[str, Any] = {"linestyle": (0, (4, 3)), "markerfacecolor": "none"} if line.dashed else {"linestyle": "-"}
+    colour = _colour(line)
+    marker = _marker(line) if len(line.x) <= 20 else ""
+    place, count = line.variant
+    stroke = STROKES[place] if count <= len(STROKES) else STROKES[0]
+    style: dict[str, Any] = (
+        {"linestyle": (0, (4, 3)), "markerfacecolor": "none"} if line.dashed else {"linestyle": stroke}
+    )
     axes.plot(
         line.x, line.y, color=colour, label=_shortened(line.label), marker=marker, markersize=5, linewidth=1.8, **style
     )
@@ -255,8 +287,8 @@ def _shortened(label: str) -> str:
 
 def _draw_points(axes: Axes, points: Points) -> None:
     """Draw a cloud of points, lighter where there are many."""
-    colour = COLOURS[points.colour % len(COLOURS)]
-    marker, alpha = MARKERS[points.colour % len(MARKERS)], 0.9 if len(points.x) <= 100 else 0.5
+    colour = _colour(points)
+    marker, alpha = _marker(points), 0.9 if len(points.x) <= 100 else 0.5
     axes.plot(
         points.x, points.y, color=colour, label=points.label, marker=marker, markersize=5, alpha=alpha, linestyle=""
     )
@@ -266,7 +298,7 @@ def _draw_bars(axes: Axes, bars: Bars, place: int, groups: int) -> None:
     """Draw one group of bars beside the others, with whiskers."""
     width = 0.8 / groups
     positions = [index + (place - (groups - 1) / 2) * width for index in range(len(bars.categories))]
-    colour = COLOURS[bars.colour % len(COLOURS)]
+    colour = _colour(bars)
     whiskers = None
     if bars.low and bars.high:
         below = [height - low for height, low in zip(bars.heights, bars.low, strict=True)]

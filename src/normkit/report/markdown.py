@@ -132,7 +132,7 @@ def _reproduced(entry: Entry, lang: Language) -> str:
 
 
 def _chart(chart: Chart) -> list[str]:
-    return [f"![{_text(chart.text)}](figures/{chart.name}.svg)", f"*{_text(chart.title)}.* {_text(chart.text)}"]
+    return [f"![{_text(chart.text)}](figures/{chart.name}.svg)", f"*{_text(chart.title)}.*"]
 
 
 def _shown_table(table: Table) -> list[str]:

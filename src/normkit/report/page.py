@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,7 +14,9 @@ from markupsafe import Markup
 from ..lab.charts import Chart, Line, Table
 from ..lab.ledger import Entry, read_ledger, write_verdicts
 from ..lab.results import atomic_write
+from ..lab.verdicts import OUTCOMES
 from ..printable import printable
+from .contents import named_sources
 from .figures import draw, draw_miniature, inline_miniature, inline_panels
 from .language import ENGLISH, Language, effect_in_words, rule_in_words
 from .markdown import render_markdown
@@ -34,6 +37,7 @@ class Section:
     charts: tuple[tuple[Chart, tuple[Markup, ...]], ...]
     tables: tuple[Table, ...]
     settings: tuple[tuple[str, str], ...]
+    sources: tuple[str, ...]
 
 
 def write_report(folder: Path, lang: Language = ENGLISH) -> tuple[Entry, ...]:
@@ -69,13 +73,20 @@ def render(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
     environment.filters["number"] = lambda value: number(value, lang)
     environment.filters["slug"] = lambda outcome: outcome.replace(" ", "-")
     environment.tests["banded"] = _has_bands
-    script = (files("normkit.report") / "templates" / "readout.js").read_text(encoding="utf-8")
+    folder = files("normkit.report") / "templates"
+    script = "".join((folder / name).read_text(encoding="utf-8") for name in ("readout.js", "page.js"))
+    found = {entry.verdict.verdict for entry in entries}
+    named = {name for entry in entries for name in named_sources(entry.claim)}
     return environment.get_template("report.html.j2").render(
         sections=[_section(entry, lang) for entry in entries],
         lang=lang,
         say=lang.say,
+        colon=": " if lang is ENGLISH else "：",
         counted=counted(entries, lang),
         family=family(entries, lang),
+        outcomes=[outcome for outcome in OUTCOMES if outcome in found],
+        # The article and the papers first, then the sources that have a letter.
+        sources=sorted(named, key=lambda name: (re.fullmatch(r"S\d", name) is not None, name.casefold())),
         # Our own file, which the page's policy names by its sum: no other script runs, wherever it came from.
         script=Markup(script),  # noqa: S704
         script_sum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -99,4 +110,5 @@ def _section(entry: Entry, lang: Language) -> Section:
         charts=tuple((chart, tuple(Markup(panel) for panel in inline_panels(chart))) for chart in charts),  # noqa: S704
         tables=tuple(table for table in entry.shown if isinstance(table, Table)),
         settings=named_settings(entry, lang),
+        sources=named_sources(entry.claim),
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..distortion import Distortion
 from ..premises import LEARNT, learnt
@@ -84,10 +84,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="strength of the distortion",
             y_label=unit,
             marks=[
-                over_variants(
-                    of_norm(last, norm), "strength", partial(_only, column), label=norm_label(norm), colour=colour
-                )
-                for colour, norm in enumerate(norms)
+                over_variants(of_norm(last, norm), "strength", partial(_only, column), label=norm_label(norm), **look)
+                for norm, look in zip(norms, looks(norms), strict=True)
             ],
             x_ticks=STRENGTHS,
         )
@@ -123,7 +121,7 @@ def _only(column: str, run: Sequence[Row]) -> float:
 CLAIM = Claim(
     id="augmentation",
     number="E16",
-    title="Distorted images gain less with batch normalization",
+    title="Distorted images gain less test accuracy with batch normalization",
     statement="A net with batch normalization needs less augmentation by distorted images: leaving the distortion out "
     "costs it less than it costs the net without a norm.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.2.1 (reduce the photometric distortions); repeated in "

@@ -12,7 +12,7 @@ from torch import nn
 from ...layers import GhostBatchNorm1d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -171,8 +171,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 
     def panel(title: str, unit: str, reduce: Any, sides: Sequence[str], log_y: bool = False) -> Panel:
         marks = [
-            over_variants(of_norm(rows, norm), "part", reduce, label=norm_label(norm), colour=norms.index(norm))
-            for norm in sides
+            over_variants(of_norm(rows, norm), "part", reduce, label=norm_label(norm), **look)
+            for norm, look in zip(sides, looks(sides), strict=True)
         ]
         label = "images the statistics are taken from"
         return Panel(title=title, x_label=label, y_label=unit, marks=marks, log_x=True, log_y=log_y, x_ticks=PARTS)
@@ -213,7 +213,7 @@ def _own_spread(run: Sequence[Row]) -> float:
 CLAIM = Claim(
     id="batch-noise",
     number="E11",
-    title="More noise of the batch makes batch normalization generalise better",
+    title="At the same training loss, statistics of fewer images give batch normalization a lower test loss",
     statement="What a net with batch normalization puts out for a sample depends on the rest of its batch, which acts "
     "like augmentation: fitted equally well, the net does better on the test data the fewer images the statistics are "
     "taken from.",

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row, Value
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -153,10 +153,9 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                     where(rows, norm=norm, noise=noise),
                     column,
                     label=_side_label(norm, noise) if column == "test_accuracy" else "",
-                    colour=colour,
-                    dashed=noise != "none",
+                    **look,
                 )
-                for colour, (norm, noise) in enumerate(sides)
+                for (norm, noise), look in zip(sides, looks([norm for norm, _ in sides]), strict=True)
             ],
         )
         for title, unit, column in (

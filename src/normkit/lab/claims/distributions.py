@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..charts import Chart, Line, Panel, Table
+from ..charts import NEUTRAL, Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..curves import norm_label
 from ..data import Dataset
@@ -116,7 +116,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     last = rows[-1]["epoch"]
     lines = []
     charts = []
-    for colour, norm in enumerate(norms):
+    for norm in norms:
         mine = [row for row in of_norm(rows, norm) if row["epoch"] == last]
         cells = []
         for place in range(LAYERS):
@@ -126,7 +126,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             ]
             cells.append("{:.3f} ({:+.2f}, {:.2f})".format(*values))
         lines.append([norm, *cells])
-        charts.append(_histograms(mine, norm, colour, cells))
+        charts.append(_histograms(mine, norm, cells))
     table = Table(
         title="Distance from a standard normal after the last epoch (mean and deviation of the values)",
         header=["norm", *(f"convolution {place + 1}" for place in range(LAYERS))],
@@ -136,7 +136,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     return (*charts, table)
 
 
-def _histograms(rows: Sequence[Row], norm: str, colour: int, cells: Sequence[str]) -> Chart:
+def _histograms(rows: Sequence[Row], norm: str, cells: Sequence[str]) -> Chart:
     """Return one norm's four histograms."""
     middles = [(low + high) / 2 for low, high in pairwise(EDGES)]
     curve = [math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) for x in middles]
@@ -144,8 +144,8 @@ def _histograms(rows: Sequence[Row], norm: str, colour: int, cells: Sequence[str
     for place in range(LAYERS):
         mean, low, high = mean_curve([[as_number(value) for value in row["densities"][place]] for row in rows])
         marks = [
-            Line(label=norm_label(norm), x=middles, y=mean, low=low, high=high, colour=colour),
-            Line(label="standard normal", x=middles, y=curve, colour=5, dashed=True),
+            Line(label=norm_label(norm), x=middles, y=mean, low=low, high=high, colour=norm_colour(norm)),
+            Line(label="standard normal", x=middles, y=curve, colour=NEUTRAL, dashed=True),
         ]
         panels.append(Panel(title=f"Convolution {place + 1}", x_label="pre-activation", y_label="density", marks=marks))
     text = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..networks import LeNet5, he_initialized
 from ..premises import LEARNT, learnt
@@ -100,8 +100,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(of_norm(rows, norm), column, label=norm_label(norm), colour=colour)
-                for colour, norm in enumerate(norms)
+                over_epochs(of_norm(rows, norm), column, label=norm_label(norm), **look)
+                for norm, look in zip(norms, looks(norms), strict=True)
             ],
             log_y=column != "test_accuracy",
         )
@@ -136,7 +136,7 @@ def _of_layer(column: str, place: int, run: Sequence[Row]) -> float:
 CLAIM = Claim(
     id="drift",
     number="E3",
-    title="Batch normalization halves how far the layers' inputs move from epoch to epoch",
+    title="Batch normalization halves how far the means of the layers' inputs move from epoch to epoch",
     statement="While the parameters of the layers below change, the mean and the scale of what a layer takes in keep "
     "moving (internal covariate shift); batch normalization holds them.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, sections 1 and 4.1; repeated in the sources S0 to S4",

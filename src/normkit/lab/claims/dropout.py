@@ -8,12 +8,12 @@ from typing import Any
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
+from ..label_noise import mislabelled
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
 from ..rows import as_number, compared_norms, of_norm, per_seed, spread_in_words, where
-from ..search import RATE_RULE, best_rate
 from ..training import TrainingSettings, seeded, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
@@ -23,7 +23,8 @@ __all__ = ["CLAIM", "build"]
 HIGH = (0.4, 0.5)
 LOW = (0.0, 0.05, 0.1)
 SHARES = (*LOW, *HIGH)
-RATES = (0.03, 0.1, 0.3)
+# The share of training labels that are wrong.
+WRONG = 0.2
 LESS = Rule(
     effect="test accuracy gained by dropout of 40 to 50 % over 0 to 10 %, with the norm minus without",
     unit="",
@@ -42,22 +43,22 @@ ENOUGH = Rule(
     direction="above",
     line=-0.01,
 )
-SETTINGS = TrainingSettings(epochs=30, batch_size=32, optimizer="sgd", learning_rate=0.0, train_images=300)
+SETTINGS = TrainingSettings(epochs=40, batch_size=32, optimizer="sgd", learning_rate=0.1, train_images=300)
 
 
 def build(norm: str, share: float = 0.0) -> DenseNetwork:
-    """Return three hidden layers of 128 with ReLU, and one dropout behind the last of them."""
-    return DenseNetwork([128] * 3, norm, dropout=share, dropout_after=2)
+    """Return two hidden layers of 256 with ReLU, and a dropout behind each."""
+    return DenseNetwork([256] * 2, norm, dropout=share, dropout_after="all")
 
 
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Train with the cell's dropout at the side's rate and yield each epoch's losses and accuracy."""
+    """Train with the cell's dropout on labels of which a share is wrong, and yield each epoch's losses and accuracy."""
     share = float(dict(cell.variant)["dropout"])
-    rate = best_rate(build, cell.norm, dataset, cell.settings, RATES, cell.device)
     model = with_seed(lambda: build(cell.norm, share), cell.seed)
+    wrong = mislabelled(dataset, WRONG, cell.seed)
     with seeded(cell.seed, cell.device):
-        for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
-            yield {"rate": rate, **asdict(replace(epoch, step_losses=()))}
+        for epoch in train(model, wrong, cell.settings, cell.seed, cell.device):
+            yield asdict(replace(epoch, step_losses=()))
 
 
 def _last(column: str, run: Sequence[Row]) -> float:
@@ -103,9 +104,9 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                     "dropout",
                     partial(_last, column),
                     label=norm_label(norm),
-                    colour=colour,
+                    **look,
                 )
-                for colour, norm in enumerate(norms)
+                for norm, look in zip(norms, looks(norms), strict=True)
             ],
             x_ticks=(0, 0.1, *HIGH),
         )
@@ -121,15 +122,15 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             spread_in_words(list(per_seed(where(mine, dropout=share), partial(_last, "test_accuracy")).values()))
             for share in SHARES
         ]
-        lines.append([norm, f"{mine[0]['rate']:g}", *cells])
+        lines.append([norm, *cells])
     table = Table(
         title="Test accuracy after the last epoch, by dropout",
-        header=["norm", "learning rate", *(f"{share:.0%}" for share in SHARES)],
+        header=["norm", *(f"{share:.0%}" for share in SHARES)],
         rows=lines,
         note="Mean ± standard deviation over seeds.",
     )
-    words = "; ".join(f"{norm_label(line[0])} {', '.join(line[2:])}" for line in lines)
-    shares = ", ".join(table.header[2:])
+    words = "; ".join(f"{norm_label(line[0])} {', '.join(line[1:])}" for line in lines)
+    shares = ", ".join(table.header[1:])
     text = f"Curves of the last test accuracy and loss against the dropout. Accuracy at {shares}: {words}."
     return Chart(name="dropout", title="Accuracy by dropout", panels=panels, text=text), table
 
@@ -145,11 +146,14 @@ CLAIM = Claim(
     question=ENOUGH,
     premises=(LEARNT, HELPS),
     details=(LESS,),
-    design=2,
-    settings_rule="Three hidden layers of 128 with ReLU on few training images, so that there is something to "
-    "regularise: 300 of digits, 1000 of FashionMNIST. One dropout behind the last hidden layer, where no batch norm "
-    "follows it (claim variance-shift). Plain gradient descent on batches of 32 at 0.03, 0.1 or 0.3, searched without "
-    f"dropout. {RATE_RULE}",
+    design=3,
+    settings_rule="Two hidden layers of 256 with ReLU on few training images (300 of digits, 1000 of FashionMNIST), a "
+    f"fifth of whose labels is wrong ({WRONG:.0%}, drawn anew for every seed, the same for both), for long enough to "
+    "fit them: there is something to regularise. A dropout is behind each hidden layer. The first of the two is before "
+    "a batch norm, which much dropout costs something of its own (claim variance-shift). Plain gradient descent on "
+    "batches of 32 at a constant rate of 0.1 on both sides. Net, images, labels and rate were chosen before any net "
+    "with a norm was trained, by the gain of much dropout in the plain net alone, on the seeds 1001 to 1004, which no "
+    "judged run has. With the right labels no dense net that was tried gained from it, nor with one hidden layer.",
     meaning={
         "supported": "In this net, which needs much dropout without the norm, little of it is enough with it. The "
         "curve shows what each share costs or gains on either side.",
@@ -164,10 +168,10 @@ CLAIM = Claim(
     seeds=5,
     settings={
         "digits": SETTINGS,
-        "fashion-mnist": replace(SETTINGS, epochs=20, train_images=1000, test_images=2000),
+        "fashion-mnist": replace(SETTINGS, train_images=1000, test_images=2000),
     },
     variants=tuple((("dropout", share),) for share in SHARES),
-    rates=RATES,
+    keeps_last=True,
     measure=measure,
     judge=decide,
     show=show,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..charts import Chart, Line, Panel, Table
+from ..charts import NEUTRAL, Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row, Value
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork, he_initialized, norm_layer
 from ..rows import as_number, compared_norms, mean_and_spread, of_norm, per_seed, where
@@ -148,11 +148,11 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     panels, lines, words = [], [], []
     for activation, initialization in ((a, i) for a in ACTIVATIONS for i in INITIALIZATIONS):
         marks = []
-        for colour, norm in enumerate(norms):
+        for norm, look in zip(norms, looks(norms), strict=True):
             mine = where(of_norm(rows, norm), activation=activation, initialization=initialization)
             if not mine:
                 continue
-            marks.append(over_variants(mine, "depth", _first_decades, label=norm_label(norm), colour=colour))
+            marks.append(over_variants(mine, "depth", _first_decades, label=norm_label(norm), **look))
             spreads = [
                 mean_and_spread(list(per_seed(where(mine, depth=d), _first_decades).values()))
                 for d in DEPTHS
@@ -174,7 +174,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         if not marks:
             continue
         left = [depth * math.log10(0.9) for depth in DEPTHS]
-        marks.append(Line(label="0.9 to the depth", x=DEPTHS, y=left, colour=5, dashed=True))
+        marks.append(Line(label="0.9 to the depth", x=DEPTHS, y=left, colour=NEUTRAL, dashed=True))
         panels.append(
             Panel(
                 title=f"{activation}, {initialization}'s initialization",
@@ -214,7 +214,7 @@ VARIANTS: tuple[tuple[tuple[str, Value], ...], ...] = tuple(
 CLAIM = Claim(
     id="gradient-flow",
     number="E8",
-    title="Batch normalization prevents vanishing gradients in deep networks of sigmoids",
+    title="In deep networks of sigmoids ten times more of the gradient is left with batch normalization",
     statement="In a deep network each layer takes a share of the gradient, and a tenth lost in each of thirty layers "
     "leaves 0.04 of it. With batch normalization the first layers still get a gradient.",
     source="The sources S2 and S4; the growth per layer: Yang et al. 2019, A mean field theory of batch normalization, "

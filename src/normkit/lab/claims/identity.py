@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..charts import Bars, Chart, Panel, Table
 from ..claim import Cell, Claim, Row
+from ..curves import looks
 from ..data import Dataset
 from ..networks import norm_layer
 from ..rows import as_number, mean_and_spread, per_seed
@@ -100,9 +101,9 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             label=layout,
             categories=list(TYPES),
             heights=[spreads[layout, name][0] for name in TYPES],
-            colour=colour,
+            **look,
         )
-        for colour, layout in enumerate(LAYOUTS)
+        for layout, look in zip(LAYOUTS, looks(["batch"] * len(LAYOUTS)), strict=True)
     ]
     words = "; ".join(f"{layout} in {name} {mean:.1e}" for (layout, name), (mean, _) in spreads.items())
     text = f"Bars of the largest relative deviation, mean over seeds: {words}."

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -98,8 +98,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the final accuracy against the scale."""
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     marks = [
-        over_variants(of_norm(rows, norm), "scale", final_accuracy, label=norm_label(norm), colour=colour)
-        for colour, norm in enumerate(norms)
+        over_variants(of_norm(rows, norm), "scale", final_accuracy, label=norm_label(norm), **look)
+        for norm, look in zip(norms, looks(norms), strict=True)
     ]
     panel = Panel(
         title="Test accuracy, last epoch",
@@ -135,7 +135,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="initialization",
     number="E6",
-    title="Batch normalization makes training less dependent on careful initialization",
+    title="Batch normalization makes training less dependent on the scale of the initial weights",
     statement="Over a wide range of scales of the initial weights the net with batch normalization learns about as "
     "well as at the usual scale, while the net without loses much.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, abstract and section 1; repeated in the sources S1 and S3",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..charts import Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import LeNet5
 from ..own import build_network
@@ -132,8 +132,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     panels = [_losses(of_norm(rows, norm), norm) for norm in norms]
     last = [
-        over_variants(of_norm(rows, norm), "rate", final_loss, label=norm_label(norm), colour=colour)
-        for colour, norm in enumerate(norms)
+        over_variants(of_norm(rows, norm), "rate", final_loss, label=norm_label(norm), **look)
+        for norm, look in zip(norms, looks(norms), strict=True)
     ]
     panels.append(Panel(title="Last epoch", x_label="learning rate", y_label="training loss", marks=last, log_x=True))
     lines = [
@@ -173,13 +173,13 @@ def _values(rows: Sequence[Row], rate: float) -> list[float]:
 def _losses(rows: Sequence[Row], norm: str) -> Panel:
     """Return the training loss per epoch, one line per rate."""
     marks = []
-    for colour, rate in enumerate(RATES):
+    for rate, look in zip(RATES, looks([norm] * len(RATES)), strict=True):
         runs = [where(where(rows, rate=rate), seed=seed) for seed in sorted({row["seed"] for row in rows})]
         curves = [[final_loss([row]) for row in run] for run in runs if run]
         if curves:
             mean, low, high = mean_curve(curves)
             epochs = list(range(1, len(mean) + 1))
-            marks.append(Line(label=f"rate {rate:g}", x=epochs, y=mean, low=low, high=high, colour=colour))
+            marks.append(Line(label=f"rate {rate:g}", x=epochs, y=mean, low=low, high=high, **look))
     return Panel(title=norm_label(norm).capitalize(), x_label="epoch", y_label="training loss", marks=marks)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..networks import LeNet5
 from ..premises import LEARNT, learnt
@@ -113,8 +113,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label="log10 of the change",
             marks=[
-                over_epochs(of_norm(rows, norm), column, label=norm_label(norm), colour=colour)
-                for colour, norm in enumerate(norms)
+                over_epochs(of_norm(rows, norm), column, label=norm_label(norm), **look)
+                for norm, look in zip(norms, looks(norms), strict=True)
             ],
         )
         for column, name in columns.items()

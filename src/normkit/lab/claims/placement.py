@@ -9,7 +9,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import compared_norms, last_accuracies, of_norm, spread_in_words, where
@@ -67,8 +67,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(mine, column, label=f"{norm_label(norm)}, {place} ReLU", colour=colour)
-                for colour, (norm, place, mine) in enumerate(sides)
+                over_epochs(mine, column, label=f"{norm_label(norm)}, {place} ReLU", **look)
+                for (norm, place, mine), look in zip(sides, looks([norm for norm, _, _ in sides]), strict=True)
             ],
         )
         for title, unit, column in (

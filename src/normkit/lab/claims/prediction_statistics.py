@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...layers import BatchNorm1d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import LeNet5
 from ..premises import LEARNT, learnt
@@ -193,8 +193,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(usual, f"{column}_{way}", label=label, colour=colour)
-                for colour, (way, label) in enumerate(WAYS.items())
+                over_epochs(usual, f"{column}_{way}", label=label, **look)
+                for (way, label), look in zip(WAYS.items(), looks(["batch"] * len(WAYS)), strict=True)
             ],
         )
         for title, unit, column in (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..networks import DenseNetwork, he_initialized
 from ..probes import recorded
@@ -77,8 +77,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the rank against the depth."""
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     marks = [
-        over_variants(of_norm(rows, norm), "depth", _rank, label=norm_label(norm), colour=colour)
-        for colour, norm in enumerate(norms)
+        over_variants(of_norm(rows, norm), "depth", _rank, label=norm_label(norm), **look)
+        for norm, look in zip(norms, looks(norms), strict=True)
     ]
     panel = Panel(
         title="At initialization", x_label="hidden layers", y_label="effective rank", marks=marks, x_ticks=DEPTHS
@@ -104,7 +104,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="rank-collapse",
     number="E24",
-    title="Batch normalization keeps the rank of a deep random network's outputs",
+    title="Batch normalization keeps the outputs of a deep random network at a higher rank",
     statement="In a deep network with random weights all samples come out in nearly the same direction; with batch "
     "normalization the outputs keep a rank that grows with the width.",
     source="Daneshmand et al. 2020, Batch normalization provably avoids rank collapse for randomly initialised deep "

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..charts import Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import compared_norms, last_accuracies, of_norm, spread_in_words, where
@@ -66,11 +66,11 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     panels, lines = [], []
     for norm in norms:
         marks: list[Line] = []
-        for colour, response in enumerate(BUILDS):
+        for response, look in zip(BUILDS, looks([norm] * len(BUILDS)), strict=True):
             mine = where(of_norm(rows, norm), response=response)
             if mine:
                 label = "with local response norm" if response == "yes" else "without"
-                marks.append(over_epochs(mine, "test_accuracy", label=label, colour=colour))
+                marks.append(over_epochs(mine, "test_accuracy", label=label, **look))
                 accuracy = spread_in_words(list(last_accuracies(mine).values()))
                 lines.append([norm, response, f"{mine[0]['rate']:g}", accuracy])
         panels.append(

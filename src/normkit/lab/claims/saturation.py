@@ -10,7 +10,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -123,10 +123,10 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 of_norm(rows, norm),
                 column,
                 label=norm_label(norm) if place == 0 else "",
-                colour=colour,
+                **look,
                 dashed=place > 0,
             )
-            for colour, norm in enumerate(norms)
+            for norm, look in zip(norms, looks(norms), strict=True)
             for place, column in enumerate(columns)
         ]
         return Panel(title=title, x_label="epoch", y_label=unit, marks=marks)
@@ -159,7 +159,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 CLAIM = Claim(
     id="saturation",
     number="E7",
-    title="Batch normalization keeps sigmoids out of saturation",
+    title="With batch normalization a smaller share of sigmoids is saturated",
     statement="In a network of sigmoids batch normalization keeps the inputs of the non-linearity where its slope is "
     "alive; without it more of them drift into saturation.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167, section 4.1 and figure 1; repeated in the sources S1 and S2",

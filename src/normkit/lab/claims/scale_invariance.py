@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...layers import BatchNorm1d
-from ..charts import Bars, Chart, Panel, Table
+from ..charts import Bars, Chart, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..data import Dataset
 from ..rows import as_number, mean_and_spread, per_seed
@@ -82,7 +82,9 @@ def decide(rows: Sequence[Row]) -> Verdict:
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the three deviations."""
     spreads = {name: mean_and_spread([as_number(row[name]) for row in rows]) for name in WORDS}
-    bars = Bars(label="", categories=list(WORDS), heights=[mean for mean, _ in spreads.values()], colour=1)
+    bars = Bars(
+        label="", categories=list(WORDS), heights=[mean for mean, _ in spreads.values()], colour=norm_colour("batch")
+    )
     panel = Panel(title="Distance from the formula", x_label="of the", y_label="relative", marks=[bars], log_y=True)
     table = Table(
         title="Largest deviations in float64",

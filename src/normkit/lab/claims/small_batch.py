@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..charts import Chart, Line, Panel, Table
+from ..charts import Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import as_number, last_accuracies, of_norm, spread_in_words, where
@@ -114,8 +114,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     ours = {
         net: [
-            over_variants(side, "batch_size", _last_error, label=norm_label(norm), colour=colour)
-            for colour, norm in enumerate(norms)
+            over_variants(side, "batch_size", _last_error, label=norm_label(norm), **look)
+            for norm, look in zip(norms, looks(norms), strict=True)
             if (side := where(of_norm(rows, norm), net=net))
         ]
         for net in NETS
@@ -125,10 +125,10 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             label=f"{norm_label(norm)}, Wu and He",
             x=sorted(errors),
             y=[errors[size] for size in sorted(errors)],
-            colour=norms.index(norm) if norm in norms else colour,
+            colour=norm_colour(norm),
             dashed=True,
         )
-        for colour, (norm, errors) in enumerate(IMAGENET_ERRORS.items())
+        for norm, errors in IMAGENET_ERRORS.items()
     ]
     axes = partial(Panel, x_label="images per batch", y_label="test error", log_x=True)
     panels = (

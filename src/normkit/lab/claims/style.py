@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...layers import AdaptiveInstanceNorm, InstanceNorm2d
-from ..charts import Bars, Chart, Line, Panel, Table
+from ..charts import NEUTRAL, Bars, Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..rows import as_number, mean_and_spread, per_seed, spread_in_words, where
@@ -163,7 +163,11 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             title="AdaIN's statistics against the style's",
             x_label="type",
             y_label="largest relative deviation",
-            marks=[Bars(label="", categories=list(TYPES), heights=list(deviations.values()), colour=2)],
+            marks=[
+                Bars(
+                    label="", categories=list(TYPES), heights=list(deviations.values()), colour=norm_colour("adaptive")
+                )
+            ],
             log_y=True,
         )
     )
@@ -190,12 +194,12 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
 def _told(sides: Mapping[str, Sequence[Row]], task: str, title: str) -> Panel:
     """Return what the probe tells by epoch, on plain and on instance-normalized features, with chance beside it."""
     marks = [
-        over_epochs(mine, f"accuracy_{task}", label=label, colour=colour)
-        for colour, (label, mine) in enumerate(sides.items())
+        over_epochs(mine, f"accuracy_{task}", label=label, **look)
+        for (label, mine), look in zip(sides.items(), looks(["none", "instance"]), strict=True)
         if mine
     ]
     epochs = max((mark.x for mark in marks), key=len, default=[1])
-    marks.append(Line(label="chance", x=epochs, y=[CHANCE] * len(epochs), colour=5, dashed=True))
+    marks.append(Line(label="chance", x=epochs, y=[CHANCE] * len(epochs), colour=NEUTRAL, dashed=True))
     return Panel(title=title, x_label="epoch", y_label="share right", marks=marks)
 
 

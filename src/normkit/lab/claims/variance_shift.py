@@ -12,7 +12,7 @@ from torch import Tensor
 from ...layers import BatchNorm1d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -174,8 +174,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(side, column, label=label, colour=colour)
-                for colour, (label, column) in enumerate(columns.items())
+                over_epochs(side, column, label=label, **look)
+                for (label, column), look in zip(columns.items(), looks(["batch"] * len(columns)), strict=True)
             ],
         )
         for title, unit, side, columns in (

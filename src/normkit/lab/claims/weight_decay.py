@@ -8,12 +8,12 @@ from typing import Any
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_variants
+from ..curves import looks, norm_label, over_variants
 from ..data import Dataset, validation_split
+from ..label_noise import mislabelled
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
 from ..rows import as_number, compared_norms, of_norm, per_seed, spread_in_words, where
-from ..search import RATE_RULE, best_rate
 from ..training import TrainingSettings, evaluate, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired
 
@@ -21,9 +21,10 @@ __all__ = ["CLAIM", "build", "chosen_decay"]
 
 FACTOR = 5
 # Each but the first has its fifth in the grid.
-POSITIVE = (0.0002, 0.001, 0.005, 0.025)
+POSITIVE = (0.002, 0.01, 0.05, 0.25)
 DECAYS = (0.0, *POSITIVE)
-RATES = (0.03, 0.1, 0.3)
+# The share of training labels that are wrong.
+WRONG = 0.2
 CAN = Rule(
     effect="test accuracy with the norm, at a fifth of the decay that is best without it minus at that decay",
     unit="",
@@ -42,24 +43,22 @@ SPARED = Rule(
     direction="above",
     line=0.0,
 )
-SETTINGS = TrainingSettings(epochs=30, batch_size=32, optimizer="sgd", learning_rate=0.0, train_images=600)
+SETTINGS = TrainingSettings(epochs=40, batch_size=32, optimizer="sgd", learning_rate=0.1, train_images=600)
 
 
 def build(norm: str) -> DenseNetwork:
-    """Return three hidden layers of 128 with ReLU."""
-    return DenseNetwork([128] * 3, norm)
+    """Return two hidden layers of 256 with ReLU."""
+    return DenseNetwork([256] * 2, norm)
 
 
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Train on one half of the training data and yield, per epoch, the accuracy on the other half and on the test."""
-    halves = validation_split(dataset, share=0.5)
-    rate = best_rate(build, cell.norm, halves, cell.settings, RATES, cell.device)
-    settings = replace(cell.settings, learning_rate=rate, weight_decay=float(dict(cell.variant)["decay"]))
+    """Train on one half, a share of it labelled wrongly, and yield the accuracy on the other half and on the test."""
+    halves = mislabelled(validation_split(dataset, share=0.5), WRONG, cell.seed)
+    settings = replace(cell.settings, weight_decay=float(dict(cell.variant)["decay"]))
     model = with_seed(lambda: build(cell.norm), cell.seed)
     test = dataset.test_images.to(cell.device), dataset.test_labels.to(cell.device)
     for epoch in train(model, halves, settings, cell.seed, cell.device):
         yield {
-            "rate": rate,
             "epoch": epoch.epoch,
             "train_loss": epoch.train_loss,
             "validation_accuracy": epoch.test_accuracy,
@@ -120,10 +119,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="weight decay",
             y_label="share right, last epoch",
             marks=[
-                over_variants(
-                    of_norm(positive, norm), "decay", partial(_last, column), label=norm_label(norm), colour=colour
-                )
-                for colour, norm in enumerate(norms)
+                over_variants(of_norm(positive, norm), "decay", partial(_last, column), label=norm_label(norm), **look)
+                for norm, look in zip(norms, looks(norms), strict=True)
                 if of_norm(positive, norm)
             ],
             log_x=positive[0]["decay"] > 0,
@@ -135,16 +132,16 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     for norm in norms:
         mine = of_norm(rows, norm)
         accuracies = [spread_in_words(list(_accuracy(mine, decay).values())) for decay in DECAYS]
-        lines.append([norm, f"{mine[0]['rate']:g}", f"{chosen_decay(mine):g}", *accuracies])
+        lines.append([norm, f"{chosen_decay(mine):g}", *accuracies])
     table = Table(
         title="Test accuracy after the last epoch, by weight decay",
-        header=["norm", "learning rate", "best held out", *(f"{decay:g}" for decay in DECAYS)],
+        header=["norm", "best held out", *(f"{decay:g}" for decay in DECAYS)],
         rows=lines,
         note="Mean ± standard deviation over seeds. Best held out: of the decays whose fifth was run, the one with the "
         "best accuracy on the half of the training data that no net was trained on.",
     )
-    words = "; ".join(f"{norm_label(line[0])} {', '.join(line[3:])}" for line in lines)
-    text = f"Curves of accuracy against weight decay. Test accuracy at {', '.join(table.header[3:])}: {words}."
+    words = "; ".join(f"{norm_label(line[0])} {', '.join(line[2:])}" for line in lines)
+    text = f"Curves of accuracy against weight decay. Test accuracy at {', '.join(table.header[2:])}: {words}."
     return Chart(name="weight-decay", title="Accuracy by weight decay", panels=panels, text=text), table
 
 
@@ -161,12 +158,14 @@ CLAIM = Claim(
     question=CAN,
     premises=(LEARNT, HELPS),
     details=(SPARED,),
-    design=2,
-    settings_rule="Three hidden layers of 128 with ReLU, trained on half of few training images, so that there is "
-    "something to regularise: 300 of digits, 1000 of FashionMNIST. The other half chooses the decay, by the mean "
-    "accuracy over seeds of the nets without a norm after the last epoch. The penalty is on all parameters, as torch's "
-    "SGD has it. Plain gradient descent on batches of 32 at 0.03, 0.1 or 0.3, searched without decay on the half that "
-    f"is trained on. {RATE_RULE}",
+    design=3,
+    settings_rule="Two hidden layers of 256 with ReLU, trained on half of few training images (300 of digits, 1000 of "
+    f"FashionMNIST), a fifth of whose labels is wrong ({WRONG:.0%}, drawn anew for every seed, the same for both), "
+    "for long enough to fit them: there is something to regularise. The other half, with its right labels, chooses the "
+    "decay, by the mean accuracy over seeds of the nets without a norm after the last epoch. The penalty is on all "
+    "parameters, as torch's SGD has it. Plain gradient descent on batches of 32 at a constant rate of 0.1 on both "
+    "sides. Net, images, labels, rate and the grid of decays were chosen before any net with a norm was trained, by "
+    "the gain of decay in the plain net alone, on the seeds 1001 and 1002, which no judged run has.",
     meaning={
         "supported": "With the norm a fifth of the decay is enough here. The curve shows how flat the accuracy is on "
         "either side.",
@@ -180,10 +179,10 @@ CLAIM = Claim(
     seeds=5,
     settings={
         "digits": SETTINGS,
-        "fashion-mnist": replace(SETTINGS, epochs=12, train_images=2000, test_images=2000),
+        "fashion-mnist": replace(SETTINGS, train_images=2000, test_images=2000),
     },
     variants=tuple((("decay", decay),) for decay in DECAYS),
-    rates=RATES,
+    keeps_last=True,
     measure=measure,
     judge=decide,
     show=show,

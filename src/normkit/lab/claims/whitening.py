@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..probes import retaken
@@ -23,7 +23,7 @@ from ..small_network import SmallLeNet
 from ..training import TrainingSettings, evaluate, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
-__all__ = ["CLAIM", "step_milliseconds"]
+__all__ = ["CLAIM", "layer_operations", "norm_operations", "step_milliseconds"]
 
 NORMS = ("batch", "whitening")
 RATES = (0.03, 0.1, 0.3)
@@ -47,8 +47,21 @@ STORED = Rule(
     direction="below",
     line=0.01,
 )
+BATCH = 64
+# What the small LeNet's norms normalize, channels and positions, and the multiplications per image of its layers: two
+# convolutions and two dense layers. The first has no gradient of its input to compute.
+MAPS = ((8, 14 * 14), (16, 7 * 7), (32, 1))
+FIRST_LAYER, OTHER_LAYERS = 8 * 9 * 14 * 14, 16 * 72 * 7 * 7 + 16 * 7 * 7 * 32 + 32 * 10
+GROUP = 16
+# Per value of a step. Batch norm: mean, variance, output; two sums, and two terms of the gradient. Whitening beside its
+# products: mean, output; two sums, the gradient through gamma, and that through the mean.
+ELEMENTWISE = {"batch": 7, "whitening": 6}
+# Products of d by m per value of a group of d channels: covariance and output; two gradients of each.
+PRODUCTS = 6
+# Eigenvectors, the root and its inverse, and their gradients, in products of two d by d matrices; a round figure.
+ROOT = 20
 SETTINGS = TrainingSettings(
-    epochs=12, batch_size=64, optimizer="sgd", learning_rate=0.0, momentum=0.9, train_images=960
+    epochs=12, batch_size=BATCH, optimizer="sgd", learning_rate=0.0, momentum=0.9, train_images=960
 )
 
 
@@ -86,6 +99,30 @@ def step_milliseconds(cell: Cell, dataset: Dataset) -> dict[str, float]:
             step()
             seconds[norm].append(_clock(cell.device) - begun)
     return {norm: 1000 * median(values[WARM_STEPS:]) for norm, values in seconds.items()}
+
+
+def norm_operations(norm: str, batch_size: int) -> int:
+    """Return the multiplications with their additions that the net's norms take in a training step, both ways.
+
+    Batch norm takes a few per value. Whitening of groups of d channels takes 6 d more per value, and some d^3 per group
+    for the inverse root of the covariance.
+
+    >>> norm_operations("batch", 1), norm_operations("whitening", 1)
+    (16688, 423904)
+    """
+    total = 0
+    for channels, positions in MAPS:
+        values = channels * positions * batch_size
+        total += ELEMENTWISE[norm] * values
+        if norm == "whitening":
+            width = min(GROUP, channels)
+            total += PRODUCTS * width * values + ROOT * width**3 * (channels // width)
+    return total
+
+
+def layer_operations(batch_size: int) -> int:
+    """Return those of its convolutions and dense layers: forward, and the gradients of weights and inputs."""
+    return batch_size * (2 * FIRST_LAYER + 3 * OTHER_LAYERS)
 
 
 def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -135,11 +172,11 @@ def _last(column: str, run: Sequence[Row]) -> float:
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show accuracy by epoch, the same against the time it took, and both in numbers."""
     marks, timed, lines = [], [], []
-    for colour, norm in enumerate(NORMS):
+    for norm, look in zip(NORMS, looks(NORMS), strict=True):
         mine = of_norm(rows, norm)
         if not mine:
             continue
-        line = over_epochs(mine, "test_accuracy", label=norm_label(norm), colour=colour)
+        line = over_epochs(mine, "test_accuracy", label=norm_label(norm), **look)
         marks.append(line)
         times = [as_number(row[f"milliseconds_{norm}"]) for row in of_norm(rows, "whitening") if row["epoch"] == 1]
         if times:
@@ -172,9 +209,22 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         note=f"Mean ± standard deviation over seeds. A step with whitening takes {ratio} times as long. Rates tried: "
         f"{', '.join(f'{rate:g}' for rate in RATES)}.",
     )
+    layers, size = layer_operations(BATCH), {norm: norm_operations(norm, BATCH) for norm in NORMS}
+    steps = {norm: layers + size[norm] for norm in NORMS}
+    counted = Table(
+        title="Operations of a training step, counted",
+        header=["norm", "norms, millions", "other layers, millions", "whole step over that with batch norm"],
+        rows=[
+            [norm, f"{size[norm] / 1e6:.2f}", f"{layers / 1e6:.2f}", f"{steps[norm] / steps['batch']:.2f}"]
+            for norm in NORMS
+        ],
+        note=f"Multiplications with their additions, forward and backward, for a batch of {BATCH}. Whitening: 6 d per "
+        "value more than a few, in groups of d channels, and about 20 d^3 per group for the inverse root. What a step "
+        "takes beyond its operations is the price of many small steps one after the other.",
+    )
     words = "; ".join(f"{norm_label(line[0])} {line[1]} ms per step, accuracy {line[3]}" for line in lines)
     text = f"Test accuracy by epoch and against the time it took. {words.capitalize()}. Ratio of times: {ratio}."
-    return Chart(name="whitening", title="What whitening costs and gives", panels=panels, text=text), table
+    return Chart(name="whitening", title="What whitening costs and gives", panels=panels, text=text), table, counted
 
 
 CLAIM = Claim(
