@@ -175,8 +175,10 @@ CLAIM = Claim(
     "for long enough to fit them: there is something to regularise. The other half, with its right labels, chooses the "
     "decay, by the mean accuracy over seeds and the last ten epochs of the nets without a norm. The penalty is on all "
     "parameters, as torch's SGD has it. Plain gradient descent on batches of 32 at a constant rate of 0.1 on both "
-    "sides; at a constant rate the accuracy moves from epoch to epoch, so the mean of the last ten is judged. Net, images, labels, rate and the grid of decays were chosen before any net with a norm was trained, by "
-    "the gain of decay in the plain net alone, on the seeds 1001 and 1002, which no judged run has.",
+    "sides; at a constant rate the accuracy moves from epoch to epoch, so "
+    "the mean of the last ten is judged. Net, images, labels, rate and the grid of decays were chosen before any net "
+    "with a norm was trained, by the gain of decay in the plain net alone, on the seeds 1001 and 1002, which no judged "
+    "run has.",
     meaning={
         "supported": "With the norm a fifth of the decay is enough here. The curve shows how flat the accuracy is on "
         "either side.",
