@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.transforms import Bbox
 
 from ..lab.charts import Bars, Chart, Line, Panel, Points
 from ..lab.files import atomic_write
+from .language import ENGLISH, Language
 from .readout import targets
 
 __all__ = ["draw", "draw_miniature", "inline_miniature", "inline_panels"]
@@ -98,9 +100,12 @@ def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
     return svg, png
 
 
-def inline_panels(chart: Chart) -> tuple[str, ...]:
-    """Return one SVG element per panel, without background, sized by the page and in the page's text colour."""
-    return tuple(_inline_panel(panel) for panel in chart.panels)
+def inline_panels(chart: Chart, lang: Language = ENGLISH) -> tuple[str, ...]:
+    """Return one SVG element per panel, without background, sized by the page and in the page's text colour.
+
+    In another language the words are put into the drawn figure: its layout is that of the English ones.
+    """
+    return tuple(_inline_panel(panel, lang) for panel in chart.panels)
 
 
 def inline_miniature(chart: Chart) -> str:
@@ -117,10 +122,26 @@ def draw_miniature(chart: Chart, path: Path) -> None:
         atomic_write(path, _card(_svg(figure, {"Title": chart.title})).encode())
 
 
-def _inline_panel(panel: Panel) -> str:
+def _inline_panel(panel: Panel, lang: Language) -> str:
     with _figure([panel]) as figure:
         markup = _inline(figure)
-        return markup.replace("</svg>", f"{targets(figure.axes[0], panel)}</svg>")
+        for english, said in _words(panel, lang).items():
+            markup = re.sub(
+                f"(<text[^>]*>){re.escape(escape(english, quote=False))}(</text>)", rf"\g<1>{said}\2", markup
+            )
+        return markup.replace("</svg>", f"{targets(figure.axes[0], panel, lang)}</svg>")
+
+
+def _words(panel: Panel, lang: Language) -> Mapping[str, str]:
+    """Return the words that a panel draws, each with what stands in its place in another language."""
+    if lang is ENGLISH:
+        return {}
+    first, *others = textwrap.wrap(panel.title, TITLE_WIDTH) or [""]
+    said = {first: lang.label(panel.title), **dict.fromkeys(others, "")}
+    labels = [panel.x_label, panel.y_label, *(_shortened(mark.label) for mark in panel.marks)]
+    labels += [category for mark in panel.marks if isinstance(mark, Bars) for category in mark.categories]
+    said.update({words: lang.label(words) for words in labels})
+    return {english: escape(words).replace("\\", r"\\") for english, words in said.items() if english}
 
 
 def _inline(figure: Figure) -> str:
