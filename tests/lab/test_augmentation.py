@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional
 
 from normkit.lab.claims.augmentation import CLAIM, STRENGTHS, gains
-from normkit.lab.distortion import Distortion
+from normkit.lab.data import limited, load
+from normkit.lab.distortion import Distortion, distorted_once
 from normkit.lab.training import seeded
 from tiny_runs import tiny_run
 from tolerances import assert_close
@@ -13,8 +14,8 @@ def rows_of(batch=0.01, none=0.05, spread=0.001, seeds=5, norms=("none", "batch"
     """A last epoch with these gains, and a first one with gains the other way."""
     return [
         {
-            "norm": norm, "strength": strength, "seed": seed, "epoch": epoch, "rate": 0.03, "train_loss": 0.1,
-            "test_accuracy": 0.9
+            "norm": norm, "strength": strength, "seed": seed, "epoch": epoch, "train_loss": 0.1, "test_accuracy": 0.9,
+            "late_accuracy": 0.9
             + (1 if epoch == 2 else -1) * (none if norm == "none" else batch) * (strength > 0)
             + (spread if norm == "none" else -spread) * (strength > 0) * (seed - 2),
         }
@@ -46,7 +47,7 @@ def test_too_little_to_judge_is_inconclusive():
 
 def test_gain_is_the_mean_over_strengths():
     rows = [
-        {"strength": strength, "seed": 0, "test_accuracy": accuracy}
+        {"strength": strength, "seed": 0, "late_accuracy": accuracy}
         for strength, accuracy in zip(STRENGTHS, (0.5, 0.6, 0.9), strict=True)
     ]
     assert gains(rows) == {0: pytest.approx(0.25)}
@@ -86,6 +87,17 @@ def test_distortion_draws_each_image_by_itself_and_repeats_with_the_seed():
         again = Distortion(1.0)(images)
     assert torch.equal(first, again)
     assert len({float(image.sum()) for image in first}) == 4
+
+
+def test_images_distorted_once_are_others_for_each_seed_and_keep_their_labels():
+    dataset = limited(load("digits"), 60, 30)
+    first, again, other = (distorted_once(dataset, 1.0, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.train_images, again.train_images)
+    assert torch.equal(first.test_images, again.test_images)
+    assert not torch.equal(first.train_images, other.train_images)
+    assert not torch.equal(first.test_images, dataset.test_images)
+    assert torch.equal(first.train_labels, dataset.train_labels)
+    assert torch.equal(distorted_once(dataset, 0.0, 0).train_images, dataset.train_images)
 
 
 def test_measured_rows_can_be_judged_and_shown():

@@ -13,7 +13,7 @@ def rows_of(none=0.03, batch=-0.005, seeds=5, norms=("none", "batch")):
     return [
         {
             "norm": norm, "dropout": share, "seed": seed, "epoch": epoch, "test_loss": 0.3,
-            "test_accuracy": accuracy,
+            "test_accuracy": accuracy, "late_accuracy": accuracy,
         }
         for norm in norms for share in SHARES for seed in range(seeds)
         for epoch, accuracy in (
@@ -76,6 +76,7 @@ def test_measured_repeats_and_hangs_on_the_dropout():
     none, much, again = (list(measure(cell, small)) for cell in (cells[0], cells[-1], cells[-1]))
     assert much == again
     assert [row["epoch"] for row in much] == [1, 2]
+    assert much[1]["late_accuracy"] == pytest.approx((much[0]["test_accuracy"] + much[1]["test_accuracy"]) / 2)
     assert none[0]["train_loss"] != much[0]["train_loss"]
 
 

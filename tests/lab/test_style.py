@@ -1,12 +1,15 @@
 import pytest
 import torch
 
-from normkit.lab.claims.style import CLAIM, deviation, stylized
+from normkit.lab.claims.style import CLAIM, LOOKS, deviation, stylized, transferred
 from tiny_runs import tiny_run
 from tolerances import RELATIVE
 
 
-def rows_of(style=0.1, plain_style=0.99, class_lost=0.0, float64=1e-15, float32=1e-7, seeds=5, sides=("no", "yes")):
+def rows_of(
+    style=0.1, plain_style=0.99, class_lost=0.0, float64=1e-15, float32=1e-7, changed=0.9, kept=0.8, seeds=5,
+    sides=("no", "yes"),
+):  # fmt: skip
     """In the first epoch nothing is told yet."""
     rows = []
     for side in sides:
@@ -18,6 +21,8 @@ def rows_of(style=0.1, plain_style=0.99, class_lost=0.0, float64=1e-15, float32=
                     "norm": "none", "instance": side, "seed": seed, "epoch": epoch,
                     **{f"accuracy_{task}": value + noise if epoch == 2 else 0.5 for task, value in told.items()},
                     "deviation_float64": float64 * (1 + 0.01 * seed), "deviation_float32": float32 * (1 + 0.01 * seed),
+                    **({"look_before": 0.99, "look_changed": changed + noise, "look_kept": 0.05, "class_before": 0.8,
+                        "class_kept": kept + noise} if side == "no" else {}),
                 }
                 for epoch in (1, 2)
             ]  # fmt: skip
@@ -47,6 +52,10 @@ def test_question_decides_synthetic_rows(changes, expected):
         ({"plain_style": 0.6}, 2, "inconclusive"),
         ({"class_lost": 0.2}, 3, "refuted"),
         ({"class_lost": 0.05}, 3, "inconclusive"),
+        ({"changed": 0.3}, 4, "refuted"),
+        ({"changed": 0.5}, 4, "inconclusive"),
+        ({"kept": 0.7}, 5, "refuted"),
+        ({"kept": 0.75}, 5, "inconclusive"),
     ],
 )
 def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):
@@ -79,12 +88,28 @@ def test_stylized_images_of_one_style_share_statistics_and_differ_in_content():
 
 
 def test_shown_are_style_and_class_and_the_exactness():
-    chart, table = CLAIM.show(rows_of())
+    chart, table, transfer = CLAIM.show(rows_of())
     style, classes, exactness = chart.panels
     assert [[round(value, 2) for value in mark.y] for mark in style.marks] == [[0.5, 0.99], [0.5, 0.1], [0.1, 0.1]]
     assert [mark.label for mark in classes.marks] == ["plain", "instance-normalized", "chance"]
     assert list(exactness.marks[0].heights) == pytest.approx([1.02e-15, 1.02e-7])
     assert [line[0] for line in table.rows] == ["plain", "instance-normalized"]
+    assert [line[1][:6] for line in transfer.rows] == ["0.9900", "0.8000"]
+    assert CLAIM.show(rows_of(sides=("yes",)))[2].rows == []
+
+
+def test_transfer_gives_features_the_statistics_of_an_image_of_another_look():
+    images = torch.randn(40, 1, 28, 28)
+    before, after, own, other = transferred(images, seed=0, draw=1)
+    assert not (own == other).any()
+    assert {int(look) for look in own} == set(range(len(LOOKS)))
+    again = transferred(images, seed=0, draw=1)
+    assert all(torch.equal(a, b) for a, b in zip((before, after, own, other), again, strict=True))
+    # Content stays: each channel is its own, at another mean and scale.
+    flat, changed = (x.double().flatten(2) - x.double().flatten(2).mean(2, keepdim=True) for x in (before, after))
+    likeness = (flat * changed).sum(2) / (flat.norm(dim=2) * changed.norm(dim=2))
+    assert float(likeness.min()) > 0.999
+    assert float((before.std((2, 3)) - after.std((2, 3))).abs().max()) > 0.5
 
 
 def test_measured_rows_can_be_judged_and_shown():
@@ -93,4 +118,5 @@ def test_measured_rows_can_be_judged_and_shown():
     assert verdict.primary.effect < 1e-12
     assert verdict.details[0].effect < 2e-6
     assert verdict.details[1].effect < 0.3 < 0.8 < max(row["accuracy_style"] for row in rows if row["instance"] == "no")
+    assert all(0 <= row["class_kept"] <= 1 for row in rows if row["instance"] == "no")
     assert CLAIM.show(rows)

@@ -1,12 +1,16 @@
 """Distorted images for training: turned, shifted, and of other contrast and brightness."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Distortion"]
+from .dataset import Dataset
+from .training import seeded
+
+__all__ = ["Distortion", "distorted_once"]
 
 # What strength 1 draws from, uniformly and per image, on either side of no change.
 DEGREES = 30.0
@@ -54,3 +58,24 @@ class Distortion(nn.Module):
         contrast, brightness = 1 + CONTRAST * draws[3], BRIGHTNESS * draws[4]
         distorted: Tensor = moved * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)
         return distorted
+
+
+def distorted_once(dataset: Dataset, strength: float, seed: int) -> Dataset:
+    """Return the data set with every image, training and test, distorted once: placed and lit as it comes.
+
+    Args:
+        dataset: its images are those of a studio, centred and lit alike.
+        strength: that of `Distortion`.
+        seed: of how each image is distorted.
+
+    >>> from normkit.lab.data import load
+    >>> digits = load("digits")
+    >>> loose = distorted_once(digits, 1.0, seed=0)
+    >>> loose.test_images.shape == digits.test_images.shape, torch.equal(loose.test_images, digits.test_images)
+    (True, False)
+    """
+    distort = Distortion(strength)
+    with seeded(seed):
+        return replace(
+            dataset, train_images=distort(dataset.train_images), test_images=distort(dataset.test_images)
+        )  # fmt: skip

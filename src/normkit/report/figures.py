@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.transforms import Bbox
 
 from ..lab.charts import Bars, Chart, Line, Panel, Points
 from ..lab.files import atomic_write
+from .language import ENGLISH, Language
 from .readout import targets
 
 __all__ = ["draw", "draw_miniature", "inline_miniature", "inline_panels"]
@@ -34,6 +36,15 @@ STROKES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 # Everything drawn in this colour takes the page's own text colour when the figure lies inside a page.
 INK = "#1b1f24"
+
+# A file is a white card with dark ink, or where the reader has chosen dark a dark card with light ink.
+DARK_PAPER, DARK_INK = "#14171b", "#e3e7eb"
+CARD = f"""<style>@media (prefers-color-scheme: dark) {{
+[style*="fill: #ffffff"] {{ fill: {DARK_PAPER} !important }}
+[style*="fill: {INK}"] {{ fill: {DARK_INK} !important }}
+[style*="stroke: {INK}"] {{ stroke: {DARK_INK} !important }}
+text:not([style*="fill:"]) {{ fill: {DARK_INK} }}
+}}</style>"""
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -73,22 +84,28 @@ COUNTED = ("epoch", "step")
 
 
 def draw(chart: Chart, folder: Path) -> tuple[Path, Path]:
-    """Write the chart as SVG and as PNG, panels side by side on white, and return both paths."""
+    """Write the chart as SVG and as PNG, panels side by side on white, and return both paths.
+
+    The SVG is dark where the reader has chosen that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     svg, png = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
     with _figure(chart.panels) as figure:
         figure.patch.set_facecolor("white")
         about = {"Title": chart.title, "Description": chart.text}
-        atomic_write(svg, _svg(figure, about).encode())
+        atomic_write(svg, _card(_svg(figure, about)).encode())
         pixels = io.BytesIO()
         figure.savefig(pixels, format="png", dpi=160, metadata=about)
         atomic_write(png, pixels.getvalue())
     return svg, png
 
 
-def inline_panels(chart: Chart) -> tuple[str, ...]:
-    """Return one SVG element per panel, without background, sized by the page and in the page's text colour."""
-    return tuple(_inline_panel(panel) for panel in chart.panels)
+def inline_panels(chart: Chart, lang: Language = ENGLISH) -> tuple[str, ...]:
+    """Return one SVG element per panel, without background, sized by the page and in the page's text colour.
+
+    In another language the words are put into the drawn figure: its layout is that of the English ones.
+    """
+    return tuple(_inline_panel(panel, lang) for panel in chart.panels)
 
 
 def inline_miniature(chart: Chart) -> str:
@@ -98,17 +115,33 @@ def inline_miniature(chart: Chart) -> str:
 
 
 def draw_miniature(chart: Chart, path: Path) -> None:
-    """Write the chart's first panel as a small SVG file without words, on white."""
+    """Write the chart's first panel as a small SVG file without words, on white or, where chosen, on dark."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _miniature(chart) as figure:
         figure.patch.set_facecolor("white")
-        atomic_write(path, _svg(figure, {"Title": chart.title}).encode())
+        atomic_write(path, _card(_svg(figure, {"Title": chart.title})).encode())
 
 
-def _inline_panel(panel: Panel) -> str:
+def _inline_panel(panel: Panel, lang: Language) -> str:
     with _figure([panel]) as figure:
         markup = _inline(figure)
-        return markup.replace("</svg>", f"{targets(figure.axes[0], panel)}</svg>")
+        for english, said in _words(panel, lang).items():
+            markup = re.sub(
+                f"(<text[^>]*>){re.escape(escape(english, quote=False))}(</text>)", rf"\g<1>{said}\2", markup
+            )
+        return markup.replace("</svg>", f"{targets(figure.axes[0], panel, lang)}</svg>")
+
+
+def _words(panel: Panel, lang: Language) -> Mapping[str, str]:
+    """Return the words that a panel draws, each with what stands in its place in another language."""
+    if lang is ENGLISH:
+        return {}
+    first, *others = textwrap.wrap(panel.title, TITLE_WIDTH) or [""]
+    said = {first: lang.label(panel.title), **dict.fromkeys(others, "")}
+    labels = [panel.x_label, panel.y_label, *(_shortened(mark.label) for mark in panel.marks)]
+    labels += [category for mark in panel.marks if isinstance(mark, Bars) for category in mark.categories]
+    said.update({words: lang.label(words) for words in labels})
+    return {english: escape(words).replace("\\", r"\\") for english, words in said.items() if english}
 
 
 def _inline(figure: Figure) -> str:
@@ -122,6 +155,12 @@ def _inline(figure: Figure) -> str:
     markup = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg \1aria-hidden="true"', markup)
     markup = re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r'<svg \1\2aria-hidden="true"', markup)
     return markup.replace(INK, "currentColor")
+
+
+def _card(markup: str) -> str:
+    """Return a file's SVG with the colours it has on a dark screen; programs that know no CSS show the white card."""
+    start = markup.index(">", markup.index("<svg")) + 1
+    return f"{markup[:start]}\n{CARD}{markup[start:]}"
 
 
 def _svg(figure: Figure, about: Mapping[str, str]) -> str:

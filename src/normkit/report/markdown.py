@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..lab.charts import Chart, Table
 from ..lab.ledger import Entry
-from .language import ENGLISH, Language, effect_in_words, rule_in_words
+from .language import ENGLISH, Language, effect_in_words, note_in_words, rule_in_words, text_of
 from .settings import named_settings
 from .statement import counted, family, in_one_sentence, needed, number
 
@@ -19,8 +19,8 @@ def render_markdown(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
         " ".join(counted(entries, lang)),
         family(entries, lang),
     ]
-    if lang is not ENGLISH:
-        opening.append(say("The claims' own words are in English."))
+    if not all(lang.covers(entry.claim) for entry in entries):
+        opening.append(say("The words of some claims are in English."))
     return "\n\n".join([*opening, ledger_table(entries, lang), *(_section(entry, lang) for entry in entries)]) + "\n"
 
 
@@ -42,7 +42,8 @@ def ledger_table(entries: Sequence[Entry], lang: Language = ENGLISH, sections: s
             verdict += f" ({lang.say('unfinished')})"
         picture = f"![]({figures}/small-{claim.id}.svg)" if any(isinstance(it, Chart) for it in entry.shown) else ""
         title = f"[{_cell(lang.title(claim))}]({sections}#{claim.id})"
-        effect = f"{_cell(part.rule.effect)}: {_cell(effect_in_words(part, lang))}"
+        colon = ": " if lang is ENGLISH else "："
+        effect = f"{_cell(lang.prose(part.rule.effect))}{colon}{_cell(effect_in_words(part, lang))}"
         reason = needed(entry.verdict, lang)
         if reason:
             effect += f" · {_cell(reason)}"
@@ -73,7 +74,7 @@ def ledger_excerpt(entry: Entry, folder: str, lang: Language = ENGLISH) -> str:
         lang: the language.
     """
     parts = [
-        f"![{_text(shown.text)}]({folder}/figures/{shown.name}.svg)"
+        f"![{_text(text_of(shown, lang))}]({folder}/figures/{shown.name}.svg)"
         for shown in entry.shown
         if isinstance(shown, Chart)
     ]
@@ -89,7 +90,7 @@ def _section(entry: Entry, lang: Language) -> str:
     claim, say = entry.claim, lang.say
     # An anchor of its own: the one that is made of a heading follows its words, which change with the language.
     parts = [f'<a id="{claim.id}"></a>\n\n## {claim.number}. {_text(lang.title(claim))}']
-    parts.append(f"**{say(entry.verdict.verdict)}.** {_text(claim.means(entry.verdict.verdict))}")
+    parts.append(f"**{say(entry.verdict.verdict)}.** {_text(lang.prose(claim.means(entry.verdict.verdict)))}")
     if reason := needed(entry.verdict, lang):
         parts.append(_text(reason))
     if entry.finished < entry.total:
@@ -98,9 +99,13 @@ def _section(entry: Entry, lang: Language) -> str:
         )
         parts.append(f"**{unfinished}** {say('The verdict may still change.')}")
     for shown in entry.shown:
-        parts += _chart(shown) if isinstance(shown, Chart) else _shown_table(shown)
-    parts += [f"### {say('What is claimed, and by whom')}", _text(claim.statement), f"{_text(claim.source)}."]
-    parts += [f"### {say('Prediction and rule, written before the data were seen')}", _text(claim.prediction)]
+        parts += _chart(shown, lang) if isinstance(shown, Chart) else _shown_table(shown, lang)
+    parts += [f"### {say('What is claimed, and by whom')}", _text(lang.prose(claim.statement))]
+    parts.append(f"{_text(lang.source(claim.source))}{say('.')}")
+    parts += [
+        f"### {say('Prediction and rule, written before the data were seen')}",
+        _text(lang.prose(claim.prediction)),
+    ]
     verdict = entry.verdict
     judged = [
         *((say("premise"), answer, say("shown") if shown else say("not shown")) for answer, shown in verdict.premises),
@@ -115,7 +120,7 @@ def _section(entry: Entry, lang: Language) -> str:
     if verdict.reproduced:
         title = say("Does the source's number come out?")
         parts += [f"### {title}", _reproduced(entry, lang)]
-    parts += [f"### {say('Settings')}", f"{say('The same on both sides.')} {_text(claim.settings_rule)}"]
+    parts += [f"### {say('Settings')}", f"{say('The same on both sides.')} {_text(lang.prose(claim.settings_rule))}"]
     parts.append("\n".join(f"- {_text(name)}: {_text(value)}" for name, value in named_settings(entry, lang)))
     parts += [f"### {say('Repeat it')}", f"```sh\n{entry.command}\n```"]
     return "\n\n".join(parts)
@@ -125,19 +130,21 @@ def _reproduced(entry: Entry, lang: Language) -> str:
     say = lang.say
     words = {True: say("reproduced"), False: say("not reproduced"), None: say("not run on the source's data")}
     numbers = [
-        [_cell(it.what), number(it.source), number(it.ours, lang), f"{it.within:g}", words[it.holds]]
+        [_cell(lang.label(it.what)), number(it.source), number(it.ours, lang), f"{it.within:g}", words[it.holds]]
         for it in entry.verdict.reproduced
     ]
     return _table([say("number"), say("source"), say("ours"), say("to within"), ""], numbers)
 
 
-def _chart(chart: Chart) -> list[str]:
-    return [f"![{_text(chart.text)}](figures/{chart.name}.svg)", f"*{_text(chart.title)}.*"]
+def _chart(chart: Chart, lang: Language) -> list[str]:
+    title = f"*{_text(lang.label(chart.title))}{lang.say('.')}*"
+    return [f"![{_text(text_of(chart, lang))}](figures/{chart.name}.svg)", title]
 
 
-def _shown_table(table: Table) -> list[str]:
-    rows = [[_cell(cell) for cell in row] for row in table.rows]
-    return [f"**{_text(table.title)}**", _table([_cell(name) for name in table.header], rows), _text(table.note)]
+def _shown_table(table: Table, lang: Language) -> list[str]:
+    rows = [[_cell(lang.label(cell)) for cell in row] for row in table.rows]
+    header = [_cell(lang.label(name)) for name in table.header]
+    return [f"**{_text(lang.label(table.title))}**", _table(header, rows), _text(note_in_words(table.note, lang))]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

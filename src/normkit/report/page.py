@@ -18,7 +18,7 @@ from ..lab.verdicts import OUTCOMES
 from ..printable import printable
 from .contents import named_sources
 from .figures import draw, draw_miniature, inline_miniature, inline_panels
-from .language import ENGLISH, Language, effect_in_words, rule_in_words
+from .language import ENGLISH, Language, effect_in_words, note_in_words, rule_in_words, text_of
 from .markdown import render_markdown
 from .miniature import interval_picture
 from .settings import named_settings
@@ -70,6 +70,8 @@ def render(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
     environment.filters["effect"] = lambda part: effect_in_words(part, lang)
     environment.filters["rule"] = lambda rule: rule_in_words(rule, lang)
     environment.filters["needed"] = lambda verdict: needed(verdict, lang)
+    environment.filters["note"] = lambda note: note_in_words(note, lang)
+    environment.filters["text"] = lambda chart: text_of(chart, lang)
     environment.filters["number"] = lambda value: number(value, lang)
     environment.filters["slug"] = lambda outcome: outcome.replace(" ", "-")
     environment.tests["banded"] = _has_bands
@@ -84,6 +86,7 @@ def render(entries: Sequence[Entry], lang: Language = ENGLISH) -> str:
         colon=": " if lang is ENGLISH else "：",
         counted=counted(entries, lang),
         family=family(entries, lang),
+        foreign=not all(lang.covers(entry.claim) for entry in entries),
         outcomes=[outcome for outcome in OUTCOMES if outcome in found],
         # The article and the papers first, then the sources that have a letter.
         sources=sorted(named, key=lambda name: (re.fullmatch(r"S\d", name) is not None, name.casefold())),
@@ -107,7 +110,7 @@ def _section(entry: Entry, lang: Language) -> Section:
         entry=entry,
         miniature=Markup(inline_miniature(charts[0])) if charts else Markup(),  # noqa: S704
         interval=Markup(interval_picture(entry.verdict.primary, lang)),  # noqa: S704
-        charts=tuple((chart, tuple(Markup(panel) for panel in inline_panels(chart))) for chart in charts),  # noqa: S704
+        charts=tuple((chart, tuple(Markup(panel) for panel in inline_panels(chart, lang))) for chart in charts),  # noqa: S704
         tables=tuple(table for table in entry.shown if isinstance(table, Table)),
         settings=named_settings(entry, lang),
         sources=named_sources(entry.claim),

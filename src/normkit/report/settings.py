@@ -24,7 +24,7 @@ def named_settings(entry: Entry, lang: Language = ENGLISH) -> tuple[tuple[str, s
     """
     record, plan = entry.record, entry.record["plan"]
     settings = plan["settings"]
-    named = [("data", record["data"]), ("norms", ", ".join(plan["norms"]))]
+    named = [("data", lang.prose(record["data"])), ("norms", ", ".join(plan["norms"]))]
     named += [("seeds", lang.say("{first} to {last}", first=0, last=plan["seeds"][-1]))]
     if plan.get("network"):
         named.append(("network", plan["network"]))

@@ -64,7 +64,7 @@ def needed(verdict: Verdict, lang: Language = ENGLISH) -> str:
         measured = "" if failing.effect is None else signed(failing.effect)
         return lang.say(
             "The premise is not shown: {what} ({measured}; its interval should lie {side} {line}).",
-            what=failing.rule.effect,
+            what=lang.prose(failing.rule.effect),
             measured=measured,
             side=side,
             line=f"{failing.rule.line:g}",
@@ -72,7 +72,7 @@ def needed(verdict: Verdict, lang: Language = ENGLISH) -> str:
     if verdict.verdict != "inconclusive":
         return ""
     if verdict.primary.note:
-        return lang.say("Nothing is decided: {note}.", note=verdict.primary.note)
+        return lang.say("Nothing is decided: {note}.", note=lang.label(verdict.primary.note))
     if verdict.needs is None:
         return lang.say("No number of seeds would decide it: the effect lies on the line.")
     return lang.say(
@@ -81,10 +81,12 @@ def needed(verdict: Verdict, lang: Language = ENGLISH) -> str:
 
 
 def in_one_sentence(entry: Entry, lang: Language = ENGLISH) -> str:
-    """Return what a verdict means, in the claim's own words; in another language what its interval says."""
+    """Return what a verdict means, in the claim's own words; where these are not translated, what its interval says."""
     verdict, primary = entry.verdict.verdict, entry.verdict.primary
     if lang is ENGLISH:
         return re.split(r"(?<=[.;])\s", entry.claim.means(verdict))[0].rstrip(";").rstrip(".") + "."
+    if (said := lang.prose(entry.claim.means(verdict))) != entry.claim.means(verdict):
+        return re.split("[。；]", said)[0] + "。"
     if verdict == "not testable here" or primary.low is None or primary.high is None:
         return needed(entry.verdict, lang)
     return lang.say(_SENTENCES[verdict], low=signed(primary.low), high=signed(primary.high), seeds=primary.seeds)

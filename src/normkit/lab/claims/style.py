@@ -1,6 +1,6 @@
 """E22: adaptive instance normalization sets exactly the style's statistics, and instance normalization removes them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,10 @@ from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..rows import as_number, mean_and_spread, per_seed, spread_in_words, where
-from ..training import TrainingSettings, train, with_seed
+from ..training import TrainingSettings, evaluate, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
-__all__ = ["CLAIM", "Stylized", "deviation", "stylized"]
+__all__ = ["CLAIM", "LOOKS", "Stylized", "deviation", "stylized", "transferred"]
 
 STYLES = 10
 CHANNELS = 8
@@ -56,6 +56,28 @@ SET = {
     )
     for name, line in LINES.items()
 }
+CHANGED = Rule(
+    effect="share of features given another image's style whose look is told as that image's",
+    unit="",
+    direction="above",
+    line=0.5,
+)
+KEPT = Rule(
+    effect="share of classes told rightly from features given another image's style minus from their own",
+    unit="",
+    direction="above",
+    line=-0.05,
+)
+# How the images of the transfer look: photographed, so to speak, in five ways.
+LOOKS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda images: images,
+    "faint": lambda images: 0.3 * images,
+    "negative": lambda images: -images,
+    "striped": lambda images: images + 1.5 * (torch.arange(images.shape[-1], device=images.device) % 4 < 2),
+    "noisy": lambda images: images + torch.randn(
+        images.shape, generator=torch.Generator().manual_seed(len(images))
+    ).to(images.device),
+}  # fmt: skip
 SETTINGS = TrainingSettings(epochs=10, batch_size=64, optimizer="adam", learning_rate=0.001)
 
 
@@ -90,9 +112,39 @@ def stylized(images: Tensor, seed: int, draw: int, dtype: torch.dtype = torch.fl
     offset = torch.randn(STYLES, CHANNELS, 1, 1, generator=generator, dtype=torch.float64)
     palette = (palette * scale + offset).to(images.device, dtype)
     styles = torch.randint(STYLES, (len(images),), generator=torch.Generator().manual_seed(draw)).to(images.device)
-    content = functional.conv2d(images.double(), weight.to(images.device), stride=2, padding=1).to(dtype)
+    content = _convolved(images, weight).to(dtype)
     features = AdaptiveInstanceNorm(CHANNELS, eps=0.0, device=images.device, dtype=dtype)(content, palette[styles])
     return Stylized(features=features, styles=styles, deviation=deviation(features, palette[styles]))
+
+
+def transferred(images: Tensor, seed: int, draw: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give each image a look, and its features the channels' statistics of another image, which has another look.
+
+    Returns:
+        The features with their own statistics, ``(N, 8, 14, 14)``; with the other image's; the image's look; the other
+        image's look.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(CHANNELS, 1, 3, 3, generator=generator, dtype=torch.float64)
+    drawing = torch.Generator().manual_seed(draw)
+    own = torch.randint(len(LOOKS), (len(images),), generator=drawing).to(images.device)
+    other = ((own.cpu() + torch.randint(1, len(LOOKS), (len(images),), generator=drawing)) % len(LOOKS)).to(own.device)
+    partners = torch.randperm(len(images), generator=drawing).to(images.device)
+    content, style = (
+        _convolved(_looking(part, look), weight) for part, look in ((images, own), (images[partners], other))
+    )
+    changed = AdaptiveInstanceNorm(CHANNELS, eps=1e-5, device=images.device, dtype=torch.float64)(content, style)
+    return content.float(), changed.float(), own, other
+
+
+def _looking(images: Tensor, looks_of: Tensor) -> Tensor:
+    """Return each image in its look."""
+    every = torch.stack([look(images) for look in LOOKS.values()])
+    return every[looks_of, torch.arange(len(images), device=images.device)]
+
+
+def _convolved(images: Tensor, weight: Tensor) -> Tensor:
+    return functional.conv2d(images.double(), weight.to(images.device), stride=2, padding=1)
 
 
 def deviation(output: Tensor, style: Tensor) -> float:
@@ -131,9 +183,31 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
         train(with_seed(probe_network, cell.seed), task, cell.settings, cell.seed, cell.device)
         for task in (by_style, by_class)
     ]
+    told = _told_after_transfer(cell, dataset) if dict(cell.variant)["instance"] == "no" else {}
     for epochs in zip(*trainings, strict=True):
         accuracies = {f"accuracy_{task}": epoch.test_accuracy for task, epoch in zip(TASKS, epochs, strict=True)}
-        yield {"epoch": epochs[0].epoch, **accuracies, **deviations}
+        yield {"epoch": epochs[0].epoch, **accuracies, **deviations, **told}
+
+
+def _told_after_transfer(cell: Cell, dataset: Dataset) -> dict[str, float]:
+    """Train probes for look and class on features as they are; ask them of the test data, before and after transfer."""
+    train_features, _, train_looks, _ = transferred(dataset.train_images.to(cell.device), cell.seed, 2 * cell.seed)
+    before, after, own, other = transferred(dataset.test_images.to(cell.device), cell.seed, 2 * cell.seed + 1)
+    by_class = replace(dataset, train_images=train_features, test_images=before)
+    by_look = replace(by_class, train_labels=train_looks, test_labels=own)
+    probes = [with_seed(lambda: DenseNetwork([64], inputs=CHANNELS * 14 * 14), cell.seed) for _ in (by_look, by_class)]
+    for probe, task in zip(probes, (by_look, by_class), strict=True):
+        for _ in train(probe, task, cell.settings, cell.seed, cell.device):
+            pass
+    look, named = probes
+    classes = dataset.test_labels.to(cell.device)
+    return {
+        "look_before": evaluate(look, before, own)[1],
+        "look_changed": evaluate(look, after, other)[1],
+        "look_kept": evaluate(look, after, own)[1],
+        "class_before": evaluate(named, before, classes)[1],
+        "class_kept": evaluate(named, after, classes)[1],
+    }
 
 
 def _last(rows: Sequence[Row], column: str) -> dict[int, float]:
@@ -149,6 +223,8 @@ def decide(rows: Sequence[Row]) -> Verdict:
         single(GONE, _last(normalized, "accuracy_style")),
         paired(REMOVED, _last(normalized, "accuracy_style"), _last(plain, "accuracy_style")),
         paired(LEFT, _last(normalized, "accuracy_class"), _last(plain, "accuracy_class")),
+        single(CHANGED, _last(plain, "look_changed")),
+        paired(KEPT, _last(plain, "class_kept"), _last(plain, "class_before")),
     ]
     return conclude(exact, details=details, compared="instance-normalized against plain features")
 
@@ -188,7 +264,25 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         f"What a probe tells, by epoch. After the last: {words}; chance {CHANCE:g}. Deviation from the style's "
         f"statistics: {exact}."
     )
-    return Chart(name="style", title="What is left of style and class", panels=panels, text=text), table
+    plain = sides["plain"]
+    told = {
+        name: spread_in_words(list(_last(plain, name).values()))
+        for name in ("look_before", "look_changed", "look_kept", "class_before", "class_kept")
+        if plain
+    }
+    transfer = Table(
+        title="Features given another image's style, and what probes trained on features as they are tell of them",
+        header=["told", "before", "after", "after, as the other image's"],
+        rows=[
+            ["look", told["look_before"], told["look_kept"], told["look_changed"]],
+            ["class", told["class_before"], told["class_kept"], ""],
+        ]
+        if told
+        else [],
+        note=f"Mean ± standard deviation over seeds. Looks: {', '.join(LOOKS)}; chance is {1 / len(LOOKS):g}. The "
+        "other image has another look.",
+    )
+    return Chart(name="style", title="What is left of style and class", panels=panels, text=text), table, transfer
 
 
 def _told(sides: Mapping[str, Sequence[Row]], task: str, title: str) -> Panel:
@@ -214,14 +308,17 @@ CLAIM = Claim(
     prediction="AdaIN's statistics differ from the style's by at most 1e-12 in float64, with eps = 0. Beside it: 2e-6 "
     "in float32; from instance-normalized features ten styles, which are nothing but means and deviations here, are "
     "told at chance (0.1; below 0.15), at least 0.5 less often than from plain ones, and classes at most 0.05 less "
-    "often.",
+    "often. And transferred: features of an image that are given the statistics of an image of another look are told "
+    "to have that look in more than half of all cases, and their class at most 0.05 less often than before.",
     question=SET["float64"],
-    details=(SET["float32"], GONE, REMOVED, LEFT),
+    details=(SET["float32"], GONE, REMOVED, LEFT, CHANGED, KEPT),
     kind="formula",
-    design=2,
+    design=3,
     settings_rule="Features are a convolution with random weights, eight channels of 14 by 14; each image gets one of "
     "ten random styles by adaptive instance norm. The probe is a net with one hidden layer of 64, with Adam at torch's "
-    "default rate of 0.001 on batches of 64, the same for both tasks and both sides. Nothing was searched.",
+    "default rate of 0.001 on batches of 64, the same for both tasks and both sides. In the "
+    "transfer a look is a change of the image itself (as it is, faint, negative, striped, noisy), and the style is "
+    "that of another image's features. Nothing was searched.",
     meaning={
         "supported": "The output has the style's statistics to within rounding, so that instance norm, which removes "
         "them, removes such a style. It is algebra, checked; what a painter calls style is more.",

@@ -1,5 +1,6 @@
 """E14: with batch normalization the L2 penalty can be five times lower."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,20 +26,25 @@ POSITIVE = (0.002, 0.01, 0.05, 0.25)
 DECAYS = (0.0, *POSITIVE)
 # The share of training labels that are wrong.
 WRONG = 0.2
+# At a constant rate on wrong labels the accuracy moves from epoch to epoch: it is read as the mean over so many.
+LATE = 10
 CAN = Rule(
-    effect="test accuracy with the norm, at a fifth of the decay that is best without it minus at that decay",
+    effect="test accuracy of the last ten epochs with the norm, at a fifth of the decay that is best without it minus "
+    "at that decay",
     unit="",
     direction="above",
     line=-0.01,
 )
 HELPS = Rule(
-    effect="test accuracy without the norm, at the decay that is best held out minus without decay",
+    effect="test accuracy of the last ten epochs without the norm, at the decay that is best held out minus without "
+    "decay",
     unit="",
     direction="above",
     line=0.0,
 )
 SPARED = Rule(
-    effect="test accuracy gained by a fifth of the decay that is best without a norm, with the norm minus without",
+    effect="test accuracy of the last ten epochs gained by a fifth of the decay that is best without a norm, with the "
+    "norm minus without",
     unit="",
     direction="above",
     line=0.0,
@@ -57,12 +63,17 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     settings = replace(cell.settings, weight_decay=float(dict(cell.variant)["decay"]))
     model = with_seed(lambda: build(cell.norm), cell.seed)
     test = dataset.test_images.to(cell.device), dataset.test_labels.to(cell.device)
+    held_out: deque[float] = deque(maxlen=LATE)
+    tested: deque[float] = deque(maxlen=LATE)
     for epoch in train(model, halves, settings, cell.seed, cell.device):
+        held_out.append(epoch.test_accuracy)
+        tested.append(evaluate(model, *test)[1])
         yield {
             "epoch": epoch.epoch,
             "train_loss": epoch.train_loss,
-            "validation_accuracy": epoch.test_accuracy,
-            "test_accuracy": evaluate(model, *test)[1],
+            "test_accuracy": tested[-1],
+            "late_accuracy": fmean(tested),
+            "late_validation_accuracy": fmean(held_out),
         }
 
 
@@ -77,14 +88,14 @@ def chosen_decay(rows: Sequence[Row]) -> float:
     """
 
     def quality(decay: float) -> float:
-        accuracies = per_seed(where(rows, decay=decay), partial(_last, "validation_accuracy"))
+        accuracies = per_seed(where(rows, decay=decay), partial(_last, "late_validation_accuracy"))
         return fmean(accuracies.values()) if accuracies else 0.0
 
     return max(POSITIVE[1:], key=quality)
 
 
 def _accuracy(rows: Sequence[Row], decay: float) -> dict[int, float]:
-    return per_seed(where(rows, decay=decay), partial(_last, "test_accuracy"))
+    return per_seed(where(rows, decay=decay), partial(_last, "late_accuracy"))
 
 
 def _fifth(decay: float) -> float:
@@ -117,7 +128,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         Panel(
             title=title,
             x_label="weight decay",
-            y_label="share right, last epoch",
+            y_label="share right, last ten epochs",
             marks=[
                 over_variants(of_norm(positive, norm), "decay", partial(_last, column), label=norm_label(norm), **look)
                 for norm, look in zip(norms, looks(norms), strict=True)
@@ -126,7 +137,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             log_x=positive[0]["decay"] > 0,
             x_ticks=POSITIVE,
         )
-        for title, column in (("Test accuracy", "test_accuracy"), ("Held-out accuracy", "validation_accuracy"))
+        for title, column in (("Test accuracy", "late_accuracy"), ("Held-out accuracy", "late_validation_accuracy"))
     ]
     lines = []
     for norm in norms:
@@ -134,7 +145,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         accuracies = [spread_in_words(list(_accuracy(mine, decay).values())) for decay in DECAYS]
         lines.append([norm, f"{chosen_decay(mine):g}", *accuracies])
     table = Table(
-        title="Test accuracy after the last epoch, by weight decay",
+        title="Test accuracy of the last ten epochs, by weight decay",
         header=["norm", "best held out", *(f"{decay:g}" for decay in DECAYS)],
         rows=lines,
         note="Mean ± standard deviation over seeds. Best held out: of the decays whose fifth was run, the one with the "
@@ -162,10 +173,12 @@ CLAIM = Claim(
     settings_rule="Two hidden layers of 256 with ReLU, trained on half of few training images (300 of digits, 1000 of "
     f"FashionMNIST), a fifth of whose labels is wrong ({WRONG:.0%}, drawn anew for every seed, the same for both), "
     "for long enough to fit them: there is something to regularise. The other half, with its right labels, chooses the "
-    "decay, by the mean accuracy over seeds of the nets without a norm after the last epoch. The penalty is on all "
+    "decay, by the mean accuracy over seeds and the last ten epochs of the nets without a norm. The penalty is on all "
     "parameters, as torch's SGD has it. Plain gradient descent on batches of 32 at a constant rate of 0.1 on both "
-    "sides. Net, images, labels, rate and the grid of decays were chosen before any net with a norm was trained, by "
-    "the gain of decay in the plain net alone, on the seeds 1001 and 1002, which no judged run has.",
+    "sides; at a constant rate the accuracy moves from epoch to epoch, so "
+    "the mean of the last ten is judged. Net, images, labels, rate and the grid of decays were chosen before any net "
+    "with a norm was trained, by the gain of decay in the plain net alone, on the seeds 1001 and 1002, which no judged "
+    "run has.",
     meaning={
         "supported": "With the norm a fifth of the decay is enough here. The curve shows how flat the accuracy is on "
         "either side.",
