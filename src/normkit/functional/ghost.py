@@ -8,7 +8,7 @@ from ..errors import ArgumentError, ShapeError
 from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from . import checks
-from .averages import update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .batch import batch_norm, check_arguments
 from .exported import check_not_exported
 from .overrides import overridable
@@ -31,6 +31,8 @@ def ghost_batch_norm(
     ghost_size: int,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize the batch in parts of at most ``ghost_size`` samples, each by its own statistics.
@@ -60,6 +62,8 @@ def ghost_batch_norm(
         ghost_size: the largest part, at least 1.
         unbiased: store the unbiased variance.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        average: as for :func:`batch_norm`.
+        variance: likewise.
         caller: the layer that errors should name.
 
     Returns:
@@ -84,6 +88,7 @@ def ghost_batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller
     )
     check_ghost_size(ghost_size, caller)
+    check_law(average, variance, momentum, training and running_mean is not None, num_batches_tracked, caller)
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, training, 0.0, eps, caller=caller)
     check_not_exported(running_mean, caller)
@@ -108,8 +113,9 @@ def ghost_batch_norm(
     if running_mean is not None and running_var is not None:
         mean, var = plain_channels.statistics(input.detach())
         count = values_per_channel(tuple(input.shape))
-        stored = var * (count / (count - 1)) if unbiased else var
-        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+        stored = var * (count / (count - 1)) if unbiased and variance == "batch" else var
+        law = (momentum, average, variance)
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, *law)
     return y
 
 

@@ -8,7 +8,7 @@ from ..errors import DtypeError, ShapeError
 from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks
-from .averages import update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .batch import batch_norm, check_arguments
 from .exported import check_not_exported
 from .overrides import overridable
@@ -31,6 +31,8 @@ def masked_batch_norm(
     *,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize each channel over the valid positions; the others become zero.
@@ -60,6 +62,8 @@ def masked_batch_norm(
         eps: positive in training, not negative otherwise.
         unbiased: store the unbiased variance.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        average: as for :func:`batch_norm`.
+        variance: likewise.
         caller: the layer that errors should name.
 
     Returns:
@@ -78,14 +82,23 @@ def masked_batch_norm(
     """
     if mask is None:
         statistics = (running_mean, running_var, weight, bias)
-        tracked = num_batches_tracked
         return batch_norm(
-            input, *statistics, training, momentum, eps, unbiased=unbiased, num_batches_tracked=tracked, caller=caller
+            input,
+            *statistics,
+            training,
+            momentum,
+            eps,
+            unbiased=unbiased,
+            num_batches_tracked=num_batches_tracked,
+            average=average,
+            variance=variance,
+            caller=caller,
         )
     check_arguments(
         input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller
     )
     _check_mask(mask, input, caller)
+    check_law(average, variance, momentum, training and running_mean is not None, num_batches_tracked, caller)
     valid = mask.unsqueeze(1)
     count = mask.sum().to(wide(input))
     if not training:
@@ -106,8 +119,9 @@ def masked_batch_norm(
             )
     y, mean, var = _normalize_valid(input, valid, count, weight, bias, eps)
     if running_mean is not None and running_var is not None:
-        stored = var * (count / (count - 1)) if unbiased else var
-        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+        stored = var * (count / (count - 1)) if unbiased and variance == "batch" else var
+        law = (momentum, average, variance)
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, *law)
     return y
 
 

@@ -14,7 +14,7 @@ from ..functional.inplace import is_recorded
 from ..functional.pooled import Pool, check_total, local_statistics, merge_parts
 from ..functional.sync import channels_of, check_part, keep_pool, pool_of_ranks
 from ..layers import SyncBatchNorm
-from ..layers.batch import law_of
+from ..layers.laws import law_of
 from .norm_calls import NormCall
 
 __all__ = ["Updates", "pool_calls", "stores_unbiased"]

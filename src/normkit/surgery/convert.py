@@ -16,7 +16,7 @@ from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
 from ..functional.averages import is_plain_law
 from ..layers import SyncBatchNorm
-from ..layers.batch import law_of
+from ..layers.laws import law_of
 from ..spelling import alternatives
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
 from .convert_layers import Rebuild, carried, rebuilt
