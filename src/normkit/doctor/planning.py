@@ -168,7 +168,7 @@ def plan(
     subjects = [subject for subject in subjects_of_model(model) if subject.is_batch and subject.kind != "frozen"]
     with preserved(model):
         live = frozenset(subject.name for subject in subjects)
-        together = share * (ranks if subjects and all(subject.kind == "sync" for subject in subjects) else 1)
+        together = share * (ranks if subjects and all(map(_is_over_ranks, subjects)) else 1)
         seen = measure(model, subjects, _cut(example, together), call, None, live)
     measured = [(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
     if not measured:
@@ -218,7 +218,7 @@ def _smallest_share(rest: int, ranks: int, micro_batches: int) -> int:
 
 
 def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int, gap: float) -> PlannedLayer:
-    over = ranks if subject.kind == "sync" else 1
+    over = ranks if _is_over_ranks(subject) else 1
     together, positions = _of_one_statistic(subject, share * over), max(entry.values_per_sample, 1)
     calls = [call for call in entry.calls if call]
     found = max((_errors(call, together, positions) for call in calls), default=(1.0, 1.0), key=_gap)
@@ -239,6 +239,11 @@ def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int,
         samples_needed=max(needed, 2 if positions == 1 else 1),
         advice=_advice(values, left, wide, gap),
     )
+
+
+def _is_over_ranks(subject: Subject) -> bool:
+    """Say whether the ranks share what a batch is normalized with: a synchronized ghost layer shares what it stores."""
+    return subject.kind == "sync" and getattr(subject.layer and subject.layer.module, "ghost_size", None) is None
 
 
 def _of_one_statistic(subject: Subject, samples: int) -> int:

@@ -14,7 +14,7 @@ from .exported import check_not_exported
 from .overrides import overridable
 from .rows import normalize
 
-__all__ = ["check_ghost_size", "ghost_batch_norm"]
+__all__ = ["check_ghost_size", "check_parts", "ghost_batch_norm"]
 
 
 @overridable
@@ -92,15 +92,8 @@ def ghost_batch_norm(
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, training, 0.0, eps, caller=caller)
     check_not_exported(running_mean, caller)
-    samples, parts, size, larger = _cut(input, ghost_size)
-    # In a graph for any number of samples this is asked of the numbers, in _normalize_any_number.
-    if not torch.compiler.is_exporting() and size * values_per_channel((1, *input.shape[1:])) == 1:
-        checks.refuse(
-            ShapeError,
-            f"Expected more than 1 value per channel when training, got {samples} samples in {parts} parts of "
-            f"ghost_size={ghost_size}, so a part has one value per channel. Pass a larger ghost_size or drop_last=True",
-            caller,
-        )
+    check_parts(input, ghost_size, caller)
+    _, _, size, larger = _cut(input, ghost_size)
     if torch.compiler.is_compiling() or checks.is_tracing():
         y = _normalize_any_number(input, ghost_size, weight, bias, eps)
     else:
@@ -117,6 +110,23 @@ def ghost_batch_norm(
         law = (momentum, average, variance)
         update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, *law)
     return y
+
+
+def check_parts(x: Tensor, ghost_size: int, caller: nn.Module | None) -> None:
+    """Refuse a batch of which a part would have one value per channel.
+
+    Raises:
+        ShapeError: it would.
+    """
+    samples, parts, size, _ = _cut(x, ghost_size)
+    # In a graph for any number of samples this is asked of the numbers, in _normalize_any_number.
+    if not torch.compiler.is_exporting() and size * values_per_channel((1, *x.shape[1:])) == 1:
+        checks.refuse(
+            ShapeError,
+            f"Expected more than 1 value per channel when training, got {samples} samples in {parts} parts of "
+            f"ghost_size={ghost_size}, so a part has one value per channel. Pass a larger ghost_size or drop_last=True",
+            caller,
+        )
 
 
 def _cut(x: Tensor, ghost_size: int) -> tuple[int, int, int, int]:
