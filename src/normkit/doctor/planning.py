@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import renderers
 from ..anatomy import Call, iterate, preserved
 from ..anatomy.programs import refuse_programs, unwrapped
 from ..errors import ArgumentError
@@ -57,7 +58,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What :func:`plan` found; printed, it is a table and the advice.
+    """What :func:`plan` found; printed, it is a table and the advice, and `to_html` draws a page of it.
 
     Attributes:
         layers: those that normalize with the batch in training, in the model's order.
@@ -84,6 +85,10 @@ class TrainingPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON holds it."""
         return asdict(self)
+
+    def to_html(self, title: str = "Plan") -> str:
+        """Return the plan as one self-contained page; it needs the extra ``lab`` for pictures and template."""
+        return renderers.render("plan as a page", self, title)
 
     def __str__(self) -> str:
         """Draw the table, and the advice below it."""
