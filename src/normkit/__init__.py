@@ -184,10 +184,16 @@ def __dir__() -> list[str]:
     return [*__all__, *_LATER]
 
 
+# The room that draws pages needs the extra ``lab`` and is imported when it is asked.
 def _page(*shown: object) -> str:
-    """Draw a diagnosis as a page: the room that does it needs the extra ``lab`` and is imported when it is asked."""
     page: str = import_module(".report.diagnosis", __name__).render_diagnosis(*shown)
     return page
 
 
+def _page_of_plan(*shown: object) -> str:
+    page: str = import_module(".report.plan", __name__).render_plan(*shown)
+    return page
+
+
 renderers.register("diagnosis as a page", _page)
+renderers.register("plan as a page", _page_of_plan)

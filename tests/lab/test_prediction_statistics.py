@@ -1,9 +1,20 @@
+import copy
+import math
+
 import pytest
+import torch
 
-from normkit.lab.claims.prediction_statistics import CLAIM, MOMENTA, average_error
+import normkit
+from normkit.lab.claim import Cell
+from normkit.lab.claims import prediction_statistics
+from normkit.lab.claims.prediction_statistics import BESIDE, CLAIM, MOMENTA, WAYS, average_error
+from normkit.lab.data import load
+from normkit.lab.networks import LeNet5
+from normkit.lab.training import TrainingSettings
+from tolerances import assert_close
 
 
-def rows_of(nearer=1.0, better=0.02, formula=1e-12, jitter=0.001, seeds=5):
+def rows_of(nearer=1.0, better=0.02, formula=1e-12, jitter=0.001, seeds=5, beside=()):
     """The other momenta show the opposite, so that a rule that reads them is seen."""
     rows = []
     for momentum in MOMENTA:
@@ -11,7 +22,7 @@ def rows_of(nearer=1.0, better=0.02, formula=1e-12, jitter=0.001, seeds=5):
         for seed in range(seeds):
             for epoch in (1, 2):
                 row = {"momentum": momentum, "seed": seed, "epoch": epoch, "formula": formula * (1 + 0.01 * seed)}
-                for way in ("unbiased", "biased", "population"):
+                for way in ("unbiased", "biased", "population", *beside):
                     gain = sign * (way == "population")
                     row[f"error_{way}"] = -1.0 - gain * (nearer + 0.01 * seed)
                     row[f"accuracy_{way}"] = 0.9 + gain * (better + jitter * seed)
@@ -55,6 +66,65 @@ def test_shown_are_all_ways_at_all_momenta():
     chart, table = CLAIM.show(rows_of())
     assert len(chart.panels[0].marks) == 3
     assert len(table.rows) == 9
+    assert "half-life" not in table.note
+    chart, table = CLAIM.show(rows_of(beside=BESIDE))
+    assert len(chart.panels[0].marks) == 3
+    assert [row[1] for row in table.rows[:7]] == [*WAYS.values(), *BESIDE.values()]
+    assert len(table.rows) == 21
+    assert "Nor does the half-life's" in table.note
+
+
+def test_other_laws_follow_the_same_training_and_the_population_is_what_recalibrate_writes():
+    torch.manual_seed(0)
+    model, images = LeNet5("batch"), torch.randn(96, 1, 28, 28)
+    momentum = 0.3
+    for layer in model.children():
+        if hasattr(layer, "momentum"):
+            layer.momentum = momentum
+    model.train()
+    laws = {"debiased": {"average": "debiased"}, "total": {"average": "debiased", "variance": "total"}}
+    beside = {way: prediction_statistics._followed(model, momentum=momentum, **law) for way, law in laws.items()}
+    alone = {way: copy.deepcopy(model) for way in laws}
+    for way, other in alone.items():
+        for name in beside[way]:
+            layer = other.get_submodule(name)
+            layer._forward_pre_hooks.clear()
+            layer.average, layer.variance = laws[way]["average"], laws[way].get("variance", "batch")
+    for batch in images.split(32):
+        model(batch)
+        for other in alone.values():
+            other(batch)
+    # Copies and evaluation move nothing.
+    copy.deepcopy(model)(images), model.eval()(images)
+    model.train()
+    for way, other in alone.items():
+        for name, (mean, var) in prediction_statistics._kept(dict(beside[way].items())).items():
+            assert_close(mean, other.get_submodule(name).running_mean, dtype=torch.float32)
+            assert_close(var, other.get_submodule(name).running_var, dtype=torch.float32)
+    found = prediction_statistics._population(model, images, 32)
+    for way, aggregate, values in (("population", "average", None), ("pooled", "pooled", {"norm1": 784, "norm4": 1})):
+        written = copy.deepcopy(model)
+        normkit.recalibrate(written, list(images.split(32)), aggregate=aggregate)
+        for name in ("norm1", "norm4"):
+            mean, var = found[way][name]
+            count = 96 * values[name] if values else 0
+            assert_close(mean, written.get_submodule(name).running_mean, dtype=torch.float32)
+            expected = written.get_submodule(name).running_var
+            # A layer's total variance divides by m.
+            assert_close(var * count / (count - 1) if count else var, expected, dtype=torch.float32)
+
+
+def test_a_run_measures_every_way():
+    data = load("digits")
+    settings = TrainingSettings(epochs=1, batch_size=64, optimizer="adam", learning_rate=0.002, train_images=256)
+    variant = (("momentum", 0.01),)
+    cell = Cell(claim=CLAIM.id, data="digits", norm="batch", seed=0, device="cpu", settings=settings, variant=variant)
+    row = next(iter(CLAIM.measure(cell, data)))
+    for way in (*WAYS, *BESIDE):
+        assert math.isfinite(row[f"error_{way}"])
+        assert 0 <= row[f"accuracy_{way}"] <= 1
+    # After some dozen batches the start of 0 and 1 is most of what a plain average of momentum 0.01 holds.
+    assert row["error_debiased"] < row["error_unbiased"]
 
 
 def test_error_of_a_moving_average_is_the_decay_to_the_power_of_the_steps():

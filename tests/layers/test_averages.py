@@ -241,3 +241,125 @@ def test_accumulated_and_synchronized_steps_follow_the_law():
     for kind, layer in made.items():
         for (name, value), expected in zip(layer.named_buffers(), large.buffers(), strict=True):
             assert_close(value, expected, dtype=torch.float64, what=f"{kind}: {name}")
+
+
+# What each relative keeps beside batch normalization's mean and variance, and what its law is refused for.
+RELATIVES = {
+    "ghost": (lambda **law: normkit.GhostBatchNorm1d(3, ghost_size=3, **law), "running_var"),
+    "renorm": (lambda **law: normkit.BatchRenorm1d(3, **law), "running_var"),
+    "masked": (lambda **law: normkit.MaskedBatchNorm1d(3, **law), "running_var"),
+    "whitening": (lambda **law: normkit.WhiteningBatchNorm1d(3, **law), "running_covariance"),
+    "act": (lambda **law: normkit.BatchNormAct1d(3, **law), "running_var"),
+}
+
+
+def diagonal(layer, name):
+    value = getattr(getattr(layer, "norm", layer), name)
+    return value.diagonal(dim1=-2, dim2=-1).flatten() if value.dim() == 3 else value
+
+
+@pytest.mark.parametrize("relative", RELATIVES)
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_relatives_keep_the_average_of_the_same_definition(relative, law):
+    make, name = RELATIVES[relative]
+    layer, data = make(**law).double(), batches((7, 3), torch.float64)
+    layer.running_mean.fill_(-1e3)
+    for value in data:
+        layer(value, torch.ones(7, dtype=torch.bool)) if relative == "masked" else layer(value)
+    mean, var = by_hand(data, layer.norm.momentum if relative == "act" else layer.momentum, law)
+    assert_close(layer.running_mean, torch.from_numpy(mean), dtype=torch.float64)
+    assert_close(diagonal(layer, name), torch.from_numpy(var), dtype=torch.float64)
+    assert layer.num_batches_tracked == len(data)
+    said = repr(getattr(layer, "norm", layer))
+    assert all(f"{word}={value!r}" in said for word, value in law.items())
+    counted = copy.deepcopy(getattr(layer, "norm", layer))
+    counted.num_batches_tracked = None
+    before = {key: value.clone() for key, value in counted.state_dict().items()}
+    with pytest.raises((ArgumentError, StatisticsError), match=r"number of batches|needs num_batches_tracked|their nu"):
+        counted(data[0], torch.ones(7, dtype=torch.bool)) if relative == "masked" else counted(data[0])
+    assert all(torch.equal(value, before[key]) for key, value in counted.state_dict().items())
+
+
+def test_the_total_covariance_is_the_populations():
+    data = batches((9, 3), torch.float64)
+    layer = normkit.WhiteningBatchNorm1d(3, momentum=None, variance="total").double()
+    for value in data:
+        layer(value)
+    assert_close(layer.running_covariance[0], torch.cov(torch.cat(data).T, correction=0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("relative", RELATIVES)
+def test_relatives_refuse_a_law_that_contradicts_itself_and_take_a_half_life(relative):
+    make, _ = RELATIVES[relative]
+    layer = make(half_life=1)
+    assert getattr(layer, "norm", layer).momentum == 0.5
+    for settings, match in (
+        ({"average": "adam"}, "average is 'adam'; known are: moving, debiased"),
+        ({"average": "debiased", "momentum": None}, "has no start to remove"),
+        ({"variance": "total"}, "counts its start of 0; pass average='debiased'"),
+        ({"half_life": 3, "momentum": 0.2}, "which say the same: pass one"),
+    ):
+        with pytest.raises(ArgumentError, match=match):
+            make(**settings)
+
+
+def test_an_instance_norm_debiases_what_it_stores_and_refuses_a_total_variance():
+    data = batches((5, 3, 4, 3), torch.float64)
+    layer = normkit.InstanceNorm2d(3, track_running_stats=True, half_life=4, average="debiased").double()
+    plain = normkit.InstanceNorm2d(3, track_running_stats=True).double()
+    layer.running_mean.fill_(-1e3)
+    for value in data:
+        assert torch.equal(layer(value), plain(value))
+    weights = [(1 - layer.momentum) ** (len(data) - 1 - place) for place in range(len(data))]
+    mean, var = (
+        sum(weight * found for weight, found in zip(weights, each, strict=True)) / sum(weights)
+        for each in ([x.mean((2, 3)).mean(0) for x in data], [x.var((2, 3)).mean(0) for x in data])
+    )
+    assert_close(layer.running_mean, mean, dtype=torch.float64)
+    assert_close(layer.running_var, var, dtype=torch.float64)
+    assert (layer.num_batches_tracked, plain.num_batches_tracked) == (len(data), 0)
+    torchs = nn.InstanceNorm2d(3, track_running_stats=True).double()
+    torchs.load_state_dict(layer.state_dict())
+    assert_close(torchs.eval()(data[0]), layer.eval()(data[0]), dtype=torch.float64)
+    assert repr(layer).endswith("average='debiased')")
+    layer.train()
+    with pytest.raises(ArgumentError, match="the spread of their means, which it takes out, is no part of that"):
+        normkit.InstanceNorm2d(3, track_running_stats=True, variance="total")
+    with pytest.raises(ArgumentError, match="cannot store average='debiased'"):
+        layer.__prepare_scriptable__()
+    with pytest.raises(ArgumentError, match="cannot store average='debiased'"):
+        torch.export.export(layer, (data[0],))
+    layer.num_batches_tracked = None
+    with pytest.raises(ArgumentError, match="need the number of batches"):
+        layer(data[0])
+
+
+@pytest.mark.parametrize("relative", ["ghost", "masked", "renorm"])
+def test_tools_read_the_law_of_a_relative(relative):
+    make, _ = RELATIVES[relative]
+
+    def findings(**law):
+        model = nn.Sequential(make(momentum=0.01, **law))
+        for value in batches((32, 3), torch.float32, 8):
+            model(value)
+        return normkit.diagnose(model.eval(), batches((32, 3), torch.float32, 8)).of("ema-window")
+
+    assert findings()
+    assert not findings(average="debiased")
+    data = batches((8, 3), torch.float64)
+    model = nn.Sequential(make(average="debiased", variance="total").double())
+    model(data[0])
+    normkit.recalibrate(model, data, layerwise=relative == "renorm")
+    expected = population_statistics([value.numpy() for value in data])
+    assert_close(model[0].running_mean, torch.from_numpy(expected.mean), dtype=torch.float64)
+    assert model[0].num_batches_tracked == len(data)
+    plain = nn.BatchNorm1d(3).double()
+    plain.load_state_dict(model[0].state_dict())
+    assert_close(plain.eval()(data[0]), copy.deepcopy(model).eval()(data[0]), dtype=torch.float64)
+    made = make(average="debiased", variance="total")
+    made.load_state_dict(plain.state_dict())
+    assert made.num_batches_tracked == len(data)
+    if relative != "masked":
+        law = {"average": "debiased", "variance": "total"}
+        kept = normkit.convert(nn.Sequential(normkit.BatchNorm1d(3, **law)), to=relative).model[0]
+        assert (kept.average, kept.variance) == ("debiased", "total")

@@ -19,6 +19,9 @@ import normkit
 from normkit.errors import SyncError
 
 from .cases import CASES, names, of_rank
+from .forms import FORMS
+from .forms import names as form_name
+from .forms import of_rank as form_of_rank
 from .processes import started
 
 
@@ -282,3 +285,63 @@ def detailed(rank: int, ranks: int):
     said = words(lambda: layers[rank](inputs[rank]))
     still = torch.equal(before, layers[rank].running_mean)
     return {"said": said, "still": still, "exchanges": _collectives(lambda: layers[0](inputs[0]))}
+
+
+def forms(rank: int, ranks: int):
+    """Every masked and ghost batch of the table; what is exchanged for them, and what is called wrongly."""
+    groups = {size: distributed.new_group(list(range(size))) for size in range(1, ranks + 1)}
+    found = {}
+    for form in FORMS:
+        if rank < form.ranks:
+            layer = form.layer(process_group=groups[form.ranks])
+            found[form_name(form)] = form_of_rank(form, layer, rank)
+    x, mask = torch.randn(4, 3, 5 + rank), torch.ones(4, 5 + rank, dtype=torch.bool)
+    layers = {"masked": normkit.SyncBatchNorm(3), "ghost": normkit.SyncBatchNorm(3, ghost_size=2)}
+    for name, layer in layers.items():
+        given = (mask,) if name == "masked" else ()
+
+        def step(layer=layer, given=given):
+            layer(x.clone().requires_grad_(), *given).pow(2).sum().backward()
+
+        def again(layer=layer, given=given):
+            hidden = x.clone().requires_grad_()
+            checkpoint(lambda x: layer(x, *given).pow(2), hidden, use_reentrant=False).sum().backward()
+
+        step(), step(), again()
+        count = int(layer.num_batches_tracked)
+        found[f"exchanges of {name}"] = [_collectives(step), _collectives(again)]
+        found[f"batches of {name}"] = int(layer.num_batches_tracked) - count
+        evaluation = copy.deepcopy(layer).eval()
+        found[f"exchanges of {name}"].append(_collectives(functools.partial(evaluation, x)))
+    last = rank == ranks - 1
+
+    def tried(name, call, layer):
+        before = {key: value.clone() for key, value in layer.state_dict().items()}
+        found[name] = words(call)
+        found[f"{name}: still"] = all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+    masked, ghost = layers["masked"], layers["ghost"]
+    tried("mask shape", lambda: masked(x, mask[:, :2] if last else mask), masked)
+    tried("mask type", lambda: masked(x, mask.int() if last else mask), masked)
+    single = torch.zeros_like(mask)
+    single[0, 0] = last
+    tried("one valid", lambda: masked(x, single), masked)
+    tried("none valid", lambda: masked(x, mask & False), masked)
+    vectors = normkit.SyncBatchNorm(3, ghost_size=2)
+    tried("part of one", lambda: vectors(x[:1, :, 0] if last else x[..., 0]), vectors)
+    ghost.ghost_size = 3 if last else 2
+    tried("sizes", lambda: ghost(x), ghost)
+    ghost.ghost_size = 2
+    tried("both", lambda: ghost(x, mask), ghost)
+    model = nn.Sequential(normkit.SyncBatchNorm(3, ghost_size=2, momentum=1.0)).double()
+    data = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    loss = normkit.accumulate(model, list(data.split([5, 3])), lambda model, x: model(x).pow(3).mean())
+    found["accumulated"] = (data, model[0].running_var.clone(), int(model[0].num_batches_tracked), loss)
+    refused = words(lambda: normkit.accumulate(model, [data], lambda model, x: model(x).mean(), kind="exact"))
+    found["accumulated exactly"] = refused
+    masks = torch.rand(8, 4, generator=torch.Generator().manual_seed(9 + rank)) < 0.7
+    norm = normkit.SyncBatchNorm(3, momentum=1.0).double()
+    parts = list(zip(data.split([5, 3]), masks.split([5, 3]), strict=True))
+    loss = normkit.accumulate(norm, parts, lambda norm, part: norm(*part).pow(3).mean(), kind="exact")
+    found["accumulated masked"] = (masks, norm.running_var.clone(), norm.weight.grad.clone(), loss)
+    return found

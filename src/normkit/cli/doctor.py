@@ -10,9 +10,10 @@ from torch import nn
 
 from ..anatomy.states import SUFFIXES
 from ..errors import ArgumentError, DataError
-from ..files import check_place, write_atomically
+from ..files import write_atomically
 from ..printable import printable
 from .inputs import UNFIT, named_batches, patient
+from .places import check_page
 from .terminal import echo
 
 if TYPE_CHECKING:
@@ -42,11 +43,7 @@ def doctor(
 ) -> None:
     """Examine a model's normalization layers. Exit code 0: healthy; 1: an error was found; 2: misuse."""
     if html is not None:
-        check_place(html, force=True, said="--html")
-        if html.exists() and html.suffix not in (".html", ".htm"):
-            raise ArgumentError(
-                f"--html {html} is there already and is no page by its name; give a name that ends in .html"
-            )
+        check_page(html)
     if batches is not None and batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
     try:

@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "plan": (
         "normkit plan demo:small-batch --batch-size 4 --samples 1001",
+        "normkit plan demo:small-batch --batch-size 4 --html plan.html",
         "normkit plan app.models:build --data app.data:batches --batch-size 64 --ranks 8 --json",
     ),
     "recalibrate": (

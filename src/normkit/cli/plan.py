@@ -9,7 +9,10 @@ import typer
 from torch import nn
 
 from ..errors import ArgumentError
+from ..files import write_atomically
+from ..printable import printable
 from .inputs import UNFIT, named_batches, patient
+from .places import check_page
 from .terminal import echo
 
 __all__ = ["plan"]
@@ -32,10 +35,13 @@ def plan(
     ] = 0.1,
     batches: Annotated[int, typer.Option(help="Measure on so many batches of the data.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with pictures.")] = None,
 ) -> None:
     """Reckon from how much data every batch norm takes its statistics, and what to do where it is too little."""
     from ..doctor import plan as reckon
 
+    if html is not None:
+        check_page(html)
     if batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
     given = patient(target, weights)
@@ -52,5 +58,11 @@ def plan(
         raise
     except UNFIT as error:
         raise ArgumentError(f"the model fails on the data: {type(error).__name__}: {error}") from error
+    if html is not None:
+        page = printable(found.to_html(f"Plan of {target}")).encode()
+        write_atomically(html, lambda path: path.write_bytes(page), force=True)
     for line in (json.dumps(found.to_dict(), indent=2) if as_json else str(found)).split("\n"):
         echo(line)
+    if html is not None and not as_json:
+        echo("")
+        echo(f"page: {html}")

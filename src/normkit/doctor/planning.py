@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import renderers
 from ..anatomy import Call, iterate, preserved
 from ..anatomy.programs import refuse_programs, unwrapped
 from ..errors import ArgumentError
@@ -57,7 +58,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What :func:`plan` found; printed, it is a table and the advice.
+    """What :func:`plan` found; printed, it is a table and the advice, and `to_html` draws a page of it.
 
     Attributes:
         layers: those that normalize with the batch in training, in the model's order.
@@ -84,6 +85,10 @@ class TrainingPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON holds it."""
         return asdict(self)
+
+    def to_html(self, title: str = "Plan") -> str:
+        """Return the plan as one self-contained page; it needs the extra ``lab`` for pictures and template."""
+        return renderers.render("plan as a page", self, title)
 
     def __str__(self) -> str:
         """Draw the table, and the advice below it."""
@@ -168,7 +173,7 @@ def plan(
     subjects = [subject for subject in subjects_of_model(model) if subject.is_batch and subject.kind != "frozen"]
     with preserved(model):
         live = frozenset(subject.name for subject in subjects)
-        together = share * (ranks if subjects and all(subject.kind == "sync" for subject in subjects) else 1)
+        together = share * (ranks if subjects and all(map(_is_over_ranks, subjects)) else 1)
         seen = measure(model, subjects, _cut(example, together), call, None, live)
     measured = [(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
     if not measured:
@@ -218,7 +223,7 @@ def _smallest_share(rest: int, ranks: int, micro_batches: int) -> int:
 
 
 def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int, gap: float) -> PlannedLayer:
-    over = ranks if subject.kind == "sync" else 1
+    over = ranks if _is_over_ranks(subject) else 1
     together, positions = _of_one_statistic(subject, share * over), max(entry.values_per_sample, 1)
     calls = [call for call in entry.calls if call]
     found = max((_errors(call, together, positions) for call in calls), default=(1.0, 1.0), key=_gap)
@@ -239,6 +244,11 @@ def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int,
         samples_needed=max(needed, 2 if positions == 1 else 1),
         advice=_advice(values, left, wide, gap),
     )
+
+
+def _is_over_ranks(subject: Subject) -> bool:
+    """Say whether the ranks share what a batch is normalized with: a synchronized ghost layer shares what it stores."""
+    return subject.kind == "sync" and getattr(subject.layer and subject.layer.module, "ghost_size", None) is None
 
 
 def _of_one_statistic(subject: Subject, samples: int) -> int:

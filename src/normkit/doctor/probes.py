@@ -194,7 +194,7 @@ def wake(module: nn.Module, subject: Subject, given: Tensor, *, is_live: bool) -
 def _without_padding(subject: Subject, given: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Return what a masked layer takes as data, ``(M, C)``; of any other layer its input."""
     mask = args[1] if args[1:] else kwargs.get("mask")
-    return given.movedim(1, -1)[mask] if subject.kind == "masked" and isinstance(mask, Tensor) else given
+    return given.movedim(1, -1)[mask] if subject.kind in {"masked", "sync"} and isinstance(mask, Tensor) else given
 
 
 def _by_sample(data: Tensor, count: int) -> Tensor:

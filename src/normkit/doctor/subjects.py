@@ -19,7 +19,7 @@ from ..layers import (
     GhostBatchNorm2d,
     GhostBatchNorm3d,
 )
-from ..layers.batch import law_of
+from ..layers.laws import law_of
 
 __all__ = ["Subject", "lazy_layers", "subjects_of_model", "subjects_of_state"]
 

@@ -98,7 +98,8 @@ def check_heads(heads: dict[str, list[float]], call: SyncCall) -> None:
     if len(set(heads["settings"])) > 1:
         own = heads["settings"][own_rank]
         apart(
-            "the ranks have different settings (momentum, eps, unbiased, average, variance, which tensors there are)",
+            "the ranks have different settings (momentum, eps, unbiased, average, variance, ghost_size, which tensors "
+            "there are)",
             lambda rank: "as here" if heads["settings"][rank] == own else "others",
         )
     if len(set(heads["recorded"])) > 1:

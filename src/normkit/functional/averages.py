@@ -13,7 +13,15 @@ from ..spelling import alternatives
 from . import checks
 from .transforms import outside_transforms
 
-__all__ = ["Average", "Variance", "check_average", "is_plain_law", "momentum_of_half_life", "update_statistics"]
+__all__ = [
+    "Average",
+    "Variance",
+    "check_average",
+    "check_law",
+    "is_plain_law",
+    "momentum_of_half_life",
+    "update_statistics",
+]
 
 Average = Literal["moving", "debiased"]
 Variance = Literal["batch", "total"]
@@ -56,6 +64,27 @@ def check_average(average: object, variance: object, momentum: float | None, cal
         checks.refuse(ArgumentError, f"{said}; pass average='debiased' too, or momentum=None", caller)
 
 
+def check_law(
+    average: str,
+    variance: str,
+    momentum: float | None,
+    moves: bool,
+    num_batches_tracked: Tensor | None,
+    caller: nn.Module | None,
+) -> None:
+    """Refuse a law that is none, or that asks for the number of batches where statistics move and none is counted.
+
+    Raises:
+        ArgumentError: as for `check_average`; no counter.
+    """
+    if is_plain_law(average, variance):
+        return
+    check_average(average, variance, momentum, caller)
+    if moves and num_batches_tracked is None:
+        said = f"average={average!r} and variance={variance!r} need the number of batches"
+        checks.refuse(ArgumentError, f"{said}; pass num_batches_tracked, an int64 tensor", caller)
+
+
 def _weight_of(
     momentum: float | None, average: str, num_batches_tracked: Tensor | None, like: Tensor
 ) -> Tensor | float:
@@ -76,13 +105,18 @@ def _weight_of(
     return momentum / -torch.expm1(step * math.log1p(-momentum))
 
 
-def _spread(running_mean: Tensor, mean: Tensor, weight: Tensor | float) -> Tensor:
+def _spread(running_mean: Tensor, mean: Tensor, var: Tensor, weight: Tensor | float) -> Tensor:
     """Return what a mean's distance adds to its batch's variance, so that the average is the total variance.
 
     ``V <- (1 - w) * (V + w * d^2) + w * v`` keeps ``V = average of v + variance of the batch means`` under the weights
-    of the average (West 1979); it is the usual update by ``v + (1 - w) * d^2``.
+    of the average (West 1979); it is the usual update by ``v + (1 - w) * d^2``. Of a covariance, ``(G, d, d)``, it is
+    the products of the distances of each pair of channels of a group.
     """
-    return (mean - running_mean.to(mean.dtype)).square() * (1 - weight)
+    distance = mean - running_mean.to(mean.dtype)
+    if var.dim() == 1:
+        return distance.square() * (1 - weight)
+    apart = distance.reshape(var.shape[:2])
+    return apart[:, :, None] * apart[:, None, :] * (1 - weight)
 
 
 @outside_transforms
@@ -99,13 +133,13 @@ def update_statistics(
 ) -> None:
     """Move the running statistics towards those of a batch and count it, by the law of `averages`.
 
-    With ``variance="total"`` var is the batch's with divisor m.
+    With ``variance="total"`` var is the batch's with divisor m. It may be a covariance, ``(G, d, d)``.
 
     A forward that a backward runs again moves nothing: see `kernels.repeated`.
     """
     factor = _weight_of(momentum, average, num_batches_tracked, mean)
     if variance == "total":
-        var = var + _spread(running_mean, mean, factor)
+        var = var + _spread(running_mean, mean, var, factor)
     batch = ((running_mean, mean), (running_var, var))
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         from ..kernels import operators

@@ -16,7 +16,7 @@ from ..kernels.native import calls as native
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated
 from . import checks
-from .averages import Average, Variance, check_average, update_statistics
+from .averages import Average, Variance, check_average, check_law, update_statistics
 from .batch_compiled import run_compiled
 from .batch_gradients import Call, Inference, Training, run_kernel
 from .exported import check_exportable, is_exportable
@@ -227,9 +227,7 @@ def _follow(
     check_average(average, variance, momentum, caller)
     check_arguments(x, mean, var, weight, bias, True, momentum, eps, counter, caller)
     assert var is not None
-    if counter is None:
-        said = f"average={average!r} and variance={variance!r} need the number of batches"
-        checks.refuse(ArgumentError, f"{said}; pass num_batches_tracked, an int64 tensor", caller)
+    check_law(average, variance, momentum, True, counter, caller)
     if is_exporting():
         said = f"a graph for other programs holds torch's batch norm, which cannot store average={average!r}"
         checks.refuse(ArgumentError, f"{said}, variance={variance!r}; export after eval()", caller)

@@ -8,13 +8,13 @@ from ..errors import ArgumentError, ShapeError
 from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from . import checks
-from .averages import update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .batch import batch_norm, check_arguments
 from .exported import check_not_exported
 from .overrides import overridable
 from .rows import normalize
 
-__all__ = ["check_ghost_size", "ghost_batch_norm"]
+__all__ = ["check_ghost_size", "check_parts", "ghost_batch_norm"]
 
 
 @overridable
@@ -31,6 +31,8 @@ def ghost_batch_norm(
     ghost_size: int,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize the batch in parts of at most ``ghost_size`` samples, each by its own statistics.
@@ -60,6 +62,8 @@ def ghost_batch_norm(
         ghost_size: the largest part, at least 1.
         unbiased: store the unbiased variance.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        average: as for :func:`batch_norm`.
+        variance: likewise.
         caller: the layer that errors should name.
 
     Returns:
@@ -84,18 +88,12 @@ def ghost_batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller
     )
     check_ghost_size(ghost_size, caller)
+    check_law(average, variance, momentum, training and running_mean is not None, num_batches_tracked, caller)
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, training, 0.0, eps, caller=caller)
     check_not_exported(running_mean, caller)
-    samples, parts, size, larger = _cut(input, ghost_size)
-    # In a graph for any number of samples this is asked of the numbers, in _normalize_any_number.
-    if not torch.compiler.is_exporting() and size * values_per_channel((1, *input.shape[1:])) == 1:
-        checks.refuse(
-            ShapeError,
-            f"Expected more than 1 value per channel when training, got {samples} samples in {parts} parts of "
-            f"ghost_size={ghost_size}, so a part has one value per channel. Pass a larger ghost_size or drop_last=True",
-            caller,
-        )
+    check_parts(input, ghost_size, caller)
+    _, _, size, larger = _cut(input, ghost_size)
     if torch.compiler.is_compiling() or checks.is_tracing():
         y = _normalize_any_number(input, ghost_size, weight, bias, eps)
     else:
@@ -108,9 +106,27 @@ def ghost_batch_norm(
     if running_mean is not None and running_var is not None:
         mean, var = plain_channels.statistics(input.detach())
         count = values_per_channel(tuple(input.shape))
-        stored = var * (count / (count - 1)) if unbiased else var
-        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+        stored = var * (count / (count - 1)) if unbiased and variance == "batch" else var
+        law = (momentum, average, variance)
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, *law)
     return y
+
+
+def check_parts(x: Tensor, ghost_size: int, caller: nn.Module | None) -> None:
+    """Refuse a batch of which a part would have one value per channel.
+
+    Raises:
+        ShapeError: it would.
+    """
+    samples, parts, size, _ = _cut(x, ghost_size)
+    # In a graph for any number of samples this is asked of the numbers, in _normalize_any_number.
+    if not torch.compiler.is_exporting() and size * values_per_channel((1, *x.shape[1:])) == 1:
+        checks.refuse(
+            ShapeError,
+            f"Expected more than 1 value per channel when training, got {samples} samples in {parts} parts of "
+            f"ghost_size={ghost_size}, so a part has one value per channel. Pass a larger ghost_size or drop_last=True",
+            caller,
+        )
 
 
 def _cut(x: Tensor, ghost_size: int) -> tuple[int, int, int, int]:

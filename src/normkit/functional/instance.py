@@ -10,7 +10,7 @@ from ..kernels.native import calls as native
 from ..kernels.plain import samples as plain_samples
 from ..kernels.plain.channels import activate
 from . import checks, shapes
-from .averages import update_statistics
+from .averages import Average, check_law, update_statistics
 from .batch import batch_norm
 from .overrides import is_exporting, overridable
 from .rows import Kept, fits, fits_instances, is_everyday, normalize_groups, run
@@ -30,6 +30,8 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     activation: Activation | None = None,
+    num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize every channel of every sample over its positions.
@@ -56,6 +58,9 @@ def instance_norm(
         momentum: the weight of the new batch, from 0 to 1.
         eps: not negative.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last in the same pass over memory.
+        num_batches_tracked: an int64 counter, advanced by one with each update where ``average`` asks for it; torch's
+            own layer never moves it.
+        average: ``"moving"``, or ``"debiased"`` as for :func:`batch_norm`.
         caller: the layer that errors should name.
 
     Returns:
@@ -90,10 +95,17 @@ def instance_norm(
             return run(input, weight, bias, channels, 0, eps, True, activation)
     _check(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, caller)
     checks.check_activation(activation, caller)
+    moves = use_input_stats and running_mean is not None
+    check_law(average, "batch", momentum, moves, num_batches_tracked, caller)
+    counter = num_batches_tracked if average == "debiased" else None
+    checks.check_statistics("num_batches_tracked", counter, write=moves, caller=caller)
     if not use_input_stats:
         stored = (running_mean, running_var, weight, bias, False, 0.0, eps)
         return batch_norm(input, *stored, activation=activation, caller=caller)
     if is_exporting():
+        if moves and counter is not None:
+            said = "a graph for other programs holds torch's instance norm, which cannot store average='debiased'"
+            checks.refuse(ArgumentError, f"{said}; export after eval()", caller)
         return activate(
             F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps), activation
         )
@@ -103,7 +115,7 @@ def instance_norm(
         mean, var = kept[0] if kept else plain_samples.statistics(input, position_axes(input.dim()))
         mean, var = (each.detach().reshape(input.shape[:2]).mean(0) for each in (mean, var))
         count = input.numel() // (input.shape[0] * input.shape[1])
-        update_statistics(running_mean, running_var, None, mean, var * (count / (count - 1)), momentum)
+        update_statistics(running_mean, running_var, counter, mean, var * (count / (count - 1)), momentum, average)
     return y
 
 

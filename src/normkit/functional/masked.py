@@ -1,5 +1,7 @@
 """Masked batch normalization as a function."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,13 +10,13 @@ from ..errors import DtypeError, ShapeError
 from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks
-from .averages import update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .batch import batch_norm, check_arguments
 from .exported import check_not_exported
 from .overrides import overridable
 from .transforms import is_recorded_as_graph
 
-__all__ = ["masked_batch_norm"]
+__all__ = ["check_mask", "masked_batch_norm", "over_valid"]
 
 
 @overridable
@@ -31,6 +33,8 @@ def masked_batch_norm(
     *,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize each channel over the valid positions; the others become zero.
@@ -60,6 +64,8 @@ def masked_batch_norm(
         eps: positive in training, not negative otherwise.
         unbiased: store the unbiased variance.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        average: as for :func:`batch_norm`.
+        variance: likewise.
         caller: the layer that errors should name.
 
     Returns:
@@ -78,14 +84,23 @@ def masked_batch_norm(
     """
     if mask is None:
         statistics = (running_mean, running_var, weight, bias)
-        tracked = num_batches_tracked
         return batch_norm(
-            input, *statistics, training, momentum, eps, unbiased=unbiased, num_batches_tracked=tracked, caller=caller
+            input,
+            *statistics,
+            training,
+            momentum,
+            eps,
+            unbiased=unbiased,
+            num_batches_tracked=num_batches_tracked,
+            average=average,
+            variance=variance,
+            caller=caller,
         )
     check_arguments(
         input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked, caller
     )
-    _check_mask(mask, input, caller)
+    check_mask(mask, input, caller)
+    check_law(average, variance, momentum, training and running_mean is not None, num_batches_tracked, caller)
     valid = mask.unsqueeze(1)
     count = mask.sum().to(wide(input))
     if not training:
@@ -106,8 +121,9 @@ def masked_batch_norm(
             )
     y, mean, var = _normalize_valid(input, valid, count, weight, bias, eps)
     if running_mean is not None and running_var is not None:
-        stored = var * (count / (count - 1)) if unbiased else var
-        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+        stored = var * (count / (count - 1)) if unbiased and variance == "batch" else var
+        law = (momentum, average, variance)
+        update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, *law)
     return y
 
 
@@ -137,7 +153,31 @@ def _normalize_valid(
     return y.masked_fill(~valid, 0).to(x.dtype), (base + offset).detach(), var.detach()
 
 
-def _check_mask(mask: Tensor, x: Tensor, caller: nn.Module | None) -> None:
+def over_valid(
+    x: Tensor, mask: Tensor, residual: Tensor | None, normalize: Callable[[Tensor, Tensor | None], Tensor]
+) -> Tensor:
+    """Return ``normalize(rows, rows of the residual)`` at the valid positions and 0 elsewhere, in the format of x.
+
+    The rows are ``(V, C)``: the V positions where the mask, ``(N, *)``, is True, in their order. So padding takes no
+    part in whatever is done to them, nor in its derivatives.
+
+    >>> x, mask = torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[True, True, False]])
+    >>> over_valid(x, mask, None, lambda rows, _: rows - rows.mean(0))
+    tensor([[[-1.,  1.,  0.]]])
+    """
+    rows, beside = (None if value is None else value.movedim(1, -1)[mask] for value in (x, residual))
+    assert rows is not None
+    y = normalize(rows, beside)
+    return torch.zeros_like(x.detach()).movedim(1, -1).index_put((mask,), y).movedim(-1, 1)
+
+
+def check_mask(mask: Tensor, x: Tensor, caller: nn.Module | None) -> None:
+    """Refuse what does not mark positions of x.
+
+    Raises:
+        DtypeError: it is not boolean, or on another device.
+        ShapeError: its shape is not that of x without channels.
+    """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         checks.refuse(DtypeError, f"the mask must be a boolean tensor, got {kind}; pass mask.bool()", caller)

@@ -9,7 +9,7 @@ from ..kernels.plain import channels as plain_channels
 from ..kernels.plain.samples import wide
 from ..kernels.repeated import is_repeated, may_be_repeated
 from . import checks
-from .averages import update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .batch import batch_norm, check_arguments
 from .exported import check_not_exported
 from .first_runs import find_first_run, keep_first_run
@@ -39,6 +39,8 @@ def batch_renorm(
     d_max: float = 5.0,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize by the batch, then correct towards what prediction will see.
@@ -71,6 +73,8 @@ def batch_renorm(
         d_max: at least 0.
         unbiased: store the unbiased variance.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        average: as for :func:`batch_norm`.
+        variance: likewise.
         caller: the layer that errors should name.
 
     Returns:
@@ -100,6 +104,7 @@ def batch_renorm(
             ArgumentError, "running_mean is None; renormalization needs running statistics, pass both", caller
         )
     check_limits(r_max, d_max, caller)
+    check_law(average, variance, momentum, training, num_batches_tracked, caller)
     if not training or input.numel() == 0:
         return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps, caller=caller)
     check_not_exported(running_mean, caller)
@@ -122,8 +127,9 @@ def batch_renorm(
     broadcast = channel_shape(input.dim(), input.shape[1])
     y = normalize(input, gamma.reshape(broadcast), beta.reshape(broadcast), batch_axes(input.dim()), eps)
     count = values_per_channel(tuple(input.shape))
-    stored = var * (count / (count - 1)) if unbiased else var
-    update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, momentum)
+    stored = var * (count / (count - 1)) if unbiased and variance == "batch" else var
+    law = (momentum, average, variance)
+    update_statistics(running_mean, running_var, num_batches_tracked, mean, stored, *law)
     return y
 
 

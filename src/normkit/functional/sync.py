@@ -1,23 +1,26 @@
 """Batch normalization whose statistics are those of all ranks of a process group."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from ..errors import ArgumentError, StatisticsError
+from ..errors import ArgumentError, NormkitError, StatisticsError
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from . import checks
 from .agreement import DTYPES, FORWARD, SyncCall, bring, check_heads, enter
-from .averages import Average, Variance, check_average, update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .batch import batch_norm, check_arguments
 from .exchange import Exchange, exchange_of, fingerprint, merge_moments
 from .first_runs import find_first_run, keep_first_run
+from .ghost import check_ghost_size, check_parts, ghost_batch_norm
 from .inplace import is_recorded
+from .masked import check_mask, over_valid
 from .pooled import Pool, check_total, local_statistics, merge_parts, normalize_pooled
 from .transforms import is_forward_mode
 
@@ -42,6 +45,8 @@ def sync_batch_norm(
     timeout: float | None = None,
     average: Average = "moving",
     variance: Variance = "batch",
+    mask: Tensor | None = None,
+    ghost_size: int | None = None,
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Normalize each channel over the batches of all ranks together, as if they were one batch.
@@ -63,6 +68,13 @@ def sync_batch_norm(
         sum of all ranks' losses.
         A forward that a backward runs again (activation checkpointing) exchanges nothing: the first run's statistics
         are kept for it.
+        Masked: m counts the valid positions of all ranks; the others become 0, and neither the activation nor the
+        residual changes that. Nothing else is exchanged than without a mask.
+        Ghost batches: each rank cuts its own batch as :func:`ghost_batch_norm` does, and each part is normalized by
+        itself, so that neither the outputs nor the backward need the other ranks. What the ranks share are the running
+        statistics, those of the batches of all ranks, for one exchange in the forward and none in the backward. Where
+        ``ghost_size`` divides every rank's batch, that is the ghost normalization of one process that holds them all.
+        Parts larger than a rank's batch are groups of ranks: without ``ghost_size``, by ``process_group``.
 
     Args:
         input: ``(N, C, *)``, float16, bfloat16, float32 or float64.
@@ -81,6 +93,9 @@ def sync_batch_norm(
         timeout: seconds to wait for the other ranks in one call; None for the group's own.
         average: as for ``batch_norm``.
         variance: likewise, of all ranks.
+        mask: boolean, ``(N, *)``, True for valid positions, as for ``masked_batch_norm``; a rank may have none.
+        ghost_size: the largest part of a rank's batch that is normalized by itself; None for the batch of all ranks.
+            Not together with a mask.
         caller: the layer that errors should name, and by which the ranks know which layer is called.
 
     Returns:
@@ -88,8 +103,9 @@ def sync_batch_norm(
 
     Raises:
         SyncError: the ranks called other layers, in other settings, types or modes, or one failed, or did not come.
-        ShapeError: as for ``batch_norm``; one value per channel on all ranks together.
-        DtypeError: as for ``batch_norm``.
+        ShapeError: as for ``batch_norm``; one value per channel on all ranks together, or in a part; a mask of another
+            shape.
+        DtypeError: as for ``batch_norm``; a mask that is not boolean.
         StatisticsError: as for ``batch_norm``.
         ArgumentError: as for ``batch_norm``; a process group without this rank; a transform of ``torch.func``, a
             derivative in forward mode, or ``torch.jit.trace``.
@@ -119,65 +135,145 @@ def sync_batch_norm(
             timeout=timeout,
             average=average,
             variance=variance,
+            mask=mask,
+            ghost_size=ghost_size,
             caller=caller,
         )
         return y
     exchange = exchange_of(process_group, timeout) if training else None
-    if exchange is None:
-        if isinstance(input, Tensor) and input.dim() >= 2:
-            checks.check_channels(input, channels_of(input, running_mean, weight, bias, caller), caller)
-        return batch_norm(
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            training,
-            momentum,
-            eps,
-            unbiased=unbiased,
-            num_batches_tracked=num_batches_tracked,
-            activation=activation,
-            residual=residual,
-            average=average,
-            variance=variance,
-            caller=caller,
-        )
+    running, law = (running_mean, running_var, num_batches_tracked), (momentum, average, variance)
+    settings = _Settings(running, weight, bias, law, eps, unbiased, activation, ghost_size, caller)
+    refused = None if mask is None else _refusal(input, mask, residual, settings)
+    if exchange is None and refused is not None:
+        raise refused
+    if exchange is None and mask is not None and not training:
+        # Not by rows, whose number a graph would have to know.
+        invalid = ~mask.unsqueeze(1)
+        return _alone(input.masked_fill(invalid, 0), residual, False, settings).masked_fill(invalid, 0)
+
+    def normalize(x: Tensor, beside: Tensor | None) -> Tensor:
+        if exchange is None:
+            return _alone(x, beside, training, settings)
+        return _together(x, beside, exchange, settings, refused)
+
+    if mask is None or refused is not None:
+        return normalize(input, residual)
+    return over_valid(input, mask, residual, normalize)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a call was given beside its input, residual and mask."""
+
+    running: tuple[Tensor | None, Tensor | None, Tensor | None]
+    weight: Tensor | None
+    bias: Tensor | None
+    law: tuple[float | None, Average, Variance]
+    eps: float
+    unbiased: bool
+    activation: Activation | None
+    ghost_size: int | None
+    caller: nn.Module | None
+
+
+def _refusal(input: Tensor, mask: Tensor, residual: Tensor | None, settings: _Settings) -> Exception | None:
+    """Return what is wrong with a mask, which the other ranks have to be told of before it is raised."""
+    try:
+        if settings.ghost_size is not None:
+            said = "a mask and a ghost_size were both given, and there are no ghost batches of valid positions"
+            checks.refuse(ArgumentError, f"{said}; pass one of them", settings.caller)
+        checks.check_input(input, settings.caller)
+        check_mask(mask, input, settings.caller)
+        checks.check_fusion(input, settings.activation, residual, settings.caller)
+    except NormkitError as error:
+        return error
+    return None
+
+
+def _alone(input: Tensor, residual: Tensor | None, training: bool, settings: _Settings) -> Tensor:
+    """Normalize with the batch of this process, or with the running statistics."""
+    (mean, var, counter), caller = settings.running, settings.caller
+    if isinstance(input, Tensor) and input.dim() >= 2:
+        checks.check_channels(input, channels_of(input, mean, settings.weight, settings.bias, caller), caller)
+    momentum, average, variance = settings.law
+    given: dict[str, Any] = {
+        "unbiased": settings.unbiased,
+        "num_batches_tracked": counter,
+        "average": average,
+        "variance": variance,
+        "caller": caller,
+    }
+    first = (input, mean, var, settings.weight, settings.bias, training, momentum, settings.eps)
+    if settings.ghost_size is None or not training:
+        return batch_norm(*first, activation=settings.activation, residual=residual, **given)
+    checks.check_fusion(input, settings.activation, residual, caller)
+    y = ghost_batch_norm(*first, ghost_size=settings.ghost_size, **given)
+    return plain.activate(y if residual is None else y + residual, settings.activation)
+
+
+def _together(
+    input: Tensor, residual: Tensor | None, exchange: Exchange, settings: _Settings, refused: Exception | None
+) -> Tensor:
+    """Normalize with the batches of all ranks; ``refused`` is raised once the others know of it."""
+    (mean, var, counter), caller = settings.running, settings.caller
+    weight, bias, eps, activation = settings.weight, settings.bias, settings.eps, settings.activation
+    (momentum, average, variance), ghost_size = settings.law, settings.ghost_size
 
     def check() -> None:
         _check_followable(caller)
-        check_average(average, variance, momentum, caller)
-        given = (running_mean, running_var, weight, bias, True, momentum, eps, num_batches_tracked, caller)
+        if refused is not None:
+            raise refused
+        check_law(average, variance, momentum, mean is not None, counter, caller)
+        given = (mean, var, weight, bias, True, momentum, eps, counter, caller)
         check_part(input, residual, channels, activation, given)
+        if ghost_size is not None:
+            check_ghost_size(ghost_size, caller)
+            if input.numel():
+                check_parts(input, ghost_size, caller)
 
-    channels = channels_of(input, running_mean, weight, bias, caller)
-    key = caller if caller is not None else running_mean
-    if in_backward() and is_repeated():
+    def normalize_parts() -> Tensor:
+        """Normalize ghost batches, of which nothing has to be known elsewhere."""
+        assert ghost_size is not None
+        y = ghost_batch_norm(input, None, None, weight, bias, True, 0.0, eps, ghost_size=ghost_size, caller=caller)
+        return plain.activate(y if residual is None else y + residual, activation)
+
+    channels = channels_of(input, mean, weight, bias, caller)
+    key, again = caller if caller is not None else mean, in_backward() and is_repeated()
+    if ghost_size is not None and (again or mean is None):
         check()
-        mean, var, count = local_statistics(input)
+        return normalize_parts()
+    if again:
+        check()
+        own_mean, own_var, count = local_statistics(input)
         if count and key is None:
             said = "a backward runs this forward again, and a call without a layer or running statistics is not known"
             checks.refuse(StatisticsError, f"{said} again; pass caller=, or leave it out of the checkpoint", caller)
         call = SyncCall(exchange, eps, activation, _words(caller), -1.0)
         # What an empty batch is normalized with does not matter.
-        pool = Pool(mean, var, 2, True, call)
+        pool = Pool(own_mean, own_var, 2, True, call)
         if count:
             assert key is not None
-            pool = first_pool(key, mean, var, call, caller)
+            pool = first_pool(key, own_mean, own_var, call, caller)
         return normalize_pooled((input,), weight, bias, (residual,), pool)[0]
     device = input.device if isinstance(input, Tensor) else torch.device("cpu")
-    settings = (momentum, eps, unbiased, average, variance, running_mean is None, weight is None, bias is None)
+    shared: tuple[object, ...] = (momentum, eps, settings.unbiased, average, variance)
+    shared = (*shared, mean is None, weight is None, bias is None)
     recorded = is_recorded(input, weight, bias, residual)
-    own, pool = pool_of_ranks((input,), check, recorded, exchange, eps, activation, settings, channels, device, caller)
+    if ghost_size is not None:
+        # Ghost batches bring nothing in the backward, which some ranks may do without.
+        shared, recorded = (*shared, ghost_size), False
+    own, pool = pool_of_ranks((input,), check, recorded, exchange, eps, activation, shared, channels, device, caller)
     if pool.count == 0:
         return plain.activate(plain.pass_empty(input, weight, bias), activation)
-    if key is not None and may_be_repeated():
-        keep_pool(key, own, pool)
-    y = normalize_pooled((input,), weight, bias, (residual,), pool)[0]
-    if running_mean is not None and running_var is not None:
-        stored = pool.stored(unbiased and variance == "batch")
-        law = (momentum, average, variance)
-        update_statistics(running_mean, running_var, num_batches_tracked, pool.mean, stored, *law)
+    if ghost_size is not None:
+        y = normalize_parts()
+    else:
+        if key is not None and may_be_repeated():
+            keep_pool(key, own, pool)
+        y = normalize_pooled((input,), weight, bias, (residual,), pool)[0]
+    if mean is not None and var is not None:
+        stored = pool.stored(settings.unbiased and variance == "batch")
+        update_statistics(mean, var, counter, pool.mean, stored, momentum, average, variance)
     return y
 
 

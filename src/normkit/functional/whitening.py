@@ -8,7 +8,7 @@ from ..errors import ArgumentError, DtypeError, ShapeError, StatisticsError
 from ..kernels.plain import channels as plain
 from ..kernels.plain.samples import wide
 from . import checks, shapes
-from .averages import update_statistics
+from .averages import Average, Variance, check_law, update_statistics
 from .exported import check_not_exported
 from .matrix_root import matrix_root
 from .overrides import is_exporting, overridable
@@ -36,6 +36,8 @@ def whitening_batch_norm(
     iterations: int | None = None,
     unbiased: bool = True,
     num_batches_tracked: Tensor | None = None,
+    average: Average = "moving",
+    variance: Variance = "batch",
     caller: nn.Module | None = None,
 ) -> Tensor:
     """Remove mean and correlations of every group of channels, over the batch and all positions.
@@ -68,6 +70,8 @@ def whitening_batch_norm(
         iterations: Newton steps, at least 1; None for the eigenvectors.
         unbiased: store the unbiased covariance.
         num_batches_tracked: an int64 counter, advanced by one with each update.
+        average: as for :func:`batch_norm`.
+        variance: likewise, ``"total"`` with the products of the distances between the batch means for the covariance.
         caller: the layer that errors should name.
 
     Returns:
@@ -94,6 +98,7 @@ def whitening_batch_norm(
     _check(input, running_mean, running_covariance, weight, bias, training, momentum, eps, num_batches_tracked, caller)
     check_whitening(input.shape[1], num_groups, shrinkage, iterations, caller)
     _check_covariance(running_covariance, input, num_groups, training, caller)
+    check_law(average, variance, momentum, training and running_mean is not None, num_batches_tracked, caller)
     if input.numel() == 0:
         return plain.pass_empty(input, weight, bias)
     x = input.to(wide(input)).transpose(0, 1).reshape(num_groups, input.shape[1] // num_groups, -1)
@@ -120,9 +125,9 @@ def whitening_batch_norm(
         y = y + bias.reshape(broadcast)
     if training and running_mean is not None and running_covariance is not None:
         count = values_per_channel(tuple(input.shape))
-        stored = covariance.detach() * (count / (count - 1) if unbiased else 1.0)
+        stored = covariance.detach() * (count / (count - 1) if unbiased and variance == "batch" else 1.0)
         kept = (running_mean, running_covariance, num_batches_tracked)
-        update_statistics(*kept, mean.detach().flatten(), stored, momentum)
+        update_statistics(*kept, mean.detach().flatten(), stored, momentum, average, variance)
     return y.to(input.dtype)
 
 

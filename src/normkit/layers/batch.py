@@ -15,6 +15,7 @@ from ..functional import checks
 from ..functional.averages import Average, Variance, check_average, is_plain_law, momentum_of_half_life
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
+from .laws import KeepsAverages, law_in_words
 from .tracing import path_in_graph, torch_form, torch_forward
 
 __all__ = [
@@ -77,13 +78,7 @@ def resolve_num_features(num_features: int) -> int:
     return size
 
 
-def law_of(layer: nn.Module) -> tuple[Average, Variance]:
-    """Return by which average, and of which variance, a layer of any house keeps running statistics."""
-    law = (layer.average, layer.variance) if isinstance(layer, _BatchNorm) else ("moving", "batch")
-    return cast(tuple[Average, Variance], law)
-
-
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(KeepsAverages, nn.modules.batchnorm._BatchNorm):
     """What the three layers and their lazy forms share. State only: the arithmetic is functional.batch_norm."""
 
     _ranks: tuple[int, ...]
@@ -213,9 +208,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def extra_repr(self) -> str:
         """Return torch's description, with the stored variance named where it is not torch's."""
         described: str = super().extra_repr()
-        law = {"average": self.average, "variance": self.variance}
-        said = [f", {name}={value!r}" for name, value in law.items() if value not in ("moving", "batch")]
-        return described + ("" if self.unbiased else ", unbiased=False") + "".join(said)
+        return described + ("" if self.unbiased else ", unbiased=False") + law_in_words(self)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

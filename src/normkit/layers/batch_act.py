@@ -17,10 +17,13 @@ from ..functional import checks
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from .sync import SyncBatchNorm
 from .tracing import Unscriptable
 
 __all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
 
+# What a part's forward is where nobody has another in its place.
+_OWN = (_BatchNorm.forward, SyncBatchNorm.forward)
 _HELD = "norm."
 _COUNTER = "num_batches_tracked"
 
@@ -86,7 +89,7 @@ class _BatchNormAct(Unscriptable):
         """Return ``activation(norm(input) + residual)``."""
         norm = self.norm
         # A part that was swapped, frozen or hooked runs as it wants to; only our own untouched one is fused.
-        if type(norm).forward is _BatchNorm.forward and not _is_hooked(norm):
+        if type(norm).forward in _OWN and not _is_hooked(norm):
             assert isinstance(norm, _BatchNorm)
             return norm.normalize(input, self.activation, residual, self.inplace)
         y: Tensor = norm(input)

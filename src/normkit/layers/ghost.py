@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..functional.averages import Average, Variance
 from ..functional.ghost import check_ghost_size
 from .batch import DEFAULT_MOMENTUM
 from .running import RunningNorm
@@ -25,10 +26,24 @@ class _GhostBatchNorm(RunningNorm):
         ghost_size: int = 32,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
         check_ghost_size(ghost_size)
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, decay=decay, unbiased=unbiased
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            decay=decay,
+            unbiased=unbiased,
+            half_life=half_life,
+            average=average,
+            variance=variance,
         )
         self.ghost_size = ghost_size
 
@@ -52,6 +67,8 @@ class _GhostBatchNorm(RunningNorm):
             ghost_size=self.ghost_size,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
+            average=self.average,
+            variance=self.variance,
             caller=caller,
         )
 
@@ -77,6 +94,9 @@ class GhostBatchNorm1d(_GhostBatchNorm):
         ghost_size: the largest part, at least 1.
         decay: the weight of the **old** value; ``momentum = 1 - decay``. Refused together with momentum.
         unbiased: store the variance divided by m - 1; False divides by m.
+        half_life: after how many batches one weighs half, as for :class:`normkit.BatchNorm1d`.
+        average: ``"moving"`` or ``"debiased"``, likewise.
+        variance: ``"batch"`` or ``"total"``, likewise.
 
     Raises:
         ArgumentError: a setting out of range.

@@ -1,41 +1,56 @@
 """Instance normalization as modules: torch's classes, with our function below them."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..errors import ArgumentError
 from ..functional import checks
-from .batch import resolve_num_features
+from ..functional.averages import Average, Variance, check_average
+from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+from .laws import KeepsAverages, law_in_words
 from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 
 
-class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
+class _InstanceNorm(KeepsAverages, TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
     """What the three layers share. State only: the arithmetic is functional.instance_norm."""
 
     _rank: ClassVar[int]
     _layout: ClassVar[str]
+    average: str = "moving"
     _torch_forward = torch_forward(nn.modules.instancenorm._InstanceNorm)
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float = DEFAULT_MOMENTUM,
         affine: bool = False,
         track_running_stats: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
         size = resolve_num_features(num_features)
         checks.check_eps(eps)
-        checks.check_momentum(momentum)
-        super().__init__(size, eps, momentum, affine, track_running_stats, device, dtype)
+        weighed = resolve_momentum(momentum, None, half_life)
+        check_average(average, "batch", weighed)
+        if variance != "batch":
+            raise ArgumentError(
+                f"variance={variance!r}: an instance norm stores the average of its samples' own variances, and the "
+                "spread of their means, which it takes out, is no part of that; leave variance out"
+            )
+        rate: Any = weighed  # None too, which torch's layer takes for 0
+        super().__init__(size, eps, rate, affine, track_running_stats, device, dtype)
+        self.average = average
         if affine and not bias:
             # torch before 2.13 has no bias= of its own.
             self.register_parameter("bias", None)
@@ -43,6 +58,8 @@ class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(N, C, *)`` or ``(C, *)``; see :func:`normkit.functional.instance_norm`."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            stored = self.average == "moving" or not self.track_running_stats
+            assert stored or not self.training, "torch's kernel cannot store these statistics; call eval()"
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
             node = self._as_node(input)
@@ -54,6 +71,19 @@ class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
             if input.dim() == self._rank:
                 return self._normalize(input, self)
             return self._normalize(input.unsqueeze(0), self).squeeze(0)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse what torch's kernel, which TorchScript runs, cannot store."""
+        if self.training and self.track_running_stats and self.average != "moving":
+            raise ArgumentError(
+                f"TorchScript runs torch's own kernel, which cannot store average={self.average!r}; call eval()"
+            )
+        return self
+
+    def extra_repr(self) -> str:
+        """Return torch's description, with the law named where it is not torch's."""
+        described: str = super().extra_repr()
+        return described + law_in_words(self)
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)
@@ -71,6 +101,8 @@ class _InstanceNorm(TracedAsTorch, nn.modules.instancenorm._InstanceNorm):
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,
+            num_batches_tracked=self.num_batches_tracked,
+            average=self.average,  # type: ignore[arg-type]
             caller=caller,
         )
 
@@ -90,6 +122,9 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
         device: where the state lives.
         dtype: the type of the state.
         bias: False for a layer that learns only a weight.
+        half_life: after how many batches one weighs half, as for :class:`normkit.BatchNorm1d`.
+        average: ``"moving"`` or ``"debiased"``, likewise; the counter then moves, which torch's layer leaves at 0.
+        variance: ``"batch"``, and nothing else: the average of the samples' own variances.
 
     Raises:
         ArgumentError: num_features, eps or momentum out of range.

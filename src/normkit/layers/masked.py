@@ -24,6 +24,9 @@ class MaskedBatchNorm1d(RunningNorm):
         dtype: the type of the state.
         decay: the weight of the **old** value; ``momentum = 1 - decay``. Refused together with momentum.
         unbiased: store the variance divided by m - 1; False divides by m.
+        half_life: after how many batches one weighs half, as for :class:`normkit.BatchNorm1d`.
+        average: ``"moving"`` or ``"debiased"``, likewise.
+        variance: ``"batch"`` or ``"total"``, likewise.
 
     Raises:
         ArgumentError: a setting out of range.
@@ -63,5 +66,7 @@ class MaskedBatchNorm1d(RunningNorm):
             self.eps,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
+            average=self.average,
+            variance=self.variance,
             caller=caller,
         )

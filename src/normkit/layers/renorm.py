@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ..errors import ArgumentError
+from ..functional.averages import Average, Variance
 from ..functional.exported import check_not_exported
 from ..functional.renorm import check_limits
 from .batch import DEFAULT_MOMENTUM
@@ -32,6 +33,9 @@ class _BatchRenorm(RunningNorm):
         schedule: Schedule | None = None,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
         check_limits(r_max, d_max)
         if schedule is not None and not callable(schedule):
@@ -39,7 +43,20 @@ class _BatchRenorm(RunningNorm):
                 f"schedule must be a function of the number of batches seen, got {schedule!r}; "
                 "pass lambda step: (r_max, d_max)"
             )
-        super().__init__(num_features, eps, momentum, affine, True, device, dtype, decay=decay, unbiased=unbiased)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            True,
+            device,
+            dtype,
+            decay=decay,
+            unbiased=unbiased,
+            half_life=half_life,
+            average=average,
+            variance=variance,
+        )
         self.r_max, self.d_max, self.schedule = r_max, d_max, schedule
 
     def limits(self) -> tuple[float, float]:
@@ -78,6 +95,8 @@ class _BatchRenorm(RunningNorm):
             d_max=d_max,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
+            average=self.average,
+            variance=self.variance,
             caller=caller,
         )
 
@@ -107,6 +126,9 @@ class BatchRenorm1d(_BatchRenorm):
             a compiled model leaves its graph there, where r_max and d_max that are set keep it whole.
         decay: the weight of the **old** value; ``momentum = 1 - decay``. Refused together with momentum.
         unbiased: store the variance divided by m - 1; False divides by m.
+        half_life: after how many batches one weighs half, as for :class:`normkit.BatchNorm1d`.
+        average: ``"moving"`` or ``"debiased"``, likewise.
+        variance: ``"batch"`` or ``"total"``, likewise.
 
     Raises:
         ArgumentError: a setting out of range.

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
+from ..functional.averages import Average, Variance, check_average
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+from .laws import KeepsAverages, law_in_words
 from .tracing import Unscriptable
 
 __all__ = ["RunningNorm"]
 
 
-class RunningNorm(Unscriptable, nn.modules.batchnorm._NormBase):
+class RunningNorm(KeepsAverages, Unscriptable, nn.modules.batchnorm._NormBase):
     """Weight, bias, running mean, running variance and a counter, named and saved as batch normalization's.
 
     It is no subclass of torch's batch normalization: tools that replace every one of those would change what is
@@ -34,12 +36,16 @@ class RunningNorm(Unscriptable, nn.modules.batchnorm._NormBase):
         *,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
         checks.check_eps(eps)
-        weighed = resolve_momentum(momentum, decay)
+        weighed = resolve_momentum(momentum, decay, half_life)
+        check_average(average, variance, weighed)
         size = resolve_num_features(num_features)
         super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
-        self.unbiased = unbiased
+        self.unbiased, self.average, self.variance = unbiased, average, variance
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)
@@ -53,4 +59,4 @@ class RunningNorm(Unscriptable, nn.modules.batchnorm._NormBase):
     def extra_repr(self) -> str:
         """Return torch's description, with the stored variance named where it is not torch's."""
         described: str = super().extra_repr()
-        return described + ("" if self.unbiased else ", unbiased=False")
+        return described + ("" if self.unbiased else ", unbiased=False") + law_in_words(self)

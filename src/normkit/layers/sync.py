@@ -1,7 +1,7 @@
 """Batch normalization over all ranks of a process group as a module."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from ..functional.averages import Average, Variance
+from ..functional.ghost import check_ghost_size
 from ..kernels.dispatch import Activation
+from ..kernels.plain import channels as plain_channels
 from .batch import DEFAULT_MOMENTUM, _BatchNorm
+from .tracing import path_in_graph
 
 __all__ = ["SyncBatchNorm"]
 
@@ -23,6 +26,9 @@ class SyncBatchNorm(_BatchNorm):
     evaluation the running ones. The formula, the exchange and every convention stand at
     :func:`normkit.functional.sync_batch_norm`. Ranks may bring batches of any size, none included: outputs, gradients
     and running statistics are those of one process that holds all of them. ``state_dict`` is batch normalization's.
+
+    Called with a mask it is :class:`normkit.MaskedBatchNorm1d` over ranks, for inputs of any number of positions, which
+    may differ from rank to rank: ``layer(x, mask)`` counts the valid positions of all ranks and returns 0 elsewhere.
 
     Every rank must call the same layers in the same order, forward and backward. Where they do not, or one is gone, the
     others get an error that names the layer; with ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` it names the call of each rank, at
@@ -48,6 +54,8 @@ class SyncBatchNorm(_BatchNorm):
         average: ``"moving"`` or ``"debiased"``, likewise.
         variance: ``"batch"`` or ``"total"``, likewise, over all ranks.
         timeout: seconds to wait for the other ranks in one call; None for the group's own.
+        ghost_size: each rank normalizes its batch in parts of at most so many samples, each by its own statistics, and
+            the ranks share the running ones: :class:`normkit.GhostBatchNorm2d` over ranks. None for the batch of all.
 
     Raises:
         ArgumentError: a setting out of range.
@@ -67,6 +75,7 @@ class SyncBatchNorm(_BatchNorm):
     _torch_layer = nn.SyncBatchNorm
     process_group: Any = None
     timeout: float | None = None
+    ghost_size: int | None = None
 
     def __init__(
         self,
@@ -86,6 +95,7 @@ class SyncBatchNorm(_BatchNorm):
         average: Average = "moving",
         variance: Variance = "batch",
         timeout: float | None = None,
+        ghost_size: int | None = None,
     ) -> None:
         super().__init__(
             num_features,
@@ -106,20 +116,58 @@ class SyncBatchNorm(_BatchNorm):
             checks.check_number("timeout", timeout, 60.0)
             if not timeout > 0:
                 raise ArgumentError(f"timeout must be above 0 seconds, got {timeout}; None is the group's own")
-        self.process_group, self.timeout = process_group, timeout
+        if ghost_size is not None:
+            check_ghost_size(ghost_size)
+        self.process_group, self.timeout, self.ghost_size = process_group, timeout, ghost_size
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Let torch's own forward, as TorchScript reads it in evaluation, take any number of dimensions."""
 
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalize ``(N, C, *)``; see :func:`normkit.functional.sync_batch_norm` for formula and conventions.
+
+        Args:
+            input: ``(N, C, *)``.
+            mask: boolean, ``(N, *)``; None for all True.
+        """
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # Scripted in evaluation, and put back into training.
+            assert mask is None, "torch's kernel knows no masks"
+            assert not self.training, "torch's kernel knows no other ranks; call eval()"
+            return self._torch_forward(input)
+        else:  # TorchScript compiles what follows a return
+            return self.normalize(input) if mask is None else self.normalize(input, mask=mask)
+
     def normalize(
-        self, input: Tensor, activation: Activation | None = None, residual: Tensor | None = None, inplace: bool = False
+        self,
+        input: Tensor,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
+        inplace: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Return ``activation(forward(input) + residual)``; in training ``inplace`` is not made use of."""
-        given: object = input
+        """Return ``activation(forward(input, mask) + residual)``; in training ``inplace`` is not made use of."""
+        given: Any = input
+        if isinstance(given, torch.fx.Proxy) and mask is not None and isinstance(given.tracer, torch.fx.Tracer):
+            path = path_in_graph(self, given.tracer)
+            return cast(Tensor, given.tracer.create_proxy("call_module", path, (given, mask), {}))
+        tracked = self.track_running_stats
+        running = (self.running_mean, self.running_var, self.weight, self.bias)
+        if not self.training and mask is not None and not isinstance(given, torch.fx.Proxy):
+            assert activation is None and residual is None, "no layer of ours has both"  # noqa: PT018
+            self._check_input(input)
+            y: Tensor = functional.masked_batch_norm(
+                input, mask, *running, self.running_mean is None, self.momentum, self.eps, caller=self
+            )
+            return y
+        if not self.training and self.ghost_size is not None and self.running_mean is None:
+            self._check_input(input)
+            size, momentum = self.ghost_size, self.momentum
+            y = functional.ghost_batch_norm(input, *running, True, momentum, self.eps, ghost_size=size, caller=self)
+            return plain_channels.activate(y if residual is None else y + residual, activation)
         if not self.training or isinstance(given, torch.fx.Proxy):
             return super().normalize(input, activation, residual, inplace)
-        tracked = self.track_running_stats
-        y: Tensor = functional.sync_batch_norm(
+        y = functional.sync_batch_norm(
             input,
             self.running_mean if tracked else None,
             self.running_var if tracked else None,
@@ -136,9 +184,16 @@ class SyncBatchNorm(_BatchNorm):
             timeout=self.timeout,
             average=self.average,  # type: ignore[arg-type]
             variance=self.variance,  # type: ignore[arg-type]
+            mask=mask,
+            ghost_size=self.ghost_size,
             caller=self,
         )
         return y
+
+    def extra_repr(self) -> str:
+        """Return torch's description, with the size of ghost batches where there are."""
+        described: str = super().extra_repr()
+        return described + ("" if self.ghost_size is None else f", ghost_size={self.ghost_size}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SyncBatchNorm":
         """Copy all but the process group, which stands for connections of this process and is shared."""

@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import checks
+from ..functional.averages import Average, Variance, check_average
 from ..functional.whitening import check_whitening
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
+from .laws import KeepsAverages, law_in_words
 from .tracing import Unscriptable
 
 __all__ = ["WhiteningBatchNorm1d", "WhiteningBatchNorm2d", "WhiteningBatchNorm3d"]
 
 
-class _WhiteningBatchNorm(Unscriptable):
+class _WhiteningBatchNorm(KeepsAverages, Unscriptable):
     _ranks: ClassVar[tuple[int, ...]]
     _layout: ClassVar[str]
     weight: nn.Parameter | None
@@ -38,13 +40,18 @@ class _WhiteningBatchNorm(Unscriptable):
         iterations: int | None = None,
         decay: float | None = None,
         unbiased: bool = True,
+        half_life: float | None = None,
+        average: Average = "moving",
+        variance: Variance = "batch",
     ) -> None:
         self.num_features = resolve_num_features(num_features)
         checks.check_eps(eps, positive=True)
-        self.momentum = resolve_momentum(momentum, decay)
+        self.momentum = resolve_momentum(momentum, decay, half_life)
+        check_average(average, variance, self.momentum)
         check_whitening(num_features, num_groups, shrinkage, iterations)
         super().__init__()
         self.eps, self.affine, self.track_running_stats, self.unbiased = eps, affine, track_running_stats, unbiased
+        self.average, self.variance = average, variance
         self.num_groups, self.shrinkage, self.iterations = num_groups, shrinkage, iterations
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         for name in ("weight", "bias"):
@@ -94,6 +101,8 @@ class _WhiteningBatchNorm(Unscriptable):
             iterations=self.iterations,
             unbiased=self.unbiased,
             num_batches_tracked=self.num_batches_tracked,
+            average=self.average,
+            variance=self.variance,
             caller=caller,
         )
 
@@ -108,7 +117,7 @@ class _WhiteningBatchNorm(Unscriptable):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}, num_groups={self.num_groups}, "
             f"shrinkage={self.shrinkage}, iterations={self.iterations}"
-            f"{'' if self.unbiased else ', unbiased=False'}"
+            f"{'' if self.unbiased else ', unbiased=False'}{law_in_words(self)}"
         )
 
 
@@ -131,6 +140,9 @@ class WhiteningBatchNorm1d(_WhiteningBatchNorm):
         iterations: Newton steps, at least 1; None takes the eigenvectors.
         decay: the weight of the **old** value; ``momentum = 1 - decay``. Refused together with momentum.
         unbiased: store the covariance divided by m - 1; False divides by m.
+        half_life: after how many batches one weighs half, as for :class:`normkit.BatchNorm1d`.
+        average: ``"moving"`` or ``"debiased"``, likewise.
+        variance: ``"batch"`` or ``"total"``, likewise, of the whole covariance.
 
     Raises:
         ArgumentError: a setting out of range.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
 from ..errors import ArgumentError
+from ..functional.masked import check_mask, over_valid
 from ..kernels.dispatch import Activation
 from ..layers.batch import _BatchNorm
 
@@ -16,6 +17,10 @@ __all__ = ["Answer", "NormCall", "answered", "pooled_norms"]
 
 _GHOSTS = ("ghost",)
 # What these keep is not the mean and variance of a batch, or hangs on what they keep.
+_CUT_ELSEWHERE = (
+    "normalizes parts of a batch, and the large batch is cut elsewhere than its micro-batches; "
+    'kind="statistics" takes it'
+)
 _OTHERS = ("renorm", "masked", "whitening", "instance")
 
 
@@ -78,13 +83,14 @@ def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
                 if getattr(module, "frozen_track", False):
                     _refuse(layer, 'is frozen and goes on tracking; use normkit.convert(model, to="batch") before')
                 continue
+            if exactly and getattr(module, "ghost_size", None) is not None and module.training:
+                _refuse(layer, _CUT_ELSEWHERE)
             chosen.append(layer)
         elif not module.training or layer.kind == "frozen":
             continue
         elif layer.kind in _GHOSTS:
             if exactly:
-                said = "normalizes parts of a batch, and the large batch is cut elsewhere than its micro-batches"
-                _refuse(layer, f'{said}; kind="statistics" takes it')
+                _refuse(layer, _CUT_ELSEWHERE)
             chosen.append(layer)
         elif layer.kind in _OTHERS and (layer.tracks or layer.kind != "instance"):
             said = "keeps statistics that micro-batches cannot put together"
@@ -121,8 +127,17 @@ def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor
         return "forward", forward
 
     def normalize(
-        input: Tensor, activation: Activation | None = None, residual: Tensor | None = None, inplace: bool = False
+        input: Tensor,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
+        inplace: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
+        if mask is not None:
+            # The valid positions are a batch of their own, of as many samples.
+            check_mask(mask, input, module)
+            return over_valid(input, mask, residual, lambda rows, beside: normalize(rows, activation, beside))
+
         def ordinary() -> Tensor:
             return type(module).normalize(module, input, activation, residual, inplace)
 

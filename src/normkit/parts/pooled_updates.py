@@ -55,7 +55,12 @@ class Apart:
         exchanged = isinstance(layer, SyncBatchNorm) and exchange_of(layer.process_group, layer.timeout) is not None
         if exchanged and not again:
             pool = pool_calls([call], [may_be_repeated()])
-            y = normalize_pooled([call.input], layer.weight, layer.bias, [call.residual], pool)[0]
+            if layer.ghost_size is None:
+                y = normalize_pooled([call.input], layer.weight, layer.bias, [call.residual], pool)[0]
+            else:
+                # The ranks share what is stored; the parts of a batch are each rank's own.
+                with _untracked(layer):
+                    y = call.ordinary()
             seen = (pool.mean, pool.var, pool.count)
         else:
             with _fresh_statistics(layer) as (mean, var):
@@ -74,6 +79,18 @@ class Apart:
         if place == len(calls):
             calls.append([])
         calls[place].append(seen)
+
+
+@contextlib.contextmanager
+def _untracked(layer: Any) -> Iterator[None]:
+    """Let a layer store nothing, inside."""
+    attributes = vars(layer)
+    kept = attributes["track_running_stats"]
+    attributes["track_running_stats"] = False
+    try:
+        yield
+    finally:
+        attributes["track_running_stats"] = kept
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ from ..errors import ArgumentError
 from ..functional.agreement import SyncCall
 from ..functional.averages import update_statistics
 from ..functional.exchange import exchange_of
+from ..functional.ghost import check_parts
 from ..functional.inplace import is_recorded
 from ..functional.pooled import Pool, check_total, local_statistics, merge_parts
 from ..functional.sync import channels_of, check_part, keep_pool, pool_of_ranks
 from ..layers import SyncBatchNorm
-from ..layers.batch import law_of
+from ..layers.laws import law_of
 from .norm_calls import NormCall
 
 __all__ = ["Updates", "pool_calls", "stores_unbiased"]
@@ -112,3 +113,6 @@ def _check_call(call: NormCall) -> None:
     )
     channels = channels_of(call.input, layer.running_mean, layer.weight, layer.bias, layer)
     check_part(call.input, call.residual, channels, call.activation, given)
+    size = getattr(layer, "ghost_size", None)
+    if size is not None and call.input.numel():
+        check_parts(call.input, size, layer)

@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..anatomy import Call, NormLayer, hold_statistics, iterate, preserved, run, sample_count, unwrapped
 from ..anatomy.frozen import Frozen, thaw
 from ..errors import SurgeryError
-from ..layers import MaskedBatchNorm1d
+from ..layers import MaskedBatchNorm1d, SyncBatchNorm
 from .moments import AveragedMoments, InstanceMoments, Moments
 from .ranks import together
 
@@ -139,7 +139,7 @@ def _watch(layer: NormLayer, seen: Seen, training: bool, averaged: bool) -> Call
         if channels is None or values.ndim < 2 or values.shape[1] != channels:
             return  # the layer itself says it better
         if (
-            isinstance(layer.module, MaskedBatchNorm1d)
+            isinstance(layer.module, (MaskedBatchNorm1d, SyncBatchNorm))
             and (mask := args[1] if args[1:] else kwargs.get("mask")) is not None
         ):
             values = values.movedim(1, -1)[mask]  # (M, C): padding is no data

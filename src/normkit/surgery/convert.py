@@ -16,10 +16,11 @@ from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
 from ..functional.averages import is_plain_law
 from ..layers import SyncBatchNorm
-from ..layers.batch import law_of
+from ..layers.laws import law_of
 from ..spelling import alternatives
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
-from .convert_layers import Rebuild, carried, rebuilt
+from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt
+from .convert_relatives import APART, is_relative, reason_of_relative, swap_relative, was_relative
 from .freeze import freeze
 from .fuse import Fusions
 from .fuse import fuse as fuse_activations
@@ -33,7 +34,6 @@ __all__ = ["Conversion", "convert"]
 
 # Kinds of layers that are told of where they are left alone: whoever converts a model means these.
 _BATCH_KINDS = ("batch", "sync", "frozen", "unknown")
-_UNKNOWN = "its class does not say how many dimensions its input has; give example="
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -70,7 +70,8 @@ def convert(
     ``to``                  exactness    what becomes of a batch norm
     ======================  ===========  =====================================================================
     ``normkit``, ``torch``  exact        our class, or torch's
-    ``sync``, ``batch``     exact        :class:`normkit.SyncBatchNorm`, and back to the class it was or that fits
+    ``sync``, ``batch``     exact        :class:`normkit.SyncBatchNorm`, and back to the class it was or that fits;
+                                         of masked and ghost layers too, whose masks and sizes it keeps
     ``frozen``              exact        :func:`normkit.freeze` of the copy: its evaluation function
     ``ghost``, ``renorm``   approximate  the family's layer: evaluation is kept, training is another function
     ``group``               retrain      ``GroupNorm``, by default with 8 channels or more in a group
@@ -215,7 +216,7 @@ class _Job:
             reason = _reason_against(layer, self.to, shape) or self._convert(layer, shape, rebuild)
             if reason is None:
                 touched.append(layer.path)
-            elif self.where is not None or layer.kind in _BATCH_KINDS:
+            elif self.where is not None or layer.kind in _BATCH_KINDS or (self.to == "sync" and layer.kind in APART):
                 refused[layer.path] = reason
         return touched, refused
 
@@ -242,13 +243,15 @@ class _Job:
         """Convert one layer; return why not, if so."""
         if rebuild.to not in ("normkit", "torch", "batch", "sync"):
             return _put(self.work, layer, rebuilt(layer, shape, rebuild))
+        if is_relative(layer.module) or (rebuild.to == "batch" and was_relative(layer.module)):
+            return swap_relative(layer, shape, rebuild)
         if isinstance(layer.module, Frozen):
             return _swap_below(layer.module, layer, shape, rebuild)
         if _only_the_class_differs(layer):
             return _swap_class(layer, shape, rebuild)
         target = _target(rebuild.to, layer, shape)
         if target is None:
-            return _UNKNOWN
+            return UNKNOWN
         made = carried(layer, target)
         if isinstance(made, SyncBatchNorm):
             made.process_group = rebuild.process_group
@@ -287,6 +290,11 @@ def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) ->
         if isinstance(module, _BatchNorm):
             return f"{name} is a subclass, and what it adds would be lost: {layer.unread}"
         return layer.unread
+    if to == "sync" and is_relative(module):
+        return None
+    reason = reason_of_relative(layer, to)
+    if reason is not None:
+        return reason
     if not layer.form.of_batch:
         return f"a {name} is not one of the batch norms that can become another form"
     if isinstance(module, _BatchNorm) and _is_there_already(module, to, _target(to, layer, shape)):
@@ -321,7 +329,7 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     """Give the layer object another class of the family; return why not, if so."""
     module, target = layer.module, _target(rebuild.to, layer, shape)
     if target is None:
-        return _UNKNOWN
+        return UNKNOWN
     if not getattr(module, "unbiased", True) and target not in BIASED:
         return "it stores the biased variance (unbiased=False), which torch's layers cannot"
     law = law_of(module)

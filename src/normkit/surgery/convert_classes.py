@@ -6,7 +6,16 @@ from typing import Literal
 from torch import nn
 
 from ..anatomy import NormLayer
-from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from ..layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    MaskedBatchNorm1d,
+    SyncBatchNorm,
+)
 from ..layers.catalog import METHODS
 from .record import Exactness
 
@@ -15,6 +24,7 @@ __all__ = [
     "INSTANCES",
     "KINDS",
     "OURS",
+    "RELATIVES",
     "SYNCS",
     "TORCHS",
     "Kind",
@@ -30,6 +40,9 @@ SYNCS = (nn.SyncBatchNorm, SyncBatchNorm)
 # Those that can store the biased variance.
 BIASED = (*OURS.values(), SyncBatchNorm)
 INSTANCES: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+# What becomes a synchronized layer beside batch norms, and goes back to the class that it was.
+RELATIVES: tuple[type[nn.Module], ...] = (MaskedBatchNorm1d, GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d)
 
 # What convert(to=...) takes, and whether the function can be kept.
 Kind = Literal["normkit", "torch", "batch", "sync", "frozen", "ghost", "renorm", "group", "layer", "instance"]

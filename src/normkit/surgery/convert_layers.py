@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from .convert_classes import BIASED, INSTANCES, KINDS, OURS, dimensions_of, family_class, group_count
 from .freeze import hold_still
 
-__all__ = ["Rebuild", "carried", "rebuilt"]
+__all__ = ["UNKNOWN", "Rebuild", "carried", "rebuilt"]
 
 _HOOK_DICTS = (
     "_forward_hooks",
@@ -27,7 +27,7 @@ _HOOK_DICTS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-_UNKNOWN = "its class does not say how many dimensions its input has; give example="
+UNKNOWN = "its class does not say how many dimensions its input has; give example="
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _built(
             return f"{groups} groups of one channel erase vectors (each value minus itself is 0); take fewer groups"
         return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
     if dimensions is None:
-        return _UNKNOWN
+        return UNKNOWN
     if rebuild.to == "instance":
         if dimensions == 1 and (shape is None or len(shape) == 2):
             return "instance normalization of vectors (N, C) erases them; show by example= if it is (N, C, L)"
@@ -166,7 +166,7 @@ def _from_catalog(layer: NormLayer, to: str, channels: int, dimensions: int) -> 
     if cls is None:
         return f"the catalog has no {to!r} for {dimensions} spatial dimensions; convert knows {', '.join(KINDS)}"
     new = cls(channels)
-    for name in ("eps", "momentum", "track_running_stats", "affine", "unbiased", "average", "variance"):
+    for name in ("eps", "momentum", "track_running_stats", "affine", "unbiased", "average", "variance", "ghost_size"):
         if hasattr(new, name) and hasattr(layer.module, name):
             setattr(new, name, getattr(layer.module, name))
     return new

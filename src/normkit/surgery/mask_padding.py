@@ -9,7 +9,8 @@ from ..anatomy import NormLayer, norm_layers
 from ..anatomy.frozen import is_frozen
 from ..anatomy.select import Where
 from ..errors import ArgumentError, ShapeError
-from ..layers import MaskedBatchNorm1d
+from ..layers import MaskedBatchNorm1d, SyncBatchNorm
+from ..layers.laws import law_of
 from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
@@ -26,7 +27,8 @@ def mask_padding(model: Model, mask: Callable[..., Tensor], where: Where = None)
     Args:
         model: changed in place. Parameters and buffers stay the same objects under the same names.
         mask: is called with what the model is called with, and returns ``(N, L)`` booleans, True where there are data.
-        where: which layers, as for ``norm_layers``; None takes every ``BatchNorm1d``.
+        where: which layers, as for ``norm_layers``; None takes every ``BatchNorm1d`` and every
+            :class:`normkit.SyncBatchNorm`, which stays what it is and takes masks itself.
 
     Returns:
         The record; ``exactness`` is ``"retrain"``.
@@ -69,7 +71,11 @@ def mask_padding(model: Model, mask: Callable[..., Tensor], where: Where = None)
 def _reason_against(layer: NormLayer) -> str | None:
     module = layer.module
     reasons = (
-        (not isinstance(module, nn.BatchNorm1d), f"a {type(module).__name__} has no masked form; a BatchNorm1d has"),
+        (
+            not isinstance(module, (nn.BatchNorm1d, SyncBatchNorm)),
+            f"a {type(module).__name__} has no masked form; a BatchNorm1d and a normkit.SyncBatchNorm have",
+        ),
+        (getattr(module, "ghost_size", None) is not None, "there are no ghost batches of valid positions"),
         (layer.overridden, f"a {type(module).__name__} has a forward of its own, which would be lost"),
         (is_frozen(module), "it is frozen; unfreeze it first"),
         (layer.lazy, "it is lazy and has no channels yet; run the model once first"),
@@ -79,8 +85,10 @@ def _reason_against(layer: NormLayer) -> str | None:
     return next((reason for holds, reason in reasons if holds), None)
 
 
-def _masked(norm: nn.Module) -> MaskedBatchNorm1d:
-    """Return a masked layer with a batch norm's settings, parameters and buffers."""
+def _masked(norm: nn.Module) -> nn.Module:
+    """Return a masked layer with a batch norm's settings, parameters and buffers; a synchronized one takes masks."""
+    if isinstance(norm, SyncBatchNorm):
+        return norm
     assert isinstance(norm, nn.BatchNorm1d)
     made = MaskedBatchNorm1d(
         norm.num_features,
@@ -90,6 +98,7 @@ def _masked(norm: nn.Module) -> MaskedBatchNorm1d:
         norm.track_running_stats,
         unbiased=bool(getattr(norm, "unbiased", True)),
     )
+    made.average, made.variance = law_of(norm)
     made._parameters.update(norm._parameters)
     made._buffers.update(norm._buffers)
     return made.train(norm.training)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..anatomy import norm_layers
 from ..errors import ArgumentError, ShapeError
 from ..functional.averages import is_plain_law
-from ..layers.batch import law_of
+from ..layers.laws import law_of
 from ..spelling import alternatives
 from .conventions import CONVENTIONS, Convention
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...layers import BatchNorm1d
+from ...layers import BatchNorm1d, BatchNorm2d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
 from ..curves import looks, over_epochs
@@ -27,6 +27,15 @@ __all__ = ["CLAIM", "average_error"]
 
 NORMS = ("norm1", "norm2", "norm3", "norm4")
 WAYS = {"unbiased": "moving average, unbiased", "biased": "moving average, biased", "population": "population"}
+# Measured beside those, in the same training, and shown in the table: other laws of a moving average, and the mean and
+# variance of all values where `population` is the plain average of batches. Older runs lack them.
+BESIDE = {
+    "debiased": "moving average, debiased",
+    "total": "moving average, debiased, total variance",
+    "half_life": "half-life of 20 batches, debiased, total variance",
+    "pooled": "population, pooled",
+}
+HALF_LIFE = 20
 MOMENTA = (0.5, 0.1, 0.01)
 USUAL = 0.1
 FORMULA = Rule(
@@ -49,6 +58,10 @@ BETTER = Rule(
     line=0.0,
     band=(-0.002, 0.002),
 )
+_OF_OTHERS = (
+    " Nor does the half-life's. A debiased average has no trace of its start; a total variance holds that of the batch "
+    "means too; pooled are the mean and the variance of all values."
+)
 SETTINGS = TrainingSettings(epochs=5, batch_size=64, optimizer="adam", learning_rate=0.002)
 
 
@@ -58,6 +71,14 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     model = with_seed(lambda: LeNet5(cell.norm), cell.seed)
     for layer in _norms(model).values():
         layer.momentum = momentum
+    laws: dict[str, dict[str, Any]] = {
+        "debiased": {"momentum": momentum, "average": "debiased"},
+        "total": {"momentum": momentum, "average": "debiased", "variance": "total"},
+        "half_life": {"half_life": HALF_LIFE, "average": "debiased", "variance": "total"},
+    }
+    beside = {way: _followed(model, **law) for way, law in laws.items()}
+    # Part of the network, so that they are where it is.
+    model.beside = nn.ModuleDict(beside)
     formula = average_error(cell.seed)
     images = dataset.train_images[:10_000].to(cell.device)
     test = dataset.test_images.to(cell.device), dataset.test_labels.to(cell.device)
@@ -67,13 +88,31 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
         stored = {
             "unbiased": _stored(model),
             "biased": _as_biased(_stored(model), counts, (1 - momentum) ** steps),
-            "population": _population(model, images, cell.settings.batch_size),
+            **_population(model, images, cell.settings.batch_size),
+            **{way: _kept(dict(layers.items())) for way, layers in beside.items()},
         }
         yield {"epoch": epoch.epoch, "formula": formula, **_compare(model, stored, exact, test)}
 
 
+def _followed(model: nn.Module, **law: Any) -> nn.ModuleDict:
+    """Return layers that keep, by another law, the statistics of every batch that the model's own are trained on."""
+    followers = nn.ModuleDict()
+    for name, layer in _norms(model).items():
+        cls = BatchNorm2d if isinstance(layer, nn.BatchNorm2d) else BatchNorm1d
+        followers[name] = cls(layer.num_features, affine=False, **law).to(layer.weight.device)
+        layer.register_forward_pre_hook(partial(_follow, layer, followers[name]))
+    return followers
+
+
+def _follow(layer: nn.Module, follower: nn.Module, called: nn.Module, given: tuple[Tensor, ...]) -> None:
+    # Copies of the model, which are probed, bring the hook along.
+    if called is layer and layer.training:
+        with torch.no_grad():
+            follower.train()(given[0].detach())
+
+
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {name: module for name, module in model.named_children() if isinstance(module, _BatchNorm)}
 
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -104,7 +143,10 @@ def average_error(seed: int) -> float:
 
 def _stored(model: nn.Module) -> Statistics:
     """Return the model's running statistics."""
-    layers = {name: model.get_submodule(name) for name in NORMS}
+    return _kept({name: model.get_submodule(name) for name in NORMS})
+
+
+def _kept(layers: Mapping[str, nn.Module]) -> Statistics:
     return {
         name: (layer.get_buffer("running_mean").clone(), layer.get_buffer("running_var").clone())
         for name, layer in layers.items()
@@ -134,16 +176,21 @@ def _exact(model: nn.Module, images: Tensor, batch_size: int) -> tuple[Statistic
     return statistics, counts
 
 
-def _population(model: nn.Module, images: Tensor, batch_size: int) -> Statistics:
-    """Return the plain average of all batches' means and unbiased variances, with the weights held."""
+def _population(model: nn.Module, images: Tensor, batch_size: int) -> dict[str, Statistics]:
+    """Return the plain average of all batches' means and unbiased variances, with the weights held; and the pooled.
+
+    They are what ``normkit.recalibrate`` writes with ``aggregate="average"`` and with ``"pooled"``, but for its divisor
+    of m - 1 where m is all values.
+    """
     with probe(model) as copied, torch.no_grad():
         copied.train()
+        pooled = _followed(copied, momentum=None, variance="total")
         for layer in _norms(copied).values():
             layer.momentum = None
             layer.get_buffer("num_batches_tracked").zero_()
         for start in range(0, len(images) - batch_size + 1, batch_size):
             copied(images[start : start + batch_size])
-        return _stored(copied)
+        return {"population": _stored(copied), "pooled": _kept(dict(pooled.items()))}
 
 
 def _compare(
@@ -205,7 +252,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     lines = []
     for momentum in MOMENTA:
         mine = where(rows, momentum=momentum)
-        for way, label in WAYS.items() if mine else ():
+        shown = [(way, label) for way, label in (WAYS | BESIDE).items() if mine and f"error_{way}" in mine[0]]
+        for way, label in shown:
             columns = [per_seed(mine, partial(mean_of, f"{column}_{way}")) for column in ("error", "accuracy")]
             (error, _), (accuracy, spread) = (mean_and_spread(list(column.values())) for column in columns)
             lines.append([f"{momentum:g}", label, f"{10**error:.3f}", f"{accuracy:.4f} ± {spread:.4f}"])
@@ -214,7 +262,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         header=["momentum", "statistics", "error", "test accuracy"],
         rows=lines,
         note="Error: distance of means in deviations and of variances as a share, from the statistics of all training "
-        "images at once. The population's do not hang on the momentum; the rows repeat them.",
+        "images at once. The population's do not hang on the momentum; the rows repeat them."
+        + (_OF_OTHERS if rows and "error_total" in rows[0] else ""),
     )
     words = "; ".join(f"momentum {line[0]}, {line[1]}: error {line[2]}, accuracy {line[3]}" for line in lines)
     text = f"Curves by epoch of the stored statistics' error and the accuracy they give. {words}."
