@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.places import places_of
 from ..errors import SurgeryError
 from .fold_arithmetic import absorb_after, absorb_before
 from .fold_branches import Merge, merge_branches
@@ -173,7 +174,7 @@ class Folder:
 
     def _names(self, path: str) -> list[str]:
         module = self.model.get_submodule(path)
-        return [name for name, other in self.model.named_modules(remove_duplicate=False) if other is module]
+        return [name for name, other in places_of(self.model) if other is module]
 
     def _right_among(self, known: list[str], names: list[str], verdict: Verdict, wrong: dict[str, str]) -> list[str]:
         """Return which of these norms can be folded besides the known ones, given that all of them cannot."""
@@ -219,7 +220,7 @@ def _rest(layer: NormLayer, norm: nn.Module, model: nn.Module) -> nn.Module:
     tail = () if layer.form is None else layer.form.tail_of(norm)
     if not tail:
         return nn.Identity().train(norm.training)
-    places = sum(module is tail[0] for _, module in model.named_modules(remove_duplicate=False))
+    places = sum(module is tail[0] for _, module in places_of(model))
     # An activation that several norms share stays one, and each place is one by itself.
     return tail[0] if len(tail) == 1 and places <= len(layer.names) else nn.Sequential(*tail)
 
