@@ -67,7 +67,44 @@ def test_distributed_checkpoints_and_exports_have_torchs_names():
     assert list(get_model_state_dict(layer)) == list(model.state_dict())
     set_model_state_dict(layer, moved(model))
     assert torch.equal(layer[1].norm.weight, model[1].weight + 0.5)
-    assert set(model.state_dict()) <= set(torch.export.export(layer, (EXAMPLE,)).state_dict)
+    assert list(layer.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_torchs_own_export_has_torchs_names_alone(strict, training):
+    model, layer = plain().train(training), fused().train(training)
+    given = torch.export.export(model, (EXAMPLE,), strict=strict)
+    program = torch.export.export(layer, (EXAMPLE,), strict=strict)
+    assert program.state_dict.keys() == given.state_dict.keys() == model.state_dict().keys()
+    assert program.graph_signature.parameters == given.graph_signature.parameters
+    assert set(program.graph_signature.buffers) <= set(model.state_dict())
+    expected = model(EXAMPLE).detach()
+    for module in (program.module(), layer):
+        assert_close(module(EXAMPLE).detach(), expected, dtype=torch.float32)
+    if training:
+        written = program.module()
+        written(EXAMPLE)
+        assert_close(written.state_dict()["1.running_mean"], layer[1].running_mean, dtype=torch.float32)
+    one_tensor_each(layer[1])
+
+
+def test_names_of_every_place_have_each_tensor_once():
+    model, layer = plain(), fused()
+    for name in ("named_parameters", "named_buffers"):
+        found, expected = (list(dict(getattr(each, name)(remove_duplicate=False))) for each in (layer, model))
+        assert found == expected
+    assert "1.norm" in dict(layer.named_modules())
+
+
+def test_part_that_torch_put_in_is_listed_until_its_tensors_are_shared():
+    layer = nn.SyncBatchNorm.convert_sync_batchnorm(fused())
+    state = moved(plain())
+    torch.func.functional_call(layer, state, EXAMPLE)  # what is given reaches what runs
+    names_of_all = [name for name, _ in layer.named_parameters(remove_duplicate=False)]
+    assert ("1.norm.weight" in names_of_all) == (layer[1]._parameters is not layer[1].norm._parameters)
+    expected = torch.func.functional_call(plain(), state, EXAMPLE)
+    assert_close(torch.func.functional_call(layer, state, EXAMPLE).detach(), expected.detach(), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .places import places_of
+
 __all__ = ["fingerprint", "same_bits"]
 
 
@@ -25,7 +27,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     {'.training'}
     """
     digest: dict[str, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in places_of(model):
         digest[f"{path}:class"] = f"{type(module).__qualname__} at {id(module)}"
         for name, value in vars(module).items():
             for key, entry in value.items() if isinstance(value, dict) else [("", value)]:

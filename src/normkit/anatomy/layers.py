@@ -12,6 +12,7 @@ from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .evidence import Evidence, examined
 from .forms import NormForm, known_form
 from .frozen import Frozen
+from .places import places_of
 from .programs import refuse_programs
 from .select import Where, select
 from .tails import Tailed
@@ -151,7 +152,7 @@ def norm_layers(model: nn.Module, where: Where = None) -> list[NormLayer]:
     refuse_programs(model)
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[nn.Module, str, Evidence]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in places_of(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue  # without a norm in it, or refused above
         if isinstance(module, _HOLDERS):

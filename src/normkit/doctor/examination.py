@@ -73,6 +73,12 @@ class Examination:
     pairs: Mapping[str, Beside] | None = None
     ranks: tuple[RankState, ...] = ()
 
+    @property
+    def layers_judged(self) -> int:
+        """How many layers have statistics of their own and data to compare them with."""
+        judged = sum(s.tracks and s.is_batch and s.name in self.measured for s in self.subjects)
+        return max(judged, 1)
+
     def subject(self, name: str) -> Subject:
         """Return the layer of this name."""
         return next(subject for subject in self.subjects if subject.name == name)

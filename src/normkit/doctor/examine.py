@@ -154,7 +154,11 @@ def _examine(
         examination = replace(examination, unheard=silent)
     notes += _notes(subjects, seen.measured)
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
-    drifts = [drift_of(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
+    drifts = [
+        drift_of(examination, subject, seen.measured[subject.name])
+        for subject in subjects
+        if subject.name in seen.measured
+    ]
     if any(drift is not None and drift.severity is not None for drift in drifts) and not isinstance(batches, Iterator):
         with preserved(model):
             in_use = measure(model, subjects, batches, call, samples, frozenset())

@@ -132,8 +132,14 @@ class PooledMoments:
         effective = sums[0] ** 2 / sums[1] - 1.0
         return self.mean_error * (effective / samples).sqrt() / deviation
 
+    @property
+    def effective_samples(self) -> float:
+        """How many samples of equal size say as much as these: ``(sum w)^2 / sum w^2`` of their sizes w (Kish 1965)."""
+        _, sums = self._state()
+        return float((sums[0] ** 2 / sums[1]).max())
+
     def _inverse_samples(self) -> Tensor:
-        """One over the effective number of samples, less one for the mean that was taken from them (Kish)."""
+        """One over the effective number of samples, less one for the mean that was taken from them."""
         _, sums = self._state()
         return 1.0 / (sums[0] ** 2 / sums[1] - 1.0).clamp_min(1e-9)
 

@@ -23,10 +23,10 @@ __all__ = [
     "DEAD_WEIGHT",
     "DRIFT_LOG_RATIO",
     "DRIFT_SHARE",
-    "DRIFT_STANDARD_ERRORS",
     "DRIFT_Z",
     "DROPOUT_LOG_RATIO",
     "EPS_FELT",
+    "FALSE_ALARMS",
     "FROZEN_LOG_RATIO",
     "FROZEN_Z",
     "HALF_LARGEST",
@@ -50,7 +50,7 @@ __all__ = [
 DRIFT_Z = 0.5  # |running mean - population mean| in standard deviations of the population
 DRIFT_LOG_RATIO = 1.0  # |log2| of the running variance over the population's
 DRIFT_SHARE = 0.05  # of a layer's channels beyond either: an error
-DRIFT_STANDARD_ERRORS = 5.0  # a deviation that sampling can explain is none
+FALSE_ALARMS = 0.01  # chance of one by sampling alone, over all channels and layers of a model together
 SAMPLES_WANTED = 1000  # standard error of a mean 0.03 standard deviations, of a variance 4.5 %
 # Of a layer that was frozen before weights that still learn: those adapt to it, so that only what no training leaves
 # behind is said aloud.

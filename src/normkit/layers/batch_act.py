@@ -3,11 +3,12 @@
 The layer *holds* a batch norm and is not one: a tool that swaps every batch norm it finds, such as torch's conversion
 to SyncBatchNorm, swaps the part and cannot lose the activation.
 
-The part's parameters and buffers are the layer's own too, the same objects under a bare batch norm's names. So there is
-one set of names: whoever lists parameters, saves a state, calls the model with a state or exports it sees ``weight``.
+The part's parameters and buffers are the layer's own too: both have the same two dictionaries. So there is one set of
+names, a bare batch norm's: whoever lists parameters, saves a state, calls the model with a state or exports it sees
+``weight``, and what is written under that name the part has too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
@@ -73,11 +74,23 @@ class _BatchNormAct(Unscriptable):
             del self.__dict__["_is_loading"]
 
     def _own_the_parts(self) -> None:
-        """Have the part's tensors under the layer's own names: the same objects, listed once."""
-        self._parameters.clear()
-        self._parameters.update(self.norm._parameters)
-        self._buffers.clear()
-        self._buffers.update(self.norm._buffers)
+        """Have the part's tensors under the layer's own names."""
+        for name in ("_parameters", "_buffers"):
+            self.__dict__[name] = getattr(self.norm, name)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """List the modules as torch does; the part only where each is listed once.
+
+        From all places torch lists every name of a tensor (``named_parameters(remove_duplicate=False)``), and those
+        are the names in an exported program; the part has the layer's own tensors and no other name for them.
+        """
+        shared = all(getattr(self, name) is getattr(self.norm, name) for name in ("_parameters", "_buffers"))
+        if remove_duplicate or not shared or self.norm._modules:
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+        else:
+            yield prefix, self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert once and share: torch makes a new buffer of each one it meets."""

@@ -8,6 +8,7 @@ from ..anatomy import Call, norm_layers, preserved, refuse_programs, unwrapped
 from ..anatomy.select import Where
 from .fold_build import Folded, Folder
 from .fold_graph import Finder
+from .fold_pairs import Pair
 from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import copied
 from .verify import Compare, Judge, Verdict
@@ -23,12 +24,15 @@ class Folding(Record[Model]):
         into: by the path of each folded norm, the path of the layer that now does its work.
         known_from: by the path of each folded norm, the block whose traced code shows that the two stand together:
             ``""`` is the whole model, None says that only the recorded runs show it.
+        concatenated: by the path of each folded norm behind a concatenation, the paths of all layers that do its work,
+            each for its own channels; ``into`` names the first.
         merged: by the path of a convolution the paths of the branches whose work it does besides.
         verdict: how far the folded model is from the given one, in float64 and in its own type.
     """
 
     into: Mapping[str, str] = field(default_factory=dict)
     known_from: Mapping[str, str | None] = field(default_factory=dict)
+    concatenated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     verdict: Verdict | None = None
 
@@ -55,7 +59,8 @@ def fold(
 
     The pairs are found on recorded runs of the model, never by the order of the modules, and are held against its
     traced code: of the whole where that can be traced, else block by block. A norm reaches its neighbour through
-    dropout in evaluation, flattening, average pooling, resizing and permuting. What cannot be folded exactly is left as
+    dropout in evaluation, flattening, average pooling, resizing and permuting; one behind a concatenation of channels
+    is folded into every layer before that, each for its own channels. What cannot be folded exactly is left as
     it is, with the reason: a layer whose output goes elsewhere too or that is called elsewhere, a norm in training
     mode, hooks, shared or computed weights, something else between the two, and zero padding after a norm of whose
     shift the taps at the border would make something.
@@ -116,7 +121,7 @@ def fold(
         assert verdict is not None
         folded, verdict = folder.behind(*folder.merge(folded, verdict))
     into = {pair.norm: pair.neighbour for pair in folded.pairs}
-    known_from = {pair.norm: pair.known_from for pair in folded.pairs}
+    known_from = {pair.norm: _witness(pair) for pair in folded.pairs}
     for merge in folded.merges:
         known_from |= dict.fromkeys(merge.norms, merge.block)
         moved = dict.fromkeys(merge.branches, merge.into)
@@ -135,9 +140,16 @@ def fold(
         example=example,
         into=into,
         known_from=known_from,
+        concatenated={pair.norm: tuple(part.neighbour for part in pair.parts) for pair in folded.pairs if pair.others},
         merged={merge.into: merge.branches for merge in folded.merges},
         verdict=verdict,
     )
+
+
+def _witness(pair: Pair) -> str | None:
+    """Return the block whose code shows a norm beside all layers that do its work, where there is one."""
+    blocks = [part.known_from for part in pair.parts]
+    return None if None in blocks else blocks[0]
 
 
 def _moved(place: str, moved: Mapping[str, str], into: str) -> str:
@@ -151,8 +163,8 @@ def _moved(place: str, moved: Mapping[str, str], into: str) -> str:
 def _notes(folded: Folded, finder: Finder) -> tuple[str, ...]:
     """Say what the numbers of a record do not: how the pairs were found, and what that leaves open."""
     pairs = folded.pairs
-    blocks = [pair for pair in pairs if pair.known_from]
-    runs = [pair for pair in pairs if pair.known_from is None]
+    blocks = [pair for pair in pairs if _witness(pair)]
+    runs = [pair for pair in pairs if _witness(pair) is None]
     notes = []
     if blocks:
         notes.append(f"{len(blocks)} of {len(pairs)} pairs stand in blocks that were traced one by one")

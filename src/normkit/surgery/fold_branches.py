@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..anatomy import Call, NormLayer, affine_in_evaluation, preserved, run
+from ..anatomy.places import places_of
 from ..errors import SurgeryError
 from .fold_own import plain_convolution
 from .fuse_code import is_plain_container, own_graph
@@ -68,7 +69,7 @@ def merge_branches(
         example: one batch that the model takes.
         call: how it goes in.
     """
-    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    places = Counter(id(module) for _, module in places_of(model))
     blocks = {path: block for path, block in model.named_modules() if _may_sum(block, places)}
     found = {path: (graph, sums) for path, block in blocks.items() for graph, sums in [_sums(block)] if sums}
     if not found:
@@ -108,7 +109,7 @@ def _sums(block: nn.Module) -> tuple[Any, list[_Sum]]:
     graph = own_graph(block)
     if isinstance(graph, str):
         return None, []
-    modules = dict(block.named_modules(remove_duplicate=False))
+    modules = dict(places_of(block))
     taken: set[fx.Node] = set()
     found = []
     for node in reversed(list(graph.nodes)):

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.places import places_of
 from ..errors import SurgeryError
 from .fold_arithmetic import absorb_after, absorb_before
 from .fold_branches import Merge, merge_branches
-from .fold_graph import Finder, Pair
+from .fold_graph import Finder
 from .fold_own import plain_convolution
+from .fold_pairs import Pair
 from .transaction import copied
 from .verify import Judge, Verdict
 
@@ -80,11 +82,11 @@ class Folder:
         """Judge a folded copy by its output, and by what each pair gives at its own place."""
         # Of several norms in one layer, the last one behind it has the place where all of them are done.
         sites = {pair.neighbour: pair.neighbour for pair in folded.pairs if not pair.norm_is_after}
-        sites |= {pair.neighbour: pair.norm for pair in folded.pairs if pair.norm_is_after}
+        sites |= {part.neighbour: part.norm for pair in folded.pairs if pair.norm_is_after for part in pair.parts}
         for merge in () if self.begun is None else self.begun.merges:
             if sites.get(merge.into) == merge.into:
                 del sites[merge.into]  # it gives the sum, and gave one branch
-        return self.judge(folded.model, folded.exact, list(sites.values()))
+        return self.judge(folded.model, folded.exact, list(dict.fromkeys(sites.values())))
 
     def merge(self, folded: Folded, verdict: Verdict) -> tuple[Folded, Verdict]:
         """Merge summed branches in a folded copy where float64 proves it; else return what came."""
@@ -151,18 +153,21 @@ class Folder:
         for copy in (exact, work):
             if copy is None:
                 continue
-            neighbour = copy.get_submodule(pair.neighbour)
-            if pair.way.plain:
-                neighbour = self._plain(pair, neighbour)
-                _put(copy, self._names(pair.neighbour), neighbour)
-            try:
-                absorb(neighbour, pair.affine, pair.way.axis)
-            except SurgeryError as error:
-                raise _Misfit(pair, str(error)) from error
+            for part in pair.parts:
+                neighbour = copy.get_submodule(part.neighbour)
+                if part.way.plain:
+                    neighbour = self._plain(part, neighbour)
+                    _put(copy, self._names(part.neighbour), neighbour)
+                try:
+                    absorb(neighbour, part.affine, part.way.axis)
+                except SurgeryError as error:
+                    raise _Misfit(part, str(error)) from error
             norm = copy.get_submodule(pair.norm)
             _put(copy, layer.names, _rest(layer, norm, copy))
-        if exact is not None:
-            _round(exact.get_submodule(pair.neighbour), work.get_submodule(pair.neighbour), pair)
+        if exact is None:
+            return
+        for part in pair.parts:
+            _round(exact.get_submodule(part.neighbour), work.get_submodule(part.neighbour), part)
 
     def _plain(self, pair: Pair, neighbour: nn.Module) -> nn.Module:
         given = self.finder.runs[0].given[id(self.model.get_submodule(pair.neighbour))]
@@ -173,7 +178,7 @@ class Folder:
 
     def _names(self, path: str) -> list[str]:
         module = self.model.get_submodule(path)
-        return [name for name, other in self.model.named_modules(remove_duplicate=False) if other is module]
+        return [name for name, other in places_of(self.model) if other is module]
 
     def _right_among(self, known: list[str], names: list[str], verdict: Verdict, wrong: dict[str, str]) -> list[str]:
         """Return which of these norms can be folded besides the known ones, given that all of them cannot."""
@@ -219,7 +224,7 @@ def _rest(layer: NormLayer, norm: nn.Module, model: nn.Module) -> nn.Module:
     tail = () if layer.form is None else layer.form.tail_of(norm)
     if not tail:
         return nn.Identity().train(norm.training)
-    places = sum(module is tail[0] for _, module in model.named_modules(remove_duplicate=False))
+    places = sum(module is tail[0] for _, module in places_of(model))
     # An activation that several norms share stays one, and each place is one by itself.
     return tail[0] if len(tail) == 1 and places <= len(layer.names) else nn.Sequential(*tail)
 

@@ -1,7 +1,7 @@
 """Find which norm can be absorbed by which neighbour, and why the others cannot."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,34 +14,14 @@ from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .fold_arithmetic import FOLDABLE, spread_after, spread_before
 from .fold_channels import channels_through, passes
 from .fold_own import Way, is_torchs, may_absorb, way_into
+from .fold_pairs import Pair, Place, are_as
 from .fold_run import Recording, record_run
 from .fold_trace import Traces, traced
 
-__all__ = ["Finder", "Pair"]
+__all__ = ["Finder"]
 
 # They hold a batch norm and add a residual and an activation: the call that counts is theirs.
 _HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A norm and the layer that absorbs it.
-
-    Attributes:
-        norm: the path of the norm.
-        neighbour: the path of the layer.
-        norm_is_after: the norm stands after the layer, else before it.
-        affine: what the layer absorbs, over its own channels.
-        way: how, where the layer's class is not torch's.
-        known_from: the block whose traced code shows the pair, ``""`` for the whole model; None where only runs do.
-    """
-
-    norm: str
-    neighbour: str
-    norm_is_after: bool
-    affine: Affine
-    way: Way
-    known_from: str | None
 
 
 class Finder:
@@ -151,26 +131,42 @@ class Finder:
         self, layer: NormLayer, affine: Affine, excluded: dict[tuple[str, str], str], *, after: bool
     ) -> Pair | str:
         """Return the pair of a norm with the layer before it (``after``: the norm stands after) or after it."""
-        found: list[tuple[nn.Module, Tensor | None]] = []
+        found: list[list[Place]] = []
         for run in self.runs:
             met = self._met(run, layer, after=after)
             if isinstance(met, str):
                 return met if run is self.runs[0] else f"on another size, {met}"
             if met is not None:
                 found.append(met)
-        module, channels = found[0]
+        if any(not are_as(found[0], other) for other in found[1:]):
+            names = " and ".join(self.paths[id(place.layer)] for place in found[0])
+            return f"on another size it is not {names}, or not with the same channels"
+        pairs: list[Pair] = []
+        for place in found[0]:
+            pair = self._paired(layer, affine, place, excluded, after=after)
+            if isinstance(pair, str):
+                return pair
+            pairs.append(pair)
+        return replace(pairs[0], others=tuple(pairs[1:]))
+
+    def _paired(
+        self, layer: NormLayer, affine: Affine, place: Place, excluded: dict[tuple[str, str], str], *, after: bool
+    ) -> Pair | str:
+        """Return the pair of a norm and one layer beside it."""
+        module = place.layer
         path = self.paths[id(module)]
-        if any(other is not module or not _equal(channels, moved) for other, moved in found[1:]):
-            return f"on another size it is not {path}, or not with the same channels"
         if (layer.path, path) in excluded:
             return excluded[layer.path, path]
         holder = self._holders.get(id(layer.module), layer.module)
         trace, against = self.traces.witness(*((module, holder) if after else (holder, module)))
         if against is not None:
             return against
-        spread = (spread_after if after else spread_before)(affine, channels)
+        share = place.share_of(affine)
+        spread = share if isinstance(share, str) else (spread_after if after else spread_before)(share, place.channels)
         if isinstance(spread, str):
             return f"{path}: {spread}"
+        if len(spread.scale) != place.size:
+            return f"it takes {len(spread.scale)} of the {place.size} channels of {path}"
         way = Way()
         if not is_torchs(module):
             found_way = way_into(module, spread, self.runs[0].given.get(id(module)), after=after)
@@ -184,37 +180,65 @@ class Finder:
             )
         return Pair(layer.path, path, after, spread, way, None if trace is None else trace.path)
 
-    def _met(self, run: Recording, layer: NormLayer, *, after: bool) -> tuple[nn.Module, Tensor | None] | str | None:
-        """Return the layer that every call of a norm stands beside, and which of its channels are which."""
+    def _met(self, run: Recording, layer: NormLayer, *, after: bool) -> list[Place] | str | None:
+        """Return the layer that every call of a norm stands beside, or the layers concatenated before it."""
         nodes = self._nodes(run, layer.module)
         if not nodes:
             return None
-        found: list[tuple[nn.Module, Tensor | None]] = []
+        found: list[list[Place]] = []
         for node in nodes:
-            met = self._walk(run, node, after=after)
+            met = self._before(node, node) if after else self._behind(node)
             if isinstance(met, str):
                 return met
             found.append(met)
-        module, channels = found[0]
-        path = self.paths[id(module)]
-        calls = run.calls[id(module)]
-        if any(other is not module for other, _ in found[1:]):
-            return f"it is called {len(nodes)} times, beside different layers"
-        if calls != len(nodes):
-            return f"{path} is called {calls} times" + ("" if len(nodes) == 1 else f", and the norm {len(nodes)} times")
-        if any(not _equal(channels, moved) for _, moved in found[1:]):
+        for place in found[0]:
+            path, calls = self.paths[id(place.layer)], run.calls[id(place.layer)]
+            if any(all(other.layer is not place.layer for other in met) for met in found[1:]):
+                return f"it is called {len(nodes)} times, beside different layers"
+            if calls != len(nodes):
+                said = f"{path} is called {calls} times"
+                return said + ("" if len(nodes) == 1 else f", and the norm {len(nodes)} times")
+        if any(not are_as(found[0], met) for met in found[1:]):
             return f"it is called {len(nodes)} times, on channels in different places"
-        return self._against_layer(module, path) or (module, channels)
+        against = (self._against_layer(place.layer, self.paths[id(place.layer)]) for place in found[0])
+        return next(filter(None, against), found[0])
 
-    def _walk(self, run: Recording, norm: fx.Node, *, after: bool) -> tuple[nn.Module, Tensor | None] | str:
-        """Go from a norm's call to the layer before or after it, through what passes channels on."""
+    def _behind(self, norm: fx.Node) -> list[Place] | str:
+        """Go from a norm's call to the layer after it."""
+        user = _only_user(norm)
+        walked = user if isinstance(user, str) else self._walk(norm, user, after=False)
+        if isinstance(walked, str):
+            return walked
+        end, between = walked
+        placed = self._placed(norm, end, between, end.meta["module"], after=False)
+        return placed if isinstance(placed, str) else [placed]
+
+    def _before(self, norm: fx.Node, node: fx.Node) -> list[Place] | str:
+        """Go from a norm's call back to the layer before it, or to the layers whose outputs are concatenated.
+
+        Args:
+            norm: the call.
+            node: where to begin: the call, or what is a part of a concatenation before it.
+        """
+        source = self._source(norm, node) if node is norm else node
+        walked = source if isinstance(source, str) else self._walk(norm, source, after=True)
+        if isinstance(walked, str):
+            return walked
+        start, between = walked
+        between.reverse()
+        if "joined" in start.meta:
+            return self._joined(norm, start, between)
+        placed = self._placed(start, norm, between, start.meta["module"], after=True)
+        return placed if isinstance(placed, str) else [placed]
+
+    def _walk(self, norm: fx.Node, node: fx.Node, *, after: bool) -> tuple[fx.Node, list[fx.Node]] | str:
+        """Go from beside a norm's call to a layer or a concatenation, through what passes channels on.
+
+        Returns:
+            Where it ends, and what between moves channels; or why it ends elsewhere.
+        """
         between: list[fx.Node] = []
-        node = norm
         while True:
-            node_or_reason = self._source(norm, node) if after else _only_user(node)
-            if isinstance(node_or_reason, str):
-                return node_or_reason
-            node = node_or_reason
             module = self._module(node)
             if after and len(node.users) != 1:
                 if node.op == "placeholder":
@@ -222,18 +246,45 @@ class Finder:
                 return f"the output of {self._name(node)} has {len(node.users)} consumers"
             if module is not None and may_absorb(module) and id(module) not in self._norms:
                 break
+            if after and "joined" in node.meta and len(node.args) > 1:
+                break
             if not self._passes(node, module):
                 return self._in_words(node, "its input comes from" if after else "its output goes to")
             between.append(node)
-        between = [step for step in between if self._moves(step)]
-        start, end = (node, norm) if after else (norm, node)
-        if after:
-            between.reverse()
-        return self._placed(start, end, between, module, after=after)
+            following = self._source(norm, node) if after else _only_user(node)
+            if isinstance(following, str):
+                return following
+            node = following
+        return node, [step for step in between if self._moves(step)]
+
+    def _joined(self, norm: fx.Node, node: fx.Node, between: list[fx.Node]) -> list[Place] | str:
+        """Go from a concatenation back to the layers whose outputs it puts side by side."""
+        name, shape = self._name(node), node.meta["shape"]
+        if node.meta["joined"] != 1:
+            return (
+                f"its input comes from {name}, which joins along dimension {node.meta['joined']} and not the channels"
+            )
+        if between and channels_through(between, shape, 1, 1) is not None:
+            return f"between it and {name} the channels do not stay together"
+        if len(set(node.args)) != len(node.args):
+            return f"its input comes from {name}, which is given one tensor twice"
+        places: list[Place] = []
+        begin = 0
+        for part in node.args:
+            assert isinstance(part, fx.Node)
+            met = self._before(norm, part)
+            if isinstance(met, str):
+                return f"its input comes from {name}, and of a part of that: {met}"
+            width = part.meta["shape"][1]
+            for place in met:
+                inside = torch.arange(width) if place.taken is None else place.taken
+                places.append(replace(place, taken=inside + begin))
+            begin += width
+        return places
 
     def _placed(
         self, start: fx.Node, end: fx.Node, between: list[fx.Node], layer: nn.Module, *, after: bool
-    ) -> tuple[nn.Module, Tensor | None] | str:
+    ) -> Place | str:
         """Find out which channels of the layer are which of the norm's."""
         shape = start.meta.get("shape")
         if shape is None:
@@ -249,15 +300,16 @@ class Finder:
             axis_after = self._axis(layer, reached)
         if axis >= len(shape) or axis_after >= len(reached):
             return f"{path} works on {len(shape)} dimensions, so that its channels are not dimension 1"
+        size = shape[axis] if after else reached[axis_after]
         if not between and axis == axis_after:
-            return layer, None
+            return Place(layer, size, None)
         channels = channels_through(between, shape, axis, axis_after)
         if isinstance(channels, str):
             names = ", ".join(self._name(step) for step in between)
             if not between:
                 return f"{path} works on {len(shape)} dimensions, so that its channels are not dimension 1"
             return f"between it and {path} the channels do not stay together ({names})"
-        return layer, channels
+        return Place(layer, size, channels)
 
     def _axis(self, layer: nn.Module, shape: tuple[int, ...]) -> int:
         """Return where a layer has its channels in a tensor of this shape."""
@@ -331,12 +383,6 @@ def _only_user(node: fx.Node) -> fx.Node | str:
     if len(users) != 1:
         return f"its output goes to {len(users)} places"
     return users[0]
-
-
-def _equal(first: Tensor | None, second: Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return torch.equal(first, second)
 
 
 def _is_one_bias(module: nn.Module, shift: Tensor) -> bool:

@@ -25,6 +25,7 @@ from .verify import plain
 
 __all__ = ["Recording", "record_run"]
 
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 # Attributes and functions that tell of a tensor's form and not of its values.
 _DATA = {"data", "T", "mT", "H", "mH", "real", "imag"}
 _FORM = {
@@ -53,7 +54,8 @@ class Recording:
 
     Attributes:
         graph: the calls, in order. A call of a layer is a ``call_module`` of its first path; a node's ``meta`` has the
-            ``shape`` it gave, and for a function of one tensor ``again``, which calls it on another.
+            ``shape`` it gave; that of a function of one tensor has ``again``, which calls it on another, that of a
+            concatenation ``joined``, the dimension.
         nodes: the calls of each layer, by ``id``.
         calls: how often each module was called, inside of other layers too, by ``id``.
         fixed: by ``id``, the arguments of a module's forward that hold no tensor, where all its calls agree in them.
@@ -158,6 +160,9 @@ class _Recorder:
                 return function(*given, **named)
 
             node.meta["again"] = again
+        if function in _CONCATENATIONS and isinstance(output, Tensor) and "out" not in kwargs:
+            dimension = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+            node.meta["joined"] = dimension % max(output.ndim, 1)
         self._gives(node, output)
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if in_place and args and isinstance(args[0], Tensor):

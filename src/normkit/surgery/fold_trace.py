@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from ..anatomy import preserved
+from ..anatomy.places import places_of
 from .fold_run import Recording
 
 __all__ = ["Trace", "Traces", "traced"]
@@ -108,7 +109,7 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(path: str, block: nn.Module, graph: fx.Graph) -> Trace:
-    modules = dict(block.named_modules(remove_duplicate=False))
+    modules = dict(places_of(block))
     nodes: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_module":

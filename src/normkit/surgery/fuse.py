@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, NormLayer, preserved, run
 from ..anatomy.batches import tensors
+from ..anatomy.places import places_of
 from ..anatomy.tails import fused_activation
 from .convert_classes import OURS
 from .fuse_code import is_plain_container, own_graph, shapes_of
@@ -85,7 +86,7 @@ class _Job:
     def __init__(self, work: nn.Module, layers: dict[int, NormLayer], example: Any, call: Call | None) -> None:
         self.work = work
         self.done = Fusions()
-        self.names = Counter(id(module) for _, module in work.named_modules(remove_duplicate=False))
+        self.names = Counter(id(module) for _, module in places_of(work))
         self.observed, self.given = _observe(work, example, call)
         self.candidates: dict[int, NormLayer] = {}
         for key, layer in layers.items():
@@ -130,7 +131,7 @@ class _Job:
         graph = own_graph(block)
         if isinstance(graph, str):
             return graph
-        modules = dict(block.named_modules(remove_duplicate=False))
+        modules = dict(places_of(block))
         shapes = shapes_of(block, graph, args)
         if isinstance(shapes, str):
             return shapes

@@ -40,7 +40,7 @@ def ema_window(examination: Examination) -> Iterator[Finding]:
         if momentum >= MOMENTUM_LARGE:
             yield _foreign_momentum(subject, float(momentum))
         if (subject.momentum, subject.updates) not in untold:
-            yield from _residue(subject, float(momentum), examination.measured.get(subject.name))
+            yield from _residue(examination, subject, float(momentum), examination.measured.get(subject.name))
 
 
 def _is_number(value: Any) -> bool:
@@ -100,7 +100,9 @@ def _set_momentum(subject: Subject, momentum: float) -> str:
     return f"{subject.accessor}.{name} = {momentum if form.weighs_new else 1 - momentum:.6g}"
 
 
-def _residue(subject: Subject, momentum: float, measured: Measured | None) -> Iterator[Finding]:
+def _residue(
+    examination: Examination, subject: Subject, momentum: float, measured: Measured | None
+) -> Iterator[Finding]:
     """Find the share of the initial values that the average still holds."""
     if subject.updates is None or subject.updates == 0 or subject.running_var is None:
         return
@@ -110,7 +112,7 @@ def _residue(subject: Subject, momentum: float, measured: Measured | None) -> It
         residue <= RESIDUE_WARNING
         or subject.moves
         or is_never_updated(subject)
-        or _is_refuted(subject, residue, measured)
+        or _is_refuted(examination, subject, residue, measured)
     ):
         return
     yield _window_finding(
@@ -148,8 +150,9 @@ def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
             found.add((subject.momentum, subject.updates))  # no average from 1 is so small
         if measured is None or not measured.pooled:
             continue
-        actual, pooled = drift_of(subject, measured), measured.pooled
-        averaged = compare((1 - residue) * pooled.mean, residue + (1 - residue) * pooled.var, pooled, subject.eps)
+        actual, pooled = drift_of(examination, subject, measured), measured.pooled
+        mean, var = (1 - residue) * pooled.mean, residue + (1 - residue) * pooled.var
+        averaged = compare(mean, var, pooled, subject.eps, layers=examination.layers_judged)
         if actual is not None and actual.severity is None and averaged.severity is not None:
             found.add((subject.momentum, subject.updates))
     return found
@@ -163,7 +166,7 @@ def _updates_needed(momentum: float) -> int:
     return count
 
 
-def _is_refuted(subject: Subject, residue: float, measured: Measured | None) -> bool:
+def _is_refuted(examination: Examination, subject: Subject, residue: float, measured: Measured | None) -> bool:
     """Say whether the statistics cannot be a moving average from (0, 1), or were measured to be right.
 
     Recalibrated statistics have a small counter and no residue. A moving average that began at variance 1 holds at
@@ -172,7 +175,7 @@ def _is_refuted(subject: Subject, residue: float, measured: Measured | None) -> 
     assert subject.running_var is not None
     if bool((subject.running_var < 0.999 * residue).any()):
         return True
-    drift = drift_of(subject, measured) if measured is not None else None
+    drift = drift_of(examination, subject, measured) if measured is not None else None
     return drift is not None and drift.severity is None
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
 from ..measurements import Measured, PooledMoments
+from ..sampling import errors_wanted
 from ..subjects import Subject
 from ..thresholds import (
     DRIFT_LOG_RATIO,
     DRIFT_SHARE,
-    DRIFT_STANDARD_ERRORS,
     DRIFT_Z,
     DROPOUT_LOG_RATIO,
     FROZEN_LOG_RATIO,
@@ -63,23 +63,38 @@ class Drift:
         return "warning" if past else None
 
 
-def compare(mean: Tensor, var: Tensor, population: PooledMoments, eps: float) -> Drift:
+def compare(
+    mean: Tensor, var: Tensor, population: PooledMoments, eps: float, *, layers: int, own: float = 0.0
+) -> Drift:
     """Compare moments with measured ones, per channel.
 
     Variances are compared in their logarithm, in which one that is eight times too small is as far off as one that is
     eight times too large, and no further than it can be: the difference itself is never more than the whole variance.
+
+    Args:
+        mean: ``(C,)``.
+        var: ``(C,)``.
+        population: what was measured.
+        eps: of the layer.
+        layers: among how many layers the worst is looked for.
+        own: what the moments themselves owe to sampling: their squared standard error over a single sample's.
     """
     mean, var = mean.to(population.mean), var.to(population.var)
     distance = (mean - population.mean).abs()
     z = distance / (population.var + eps).sqrt()
     log_ratio = torch.log2((var + eps) / (population.var + eps))
     log_error = population.var_error / ((population.var + eps) * math.log(2))
-    zero = torch.zeros_like(z)
+    # Of few samples the error of a variance is badly known, and smallest where an outlier failed to come: a channel is
+    # no surer than the layer's median.
+    log_error = torch.maximum(log_error, log_error.median())
+    samples, zero = population.effective_samples, torch.zeros_like(z)
+    # Both are samples of one population if nothing is wrong, so that both are uncertain.
+    errors = errors_wanted(samples, len(z), layers) * math.sqrt(1.0 + max(samples - 1.0, 0.0) * own)
     return Drift(
         z=z,
         log_ratio=log_ratio,
-        certain_z=torch.where(distance > DRIFT_STANDARD_ERRORS * population.mean_error, z, zero),
-        certain_log_ratio=torch.where(log_ratio.abs() > DRIFT_STANDARD_ERRORS * log_error, log_ratio, zero),
+        certain_z=torch.where(distance > errors * population.mean_error, z, zero),
+        certain_log_ratio=torch.where(log_ratio.abs() > errors * log_error, log_ratio, zero),
     )
 
 
@@ -88,14 +103,32 @@ def percentile(values: Tensor) -> float:
     return float(torch.quantile(values, 0.99))
 
 
-def drift_of(subject: Subject, measured: Measured) -> Drift | None:
+def drift_of(examination: Examination, subject: Subject, measured: Measured) -> Drift | None:
     """Compare a layer's running statistics with its data; None where there is nothing to compare."""
     mean, variance = subject.running_mean, subject.running_var
     if mean is None or variance is None or not subject.tracks or not subject.is_batch or not measured.pooled:
         return None
     if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()) or bool((variance < 0).any()):
         return None  # the check for non-finite statistics speaks of these
-    return compare(mean, variance, measured.pooled, subject.eps)
+    own = 0.0 if examination.plan is None else left_by_average(subject) / max(examination.plan.regular, 1)
+    return compare(mean, variance, measured.pooled, subject.eps, layers=examination.layers_judged, own=own)
+
+
+def left_by_average(subject: Subject) -> float:
+    """Return the variance of an average of batches over that of one batch, as momentum and counter tell it.
+
+    With weights ``w_i``, ``sum w_i^2 / (sum w_i)^2``: one over the number of batches for a plain average, and
+    ``momentum / (2 - momentum)`` for a moving one that has forgotten where it began; 0 where neither is known.
+    """
+    momentum, updates = subject.momentum, subject.updates
+    if updates == 0:
+        return 0.0  # they came from elsewhere
+    if momentum is None:
+        return 0.0 if updates is None else 1.0 / updates
+    if not isinstance(momentum, float | int) or not 0.0 < momentum <= 1.0:
+        return 0.0
+    kept, limit = 1.0 - momentum, momentum / (2.0 - momentum)
+    return limit if updates is None else limit * (1.0 + kept**updates) / (1.0 - kept**updates)
 
 
 def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
@@ -107,7 +140,7 @@ def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
     both = [
         found
         for entry in (examination.measured.get(subject.name), examination.in_use.get(subject.name))
-        if entry is not None and (found := drift_of(subject, entry)) is not None
+        if entry is not None and (found := drift_of(examination, subject, entry)) is not None
     ]
     return min(both, key=lambda found: (found.share, percentile(found.certain_log_ratio.abs())), default=None)
 
@@ -122,7 +155,8 @@ def drift(examination: Examination) -> Iterator[Finding]:
         severity: Severity = found.severity
         if _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found):
             severity = "info"
-        yield _drift_finding(subject, measured, found, severity)
+        shift = dropout_shift(examination, subject)
+        yield _drift_finding(subject, measured, found, severity, shift)
 
 
 def _is_held_on_purpose(examination: Examination, subject: Subject) -> bool:
@@ -141,7 +175,9 @@ def _is_stale(examination: Examination, subject: Subject, found: Drift) -> bool:
     return subject.name in examination.learning_before and float(far.double().mean()) >= DRIFT_SHARE
 
 
-def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity: Severity) -> Finding:
+def _drift_finding(
+    subject: Subject, measured: Measured, found: Drift, severity: Severity, shift: float | None
+) -> Finding:
     evidence: dict[str, float | int] = {
         "channels_beyond": int(found.beyond.sum()),
         "share": found.share,
@@ -149,7 +185,6 @@ def _drift_finding(subject: Subject, measured: Measured, found: Drift, severity:
         "log2_ratio_99th_percentile": percentile(found.certain_log_ratio.abs()),
         "samples": measured.pooled.samples,
     }
-    shift = dropout_shift(measured, subject.eps)
     if shift is not None:
         evidence["dropout_log2_ratio"] = shift
     return Finding(
@@ -206,18 +241,19 @@ def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> 
     return tuple(causes)
 
 
-def dropout_shift(measured: Measured, eps: float) -> float | None:
+def dropout_shift(examination: Examination, subject: Subject) -> float | None:
     """Return the log ratio of variances with dropout on and off, where dropout was measured.
 
     It is the median's, which many channels tell together, or the 99th percentile's of those that tell it alone: where
     few samples were measured, the most extreme of many channels is so by chance.
     """
+    measured = examination.measured[subject.name]
     with_dropout = measured.with_dropout
     if with_dropout is None or not with_dropout or not measured.pooled:
         return None
-    off = measured.pooled
-    found = compare(with_dropout.mean, with_dropout.var, off, eps)
-    back = compare(off.mean, off.var, with_dropout, eps)
+    off, layers = measured.pooled, examination.layers_judged
+    found = compare(with_dropout.mean, with_dropout.var, off, subject.eps, layers=layers)
+    back = compare(off.mean, off.var, with_dropout, subject.eps, layers=layers)
     certain = torch.minimum(found.certain_log_ratio.abs(), back.certain_log_ratio.abs())
     return max(float(found.log_ratio.median().abs()), percentile(certain))
 
@@ -229,7 +265,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
         if measured is None or not subject.is_batch or not subject.tracks:
             continue
         calls = {str(index + 1): call for index, call in enumerate(measured.calls) if call}
-        apart = _furthest_apart(calls, subject.eps)
+        apart = _furthest_apart(calls, subject.eps, examination.layers_judged)
         if apart is not None:
             yield _mixed_finding(
                 subject,
@@ -240,7 +276,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 "call the model once on both: model(torch.cat([first, second])).chunk(2)",
                 "",
             )
-        apart = _furthest_apart(measured.domains, subject.eps)
+        apart = _furthest_apart(measured.domains, subject.eps, examination.layers_judged)
         if apart is not None:
             yield _mixed_finding(
                 subject,
@@ -254,15 +290,19 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
             )
 
 
-def _furthest_apart(parts: Mapping[str, PooledMoments], eps: float) -> tuple[str, str, Drift] | None:
+def _furthest_apart(parts: Mapping[str, PooledMoments], eps: float, layers: int) -> tuple[str, str, Drift] | None:
     """Return the two populations that differ in the largest share of channels, if that is past the limit."""
     full = {name: moments for name, moments in parts.items() if moments}
     pairs = [
-        (other, name, compare(full[name].mean, full[name].var, full[other], eps))
-        for other, name in itertools.combinations(full, 2)
+        (other, name, _between(full[name], full[other], eps, layers)) for other, name in itertools.combinations(full, 2)
     ]
     worst = max(pairs, key=lambda pair: pair[2].share, default=None)
     return None if worst is None or worst[2].share < DRIFT_SHARE else worst
+
+
+def _between(first: PooledMoments, second: PooledMoments, eps: float, layers: int) -> Drift:
+    own = 1.0 / max(first.effective_samples - 1.0, 1e-9)
+    return compare(first.mean, first.var, second, eps, layers=layers, own=own)
 
 
 def _mixed_finding(

@@ -142,7 +142,7 @@ def _dropout(examination: Examination) -> Iterator[Finding]:
         return
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
-        shift = dropout_shift(measured, subject.eps) if measured is not None and subject.is_batch else None
+        shift = dropout_shift(examination, subject) if measured is not None and subject.is_batch else None
         if measured is None or shift is None or shift <= DROPOUT_LOG_RATIO / 5:
             continue
         carried = shift > DROPOUT_LOG_RATIO and _holds_dropout(subject, measured)

@@ -1,0 +1,73 @@
+"""What few samples leave to chance raises no alarm, however many channels and layers are looked at."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import normkit
+from normkit.doctor.sampling import channels_told, errors_wanted
+
+
+class Beside(nn.Module):
+    """Many layers side by side, each with channels of its own."""
+
+    def __init__(self, layers, channels):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in range(layers))
+
+    def forward(self, x):
+        return torch.cat([norm(part) for norm, part in zip(self.norms, x.chunk(len(self.norms), 1), strict=True)], 1)
+
+
+def measured(layers, channels, samples, scale=1.0):
+    """Layers whose statistics are those of so many samples, measured as ``recalibrate`` does."""
+    model = Beside(layers, channels).eval()
+    normkit.recalibrate(model, (scale * torch.randn(samples, layers * channels)).split(8))
+    return model
+
+
+@pytest.mark.parametrize("samples", [24, 40])
+def test_statistics_of_few_samples_are_not_called_off(samples):
+    torch.manual_seed(samples)
+    for _ in range(6):
+        model = measured(80, 16, samples)
+        others = torch.randn(samples, 80 * 16).split(8)
+        found = [finding for finding in normkit.diagnose(model, others).findings if finding.severity != "info"]
+        assert not found, "\n".join(map(str, found))
+
+
+@pytest.mark.parametrize("fault", ["mean", "variance"])
+def test_a_layer_that_is_off_is_found_among_many_with_few_samples(fault):
+    torch.manual_seed(0)
+    model = measured(80, 16, 40)
+    if fault == "mean":
+        model.norms[37].running_mean.add_(2.0)
+    else:
+        model.norms[37].running_var.div_(16)
+    found = normkit.diagnose(model, torch.randn(40, 80 * 16).split(8)).of("drift")
+    assert [finding.layer for finding in found] == ["norms.37"]
+
+
+def test_one_channel_that_is_off_is_found_with_enough_samples():
+    torch.manual_seed(0)
+    model = measured(20, 16, 400)
+    model.norms[3].running_var[5] *= 2.5
+    found = normkit.diagnose(model, torch.randn(400, 20 * 16).split(8)).of("drift")
+    assert [(finding.layer, finding.evidence["channels_beyond"]) for finding in found] == [("norms.3", 1)]
+
+
+@pytest.mark.parametrize("samples", [20, 40, 1000])
+@pytest.mark.parametrize("channels", [1, 30, 64, 384])
+def test_the_standard_errors_wanted_are_student_s_quantile_for_the_whole_model(samples, channels):
+    told = channels_told(channels)
+    levels = torch.zeros(channels)
+    levels[: told - 1] = 1
+    assert float(torch.quantile(levels, 0.99)) < 1  # one fewer is not told whole
+    level = 0.01 * told / (2 * 50 * channels)
+    assert errors_wanted(samples, channels, 50) == pytest.approx(stats.t.isf(level / 2, samples - 1), rel=0.01)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5, 10])
+def test_with_very_few_samples_the_quantile_is_too_large_and_never_too_small(samples):
+    assert errors_wanted(samples, 1, 1) >= stats.t.isf(0.01 / 4, samples - 1)
