@@ -7,17 +7,17 @@ from tiny_runs import tiny_run
 
 
 def rows_of(helps=0.05, plain=0.0, matched=0.1, accuracy=0.9, jitter=0.001, seeds=5):
-    """Mates that change are better by so much; both sides fit alike, and in the first epoch all is the other way."""
+    """Mates that change are better by so much, both sides fitting alike; before the last ten epochs all is contrary."""
     better = {"batch": helps, "none": plain}
     return [
         {
             "norm": norm, "mates": mates, "seed": seed, "epoch": epoch, "rate": 0.1, "train_accuracy": 1.0,
             "fit_loss": 1.0 / epoch,
             "test_loss": 1.0 - (mates == "new") * (norm == "batch") * (matched + 0.002 * (seed - 2)),
-            "test_accuracy": 0.5 - (mates == "new") * helps if epoch == 1
+            "test_accuracy": 0.5 - (mates == "new") * 9 * helps if epoch <= 2
             else accuracy + (mates == "new") * (better[norm] + jitter * (seed - 2)),
         }
-        for norm in ("none", "batch") for mates in MATES for seed in range(seeds) for epoch in (1, 2)
+        for norm in ("none", "batch") for mates in MATES for seed in range(seeds) for epoch in range(1, 13)
     ]  # fmt: skip
 
 

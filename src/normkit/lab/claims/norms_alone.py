@@ -45,7 +45,7 @@ LESS = Rule(
     line=0.0,
     band=(-0.01, 0.01),
 )
-SETTINGS = TrainingSettings(epochs=5, batch_size=64, optimizer="adam", learning_rate=0.0)
+SETTINGS = TrainingSettings(epochs=8, batch_size=64, optimizer="adam", learning_rate=0.0)
 
 
 def build(norm: str, part: str) -> SmallResidual:
