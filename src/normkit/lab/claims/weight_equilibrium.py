@@ -1,0 +1,211 @@
+"""E38: behind batch norms, learning rate times weight decay decides the effective rate that training settles at."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..charts import Chart, Panel, Table
+from ..claim import Cell, Claim, Row
+from ..curves import over_epochs
+from ..data import Dataset
+from ..networks import DenseNetwork
+from ..premises import LEARNT, learnt
+from ..rows import as_number, last_accuracies, per_seed, spread_in_words, where
+from ..training import TrainingSettings, large_batch, train, with_seed
+from ..verdicts import Rule, Verdict, conclude, single
+
+__all__ = ["CLAIM", "effective_rate"]
+
+# Rate and decay: the first two have the same product, the third a product a quarter of it.
+PAIRS = {"fast": (0.2, 0.02), "slow": (0.05, 0.08), "weak": (0.05, 0.02)}
+ROOT = 0.5 * math.log2(4)
+SAME = Rule(
+    effect="distance between the effective rates of two pairs of rate and decay with the same product, last epoch",
+    unit="octaves",
+    direction="below",
+    line=0.25,
+)
+SETTLED = Rule(
+    effect="change of the effective rate over the last quarter of the epochs, of the one of these two pairs that "
+    "changes more",
+    unit="octaves",
+    direction="below",
+    line=0.25,
+)
+FOLLOWS = Rule(
+    effect="distance from 1 octave, the root of the products' quotient, of the effective rates of two pairs with "
+    "the same rate and a decay 4 times as large, last epoch",
+    unit="octaves",
+    direction="below",
+    line=0.25,
+)
+ACCURACY = Rule(
+    effect="distance between the test accuracies of two pairs with the same product, last epoch",
+    unit="",
+    direction="below",
+    line=0.02,
+)
+SETTINGS = TrainingSettings(epochs=60, batch_size=64, optimizer="sgd", learning_rate=0.0)
+
+
+def effective_rate(model: DenseNetwork, rate: float) -> float:
+    """Return the mean over the weights before the norms of log2 of the rate over the squared norm of each.
+
+    Behind a batch norm only the direction of such a weight counts, and a step turns it by this rate.
+
+    >>> model = DenseNetwork([2], "batch", inputs=2)
+    >>> _ = nn.init.constant_(model.linears[0].weight, 1.0)
+    >>> effective_rate(model, 1.0)
+    -2.0
+    """
+    squares = [linear.get_parameter("weight").detach().double().square().sum() for linear in model.linears]
+    return math.log2(rate) - float(torch.stack(squares).log2().mean())
+
+
+def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Train with the cell's rate and decay, and yield the effective rate before and after every epoch."""
+    rate, decay = PAIRS[str(dict(cell.variant)["pair"])]
+    model = with_seed(lambda: DenseNetwork([100] * 3, cell.norm), cell.seed)
+    settings = replace(cell.settings, learning_rate=rate)
+    weights = [linear.get_parameter("weight") for linear in model.linears]
+
+    def decayed(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Add the decay to the gradients of the weights before the norms, and of no other parameter."""
+        loss = large_batch(network, images, labels)
+        for weight in weights:
+            assert weight.grad is not None
+            weight.grad.add_(weight.detach(), alpha=decay)
+        return loss
+
+    before = effective_rate(model, rate)
+    for epoch in train(model, dataset, settings, cell.seed, cell.device, gradients=decayed):
+        yield {
+            "epoch": epoch.epoch,
+            "before": before,
+            "effective": effective_rate(model, rate),
+            "train_loss": epoch.train_loss,
+            "test_accuracy": epoch.test_accuracy,
+        }
+
+
+def _apart(rows: Sequence[Row], first: str, second: str, column: str) -> dict[int, float]:
+    """Return each seed's difference between two pairs in the last row of a column."""
+    sides = [per_seed(where(rows, pair=pair), lambda run: as_number(run[-1][column])) for pair in (first, second)]
+    return {seed: sides[0][seed] - sides[1][seed] for seed in sorted(sides[0].keys() & sides[1].keys())}
+
+
+def _distances(rows: Sequence[Row], first: str, second: str, column: str, expected: float = 0.0) -> dict[int, float]:
+    """Return how far each seed's difference between two pairs is from what is expected."""
+    return {seed: abs(apart - expected) for seed, apart in _apart(rows, first, second, column).items()}
+
+
+def _change(run: Sequence[Row]) -> float:
+    """Return how far the effective rate has moved over the last quarter of the epochs."""
+    return abs(as_number(run[-1]["effective"]) - as_number(run[-1 - len(run) // 4]["effective"]))
+
+
+def _unsettled(rows: Sequence[Row]) -> dict[int, float]:
+    changes = [per_seed(where(rows, pair=pair), _change) for pair in ("fast", "slow")]
+    return {seed: max(side[seed] for side in changes) for seed in sorted(changes[0].keys() & changes[1].keys())}
+
+
+def decide(rows: Sequence[Row]) -> Verdict:
+    """Judge whether two pairs of the same product come to the same effective rate."""
+    return conclude(
+        single(SAME, _distances(rows, "fast", "slow", "effective")),
+        premises=[learnt(*(where(rows, pair=pair) for pair in PAIRS)), single(SETTLED, _unsettled(rows))],
+        details=[
+            single(FOLLOWS, _distances(rows, "slow", "weak", "effective", ROOT)),
+            single(ACCURACY, _distances(rows, "fast", "slow", "test_accuracy")),
+        ],
+        compared="two pairs of rate and decay with the same product",
+    )
+
+
+def _label(pair: str) -> str:
+    rate, decay = PAIRS[pair]
+    return f"rate {rate:g}, decay {decay:g}"
+
+
+def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
+    """Show effective rate and accuracy by epoch for every pair."""
+    pairs = [pair for pair in PAIRS if where(rows, pair=pair)]
+    panels = [
+        Panel(
+            title=title,
+            x_label="epoch",
+            y_label=unit,
+            marks=[
+                over_epochs(where(rows, pair=pair), column, label=_label(pair), colour=colour)
+                for colour, pair in enumerate(pairs)
+            ],
+        )
+        for title, unit, column in (
+            ("Effective rate", "log2", "effective"),
+            ("Test accuracy", "share right", "test_accuracy"),
+        )
+    ]
+    lines = []
+    for pair in pairs:
+        mine = where(rows, pair=pair)
+        reads = [
+            list(per_seed(mine, lambda run, column=column: as_number(run[-1][column])).values())
+            for column in ("before", "effective")
+        ]
+        lines.append(
+            [
+                _label(pair),
+                *(spread_in_words(values, 2) for values in reads),
+                spread_in_words(list(last_accuracies(mine).values())),
+            ]
+        )
+    table = Table(
+        title="Effective rate, log2 of the rate over the weights' squared norm",
+        header=["pair", "before the first step", "after the last epoch", "test accuracy"],
+        rows=lines,
+        note="Mean ± standard deviation over seeds; of an effective rate the mean over the three layers before norms.",
+    )
+    words = "; ".join(f"{line[0]}: {line[1]} before, {line[2]} after, accuracy {line[3]}" for line in lines)
+    text = f"Curves by epoch of effective rate and test accuracy. {words}."
+    return Chart(name="weight-equilibrium", title="Rate times decay", panels=panels, text=text), table
+
+
+CLAIM = Claim(
+    id="weight-equilibrium",
+    number="E38",
+    title="With batch normalization, rate times weight decay decides the effective rate that training settles at",
+    statement="Behind a batch norm weight decay does not limit what the net computes. It holds the norm of the "
+    "weights at an equilibrium, and the effective rate there, the rate over their squared norm, goes with the root "
+    "of rate times decay.",
+    source="van Laarhoven 2017, L2 regularization versus batch and weight normalization, arXiv:1706.05350, section 3",
+    prediction="After the last epoch the effective rates at rate 0.2 with decay 0.02 and at rate 0.05 with decay 0.08 "
+    "are nearer than a quarter of an octave, though they begin two octaves apart. Beside it: with a decay 4 times as "
+    "large the effective rate is 1 octave higher, to within a quarter, and the test accuracies of the two pairs are "
+    "within two points.",
+    question=SAME,
+    premises=(LEARNT, SETTLED),
+    details=(FOLLOWS, ACCURACY),
+    settings_rule="Three hidden layers of 100 with ReLU and torch's initial weights, plain gradient descent with "
+    "decay on the weights before the norms alone. Rates, decays and epochs are such that rate times decay times "
+    "steps is about 5 for the first two pairs. Taken for granted is that both have settled: that over the last "
+    "quarter of the epochs their effective rates move by less than a quarter of an octave.",
+    meaning={
+        "supported": "Two pairs with the same product settle at the same effective rate. Tune rate and decay as one "
+        "number: half the rate with twice the decay is, in the end, the same training.",
+        "refuted": "Two pairs with the same product do not settle at the same effective rate: what the rate does to "
+        "gamma, beta and the last layer, which no norm follows, counts as well.",
+    },
+    data=("digits", "fashion-mnist"),
+    norms=("batch",),
+    any_norm=False,
+    seeds=5,
+    settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=30, train_images=3000, test_images=2000)},
+    variants=tuple((("pair", pair),) for pair in PAIRS),
+    measure=measure,
+    judge=decide,
+    show=show,
+)
