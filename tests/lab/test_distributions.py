@@ -54,11 +54,12 @@ def test_too_little_to_judge_is_inconclusive():
     assert CLAIM.judge(rows_of(seeds=1)).verdict == "inconclusive"
 
 
-def test_shown_is_one_figure_per_norm_with_the_normal_curve_in_each_panel():
-    without, within, table = CLAIM.show(rows_of())
-    assert [chart.name for chart in (without, within)] == ["distributions-none", "distributions-batch"]
-    assert [len(chart.panels) for chart in (without, within)] == [4, 4]
-    normal = within.panels[0].marks[1]
+def test_shown_are_both_sides_with_the_normal_curve_in_each_panel():
+    chart, table = CLAIM.show(rows_of())
+    assert len(chart.panels) == 4
+    for panel in chart.panels:
+        assert [mark.label for mark in panel.marks] == ["without norm", "with batch norm", "standard normal"]
+    normal = chart.panels[0].marks[2]
     assert sum(normal.y) / 5 == pytest.approx(1.0, abs=1e-3)
     assert len(table.rows) == 2
 

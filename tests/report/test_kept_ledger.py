@@ -11,7 +11,7 @@ from normkit.lab.charts import NORM_COLOURS, Chart
 from normkit.lab.claims import all_claims
 from normkit.lab.curves import norm_label
 from normkit.lab.ledger import read_ledger
-from normkit.report.language import language
+from normkit.report.language import language, note_in_words
 from normkit.report.markdown import ledger_excerpt, ledger_sentences, render_markdown
 from normkit.report.page import render
 
@@ -38,6 +38,22 @@ def test_each_norm_has_its_colour_in_every_figure(entries):
             for norm, colour in NORM_COLOURS.items():
                 if mark.label.startswith(norm_label(norm)):
                     assert mark.colour == colour, (entry.claim.id, mark.label)
+
+
+def test_figures_and_tables_are_said_in_chinese(entries):
+    zh = language("zh")
+    for entry in (entry for entry in entries if zh.covers(entry.claim)):
+        words = set()
+        for shown in entry.shown:
+            words.add(shown.title)
+            if isinstance(shown, Chart):
+                words |= {text for panel in shown.panels for text in (panel.title, panel.x_label, panel.y_label)}
+                words |= {mark.label for panel in shown.panels for mark in panel.marks}
+            else:
+                words |= set(shown.header)
+                assert note_in_words(shown.note, zh) != shown.note, entry.claim.id
+        english = {text for text in words if zh.label(text) == text and re.search("[a-z]{3} ", text)}
+        assert not english, entry.claim.id
 
 
 def test_verdicts_follow_from_their_numbers_by_scipy_alone():

@@ -36,7 +36,8 @@ class Language:
         words: translations by the English words; what is missing stays English.
         titles: the claims' titles by the claims' ids.
         sentences: the sentences of claims.
-        labels: the words of figures and tables; a key may hold ``{name}`` for what changes with the results.
+        labels: the words of figures and tables; a key may hold ``{name}`` for words that change with the results, and
+            ``{n}``, a single letter, for numbers.
         sources: what joins the names of sources, as regular expressions, replaced one after the other.
     """
 
@@ -123,12 +124,17 @@ def language(code: str) -> Language:
 
 @lru_cache
 def _patterns(code: str) -> Mapping[re.Pattern[str], str]:
-    """Return a language's keys with places as regular expressions: a place takes whatever stands there."""
+    """Return a language's keys with places as regular expressions."""
     return {
-        re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english))): said
+        re.compile(re.sub(r"\\{(\w)(\w*)\\}", _place, re.escape(english))): said
         for english, said in (language(code).labels.items() if code != ENGLISH.code else ())
         if "{" in english
     }
+
+
+def _place(found: re.Match[str]) -> str:
+    """Return what a place takes: numbers where its name is one letter, else whatever stands there."""
+    return f"(?P<{found[1]}{found[2]}>{'.+?' if found[2] else '[-+0-9.,%±e ]+?'})"
 
 
 def _filled(found: re.Match[str], said: str) -> str:

@@ -1,7 +1,7 @@
 """E2: with batch normalization the layers' pre-activations are nearer to a standard normal than without."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
@@ -111,13 +111,11 @@ def decide(rows: Sequence[Row]) -> Verdict:
 
 
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
-    """Show figures 3 and 4: four layers' histograms with the normal curve, one figure per norm."""
+    """Show figures 3 and 4 in one: four layers' histograms, both sides, with the normal curve."""
     norms = list(dict.fromkeys(row["norm"] for row in rows))
-    last = rows[-1]["epoch"]
+    last = {norm: [row for row in of_norm(rows, norm) if row["epoch"] == rows[-1]["epoch"]] for norm in norms}
     lines = []
-    charts = []
-    for norm in norms:
-        mine = [row for row in of_norm(rows, norm) if row["epoch"] == last]
+    for norm, mine in last.items():
         cells = []
         for place in range(LAYERS):
             values = [
@@ -126,33 +124,31 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             ]
             cells.append("{:.3f} ({:+.2f}, {:.2f})".format(*values))
         lines.append([norm, *cells])
-        charts.append(_histograms(mine, norm, cells))
     table = Table(
         title="Distance from a standard normal after the last epoch (mean and deviation of the values)",
         header=["norm", *(f"convolution {place + 1}" for place in range(LAYERS))],
         rows=lines,
         note="Means over seeds, of the values that the activations take in for 256 training images.",
     )
-    return (*charts, table)
+    words = ". ".join(f"{norm_label(norm)}, distance (mean, deviation) {'; '.join(cells)}" for norm, *cells in lines)
+    return Chart(
+        name="distributions",
+        title="What the activations take in",
+        panels=[_histograms(last, place) for place in range(LAYERS)],
+        text=f"Histograms of what four convolutions put out, beside a standard normal. {words}.",
+    ), table
 
 
-def _histograms(rows: Sequence[Row], norm: str, cells: Sequence[str]) -> Chart:
-    """Return one norm's four histograms."""
+def _histograms(last: Mapping[str, Sequence[Row]], place: int) -> Panel:
+    """Return one layer's histograms, one line per norm."""
     middles = [(low + high) / 2 for low, high in pairwise(EDGES)]
     curve = [math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) for x in middles]
-    panels = []
-    for place in range(LAYERS):
+    marks = []
+    for norm, rows in last.items():
         mean, low, high = mean_curve([[as_number(value) for value in row["densities"][place]] for row in rows])
-        marks = [
-            Line(label=norm_label(norm), x=middles, y=mean, low=low, high=high, colour=norm_colour(norm)),
-            Line(label="standard normal", x=middles, y=curve, colour=NEUTRAL, dashed=True),
-        ]
-        panels.append(Panel(title=f"Convolution {place + 1}", x_label="pre-activation", y_label="density", marks=marks))
-    text = (
-        f"Histograms of four convolutions' outputs {norm_label(norm)}. Distance (mean, deviation): {'; '.join(cells)}."
-    )
-    title = f"What the activations take in, {norm_label(norm)}"
-    return Chart(name=f"distributions-{norm}", title=title, panels=panels, text=text)
+        marks.append(Line(label=norm_label(norm), x=middles, y=mean, low=low, high=high, colour=norm_colour(norm)))
+    marks.append(Line(label="standard normal", x=middles, y=curve, colour=NEUTRAL, dashed=True))
+    return Panel(title=f"Convolution {place + 1}", x_label="pre-activation", y_label="density", marks=marks)
 
 
 CLAIM = Claim(
