@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import threading
 
 import pytest
 import torch
@@ -181,3 +182,44 @@ def test_an_interrupted_combination_reaches_the_caller(turns):
     together = lockstep(2, turns, combine)
     with pytest.raises(KeyboardInterrupt):
         together.run(together.meet)
+
+
+class Streams:
+    """CUDA's current stream, kept for each thread by itself as CUDA does, on a machine without one."""
+
+    def __init__(self, monkeypatch):
+        self.own, self.first = threading.local(), "the first stream of device 0"
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_stream", self.current)
+        monkeypatch.setattr(torch.cuda, "set_stream", self.set)
+        monkeypatch.setattr(torch.cuda, "stream", self.within)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
+
+    def current(self):
+        return getattr(self.own, "stream", self.first)
+
+    def set(self, stream):
+        self.own.stream = stream
+
+    @contextlib.contextmanager
+    def within(self, stream):
+        before = self.current()
+        self.set(stream)
+        yield
+        self.set(before)
+
+
+def test_parts_compute_on_the_callers_stream(turns, monkeypatch):
+    streams = Streams(monkeypatch)
+    seen = []
+
+    def work(part):
+        seen.append(streams.current())
+        together.meet(part)
+        seen.append(streams.current())
+
+    together = lockstep(2, turns)
+    streams.set("another stream, of device 1")
+    together.run(work)
+    assert seen == ["another stream, of device 1"] * 4
+    assert streams.current() == "another stream, of device 1"

@@ -253,6 +253,54 @@ def accumulated(rank: int, ranks: int):
     return _state(net)
 
 
+class _Block(nn.Module):
+    """A norm between two layers, in one module to be sharded."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 4, bias=False), norm, nn.Linear(4, 3, bias=False)
+
+    def forward(self, x):
+        return x + self.last(self.norm(self.first(x)).tanh())
+
+
+def blocks(norm: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(_Block(norm(4)), norm(3), _Block(norm(4))).double()
+
+
+def sharded(rank: int, ranks: int):
+    """Micro-batches of a net whose weights the ranks share out, whole, by blocks and by layers."""
+    mesh = init_device_mesh("cpu", (ranks,))
+    data = torch.randn(8 * ranks, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    mine = data[8 * rank : 8 * rank + 8]
+    found = {"data": data}
+    for how in ("whole", "blocks", "layers", "let go"):
+        for kind in ("exact", "statistics"):
+            net = blocks(normkit.SyncBatchNorm)
+            for block in (net[0], net[2]):
+                if how == "layers":
+                    for layer in (block.first, block.last):
+                        fully_shard(layer, mesh=mesh)
+                elif how != "whole":
+                    fully_shard(block, mesh=mesh, reshard_after_forward=how == "let go")
+            fully_shard(net, mesh=mesh)
+            parts = list(mine.split([3, 5]))
+            step = functools.partial(normkit.accumulate, net, parts, lambda net, x: net(x).pow(3).mean(), kind=kind)
+            said = words(step)
+            if said == "nothing":
+                step()  # adds to the gradients that there are
+                gradients = {f"grad {name}": p.grad.full_tensor() for name, p in net.named_parameters()}
+                found[f"{kind} {how}"] = gradients | {name: value.clone() for name, value in net.named_buffers()}
+            else:
+                none = all(p.grad is None for p in net.parameters())
+                found[f"{kind} {how}"] = (
+                    said,
+                    none and all(int(n.num_batches_tracked) == 0 for n in (net[1], net[0].norm)),
+                )
+    return found
+
+
 def sizes(rank: int, ranks: int):
     """Layers of different sizes, rows of whose lengths a transport would not survive; one that is new on some ranks."""
     layers = [normkit.SyncBatchNorm(size) for size in (3, 64, 5)]

@@ -127,6 +127,25 @@ def test_micro_batches_of_all_ranks_are_one_batch(tmp_path):
             assert_close(rank[name], value, dtype=torch.float64, what=name)
 
 
+def test_micro_batches_of_a_sharded_net_are_one_batch_or_refused(tmp_path):
+    first, second = run("sharded", 2, tmp_path)
+    net = jobs.blocks(lambda size: nn.BatchNorm1d(size))
+    for _ in range(2):
+        net(first["data"]).pow(3).mean().backward()
+    alone = jobs._state(net)
+    for rank in (first, second):
+        for how in ("whole", "blocks", "layers"):
+            for name, value in rank[f"exact {how}"].items():
+                assert_close(value, alone[name], dtype=torch.float64, what=f"{how}: {name}")
+        said, still = rank["exact let go"]
+        assert said.startswith("ArgumentError: accumulate: 0 holds 0.norm (SyncBatchNorm) and lets its weights go")
+        assert "reshard_after_forward=False" in said
+        assert still
+        for how in ("blocks", "layers", "let go"):
+            for name, value in rank[f"statistics {how}"].items():
+                assert_close(value, rank["statistics whole"][name], dtype=torch.float64, what=f"{how}: {name}")
+
+
 def test_layers_of_other_sizes_are_an_error_on_every_rank_and_no_crash(tmp_path):
     for rank in run("sizes", 3, tmp_path):
         for name in ("apart", "new"):

@@ -57,6 +57,9 @@ def accumulate(
         ranks each bring their micro-batches. A layer called several times is pooled call by call.
         DistributedDataParallel sends buffers round in every forward: give every rank equally many micro-batches, or
             build it with ``forward_sync_buffers=False`` (``broadcast_buffers`` in older versions of torch).
+        fully_shard gathers weights in every forward and backward: give every rank equally many micro-batches; with
+            ``"exact"``, a sharded module that holds a norm keeps its weights until the backward
+            (``reshard_after_forward=False``), and is refused otherwise.
         Random numbers: each micro-batch draws its own, the first continues the caller's. A dropout's masks are not
         those that the large batch would have drawn.
         Whatever it raises, gradients and running statistics are as they were.
@@ -76,7 +79,8 @@ def accumulate(
     Raises:
         ArgumentError: no micro-batch, an empty one, a loss that is no scalar or has no gradient; a layer whose
             statistics cannot be put together; a compiled or wrapped model; or, with ``"exact"``, micro-batches that
-            call different norms, reentrant checkpointing, or a gradient through a norm inside ``loss``.
+            call different norms, a sharded module that lets its weights go, reentrant checkpointing, or a gradient
+            through a norm inside ``loss``.
         ShapeError, DtypeError, StatisticsError: as for the layer.
 
     Warns:
@@ -148,7 +152,9 @@ def _check_model(model: nn.Module) -> None:
         elif isinstance(module, nn.DataParallel):
             words = "spreads a call over devices in threads of its own; give the model inside"
         elif type(module).__name__ == "FullyShardedDataParallel":
-            words = "is sharded by FullyShardedDataParallel, which gathers weights call by call; not supported"
+            words = (
+                "is sharded by FullyShardedDataParallel, which gathers weights call by call; use torch's fully_shard"
+            )
         elif any(is_lazy(value) for value in chain(module.parameters(recurse=False), module.buffers(recurse=False))):
             words = "has not seen its first input; call the model once before"
         if words:

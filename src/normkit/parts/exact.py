@@ -16,6 +16,7 @@ from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may
 from .lockstep import Lockstep
 from .norm_calls import NormCall, answered, pooled_norms
 from .pooling import Updates, pool_calls, stores_unbiased
+from .sharded import gathered_around
 from .turns import in_one_thread
 
 __all__ = ["Together"]
@@ -49,6 +50,7 @@ class Together:
         self.layers = pooled_norms(model, exactly=True)
         self._together = Lockstep(parts, self._combine, self._missed, in_one_thread())
         self._updates = updates
+        self._gathered = gathered_around(model, self.layers)
         self._calls = [0] * parts
         self._advancing = False
 
@@ -78,6 +80,8 @@ class Together:
             raise ArgumentError(f"accumulate: {call}: {_REENTRANT}")
         self._calls[part] += 1
         y: Tensor = self._together.meet(_Brought(call, self._calls[part], recorded, recorded and may_be_repeated()))
+        if call.layer in self._gathered:
+            self._gathered[call.layer].check(call)
         return y
 
     def _answer_in_backward(self, call: NormCall) -> Tensor:

@@ -18,8 +18,8 @@ __all__ = ["Surroundings", "copied_context", "refuse_modes", "surroundings"]
 def surroundings() -> Callable[[], AbstractContextManager[None]]:
     """Return what, entered in another thread, makes it compute as this one does now.
 
-    Carried are: whether gradients are recorded, autocast, the hooks on saved tensors, and torch's function modes, such
-    as a default device. Context variables are the thread's own to copy.
+    Carried are: whether gradients are recorded, autocast, the hooks on saved tensors, torch's function modes, such as a
+    default device, and the device and stream of CUDA. Context variables are the thread's own to copy.
 
     >>> import threading
     >>> seen = []
@@ -37,6 +37,7 @@ def surroundings() -> Callable[[], AbstractContextManager[None]]:
     cached = torch.is_autocast_cache_enabled()
     hooks = _hooks()
     modes = torch.overrides._get_current_function_mode_stack()
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     @contextlib.contextmanager
     def enter() -> Iterator[None]:
@@ -49,6 +50,9 @@ def surroundings() -> Callable[[], AbstractContextManager[None]]:
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*hooks))
             for mode in modes:
                 stack.enter_context(mode)
+            if stream is not None:
+                # Its device becomes the current one too.
+                stack.enter_context(torch.cuda.stream(stream))
             yield
 
     return enter
@@ -63,7 +67,7 @@ def copied_context() -> Callable[..., Any]:
 class Surroundings:
     """What torch keeps for this thread at this moment, to compute with again for a while, whatever has been set since.
 
-    Beside what `surroundings` carries: dispatch modes, inference mode, and the device and stream of CUDA.
+    Beside what `surroundings` carries: dispatch modes and inference mode.
 
     >>> callers = Surroundings()
     >>> with torch.no_grad():
