@@ -6,16 +6,19 @@ from normkit.lab.data import limited, load
 from tiny_runs import tiny_run
 
 
-def rows_of(batch=0.0, none=0.05, accuracy=0.9, jitter=0.002, seeds=5):
-    """Accuracies lost with raw pixels; after the first epoch they say the contrary."""
-    lost = {"batch": batch, "none": none}
+def rows_of(batch=0.0, none=0.05, own=0.0, plain_own=0.05, accuracy=0.9, jitter=0.002, seeds=5):
+    """Accuracies lost with raw pixels; in the first epoch everything is the other way round."""
+    lost = {
+        ("batch", "pixels"): batch, ("none", "pixels"): none,
+        ("batch", "pixels-own-rate"): own, ("none", "pixels-own-rate"): plain_own,
+    }  # fmt: skip
     return [
         {
-            "norm": norm, "input": scale, "seed": seed, "epoch": epoch, "rate": 0.1, "train_loss": 0.1,
-            "test_accuracy": 0.5 if epoch == 1
-            else accuracy - (scale == "pixels") * (lost[norm] + (1 + (norm == "none")) * jitter * (seed - 2)),
+            "norm": norm, "input": given, "seed": seed, "epoch": epoch, "rate": 0.1, "train_loss": 0.1,
+            "test_accuracy": 0.5 + lost.get((norm, given), 0.0) if epoch == 1
+            else accuracy - (given != "standardised") * (lost.get((norm, given), 0.0) + jitter * (seed - 2)),
         }
-        for norm in ("none", "batch") for scale in INPUTS for seed in range(seeds) for epoch in (1, 2)
+        for norm in ("none", "batch") for given in INPUTS for seed in range(seeds) for epoch in (1, 2)
     ]  # fmt: skip
 
 
@@ -33,9 +36,16 @@ def test_question_decides_synthetic_rows(changes, expected):
     assert CLAIM.judge(rows_of(**changes)).verdict == expected
 
 
-@pytest.mark.parametrize(("none", "expected"), [(0.05, "refuted"), (0.2, "supported")])
-def test_detail_compares_what_either_side_loses(none, expected):
-    assert CLAIM.judge(rows_of(batch=0.1, none=none)).details[0].outcome == expected
+@pytest.mark.parametrize(
+    ("changes", "place", "expected"),
+    [
+        ({}, 0, "supported"), ({"own": 0.05}, 0, "refuted"),
+        ({}, 1, "supported"), ({"plain_own": -0.02}, 1, "refuted"),
+    ],
+)  # fmt: skip
+def test_details_are_of_pixels_at_a_rate_of_their_own(changes, place, expected):
+    verdict = CLAIM.judge(rows_of(**changes))
+    assert (verdict.verdict, verdict.details[place].outcome) == ("supported", expected)
 
 
 def test_pixels_are_the_images_as_they_came():
@@ -52,4 +62,6 @@ def test_pixels_are_the_images_as_they_came():
 def test_measured_rows_can_be_judged_and_shown():
     rows = tiny_run(CLAIM, epochs=1, batch_size=20)
     assert CLAIM.judge(rows).primary.seeds == 2
+    rates = {(row["norm"], row["input"]): row["rate"] for row in rows}
+    assert all(rates[norm, "pixels"] == rates[norm, "standardised"] for norm in ("none", "batch"))
     assert len(CLAIM.show(rows)) == 2

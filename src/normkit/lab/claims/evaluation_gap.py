@@ -59,7 +59,7 @@ ACCURACY = Rule(
     band=(-0.002, 0.002),
 )
 SETTINGS = TrainingSettings(
-    epochs=4, batch_size=LARGE, optimizer="sgd", learning_rate=0.1, momentum=0.9, train_images=960
+    epochs=3, batch_size=LARGE, optimizer="sgd", learning_rate=0.1, momentum=0.9, train_images=960
 )
 
 
