@@ -216,15 +216,36 @@ def test_unwritten_memory_is_filled_where_torch_is_asked_to():
     assert memory.empty_like(x).isnan().all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "streamed"),
-    [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float64, False)],
-)
-def test_columns_are_streamed_in_whole_lines_of_the_cache_only(dtype, streamed):
-    x = torch.empty(64, 256, 64, 64, dtype=dtype, device="meta")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [256, 272])
+def test_columns_are_streamed_in_whole_lines_of_the_cache_only(dtype, channels):
+    """In half precision only tiles of 64 columns are whole lines, and what is left of 272 channels is none."""
+    x = torch.empty(64, channels, 64, 64, dtype=dtype, device="meta")
     itemsize, columns = x.element_size(), x.contiguous(memory_format=torch.channels_last)
+    streamed = itemsize == 4 or (itemsize == 2 and channels == 256)
     assert channel_plan.plan(tuple(x.shape), "channels_last", itemsize).stream is streamed
     assert channel_plan.plan(tuple(x.shape), "contiguous", itemsize).stream is (itemsize <= 4)
     stream = slots.STREAM - slots.OUTER
-    assert sample_passes.plan(sample_passes.form_of(columns, 32), itemsize).sizes[stream] is streamed
-    assert sample_passes.plan(sample_passes.form_of(x, 32), itemsize).sizes[stream] is (itemsize <= 4)
+    assert sample_passes.plan(sample_passes.form_of(columns, 16), itemsize).sizes[stream] is streamed
+    assert sample_passes.plan(sample_passes.form_of(x, 16), itemsize).sizes[stream] is (itemsize <= 4)
+
+
+@pytest.mark.parametrize(
+    ("cache", "megabytes"), [(None, 16), (1 << 20, 4), (32 << 20, 8), (64 << 20, 16), (512 << 20, 16)]
+)
+def test_the_last_cache_decides_which_outputs_pass_it_by(monkeypatch, cache, megabytes):
+    monkeypatch.setattr(channel_plan, "last_cache", lambda: cache)
+    channel_plan.streamed_from.cache_clear()
+    values = megabytes << 18
+    assert channel_plan.is_streamed(values, 64, 4)
+    assert not channel_plan.is_streamed(values - 64, 64, 4)
+    channel_plan.streamed_from.cache_clear()
+
+
+def test_a_machine_that_names_no_cache_is_not_guessed_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(channel_plan, "_CACHES", tmp_path)
+    assert channel_plan.last_cache() is None
+    for name, size in (("index0", "48K"), ("index3", "32M"), ("index4", "odd")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(size)
+    assert channel_plan.last_cache() == 32 << 20

@@ -53,6 +53,13 @@ def _exponential(builder: ir.IRBuilder, element: str, x: ir.Value) -> ir.Value:
 SLOPE = 0.01  # of leaky_relu below zero: torch's default
 
 
+def _frozen(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Return the same value, which LLVM must have before it is used; llvmlite writes no ``freeze`` by itself."""
+    instruction = ir.instructions.Instruction(builder.block, value.type, "freeze", [value])
+    builder._insert(instruction)
+    return instruction
+
+
 @intrinsic
 def activate(_: Any, arguments: Arguments, z: Any) -> Any:
     """Apply the kernel's activation. A NaN stays one."""
@@ -84,7 +91,8 @@ def gate(_: Any, arguments: Arguments, dy: Any, z: Any) -> Any:
         zero = constant(element, 0.0)
         # As torch: where z is NaN the gradient of relu and relu6 passes, and that of leaky_relu gets the slope below.
         if name in ("relu", "relu6"):
-            gradient = b.select(b.fcmp_ordered("<=", value, zero), zero, gradient)
+            # Frozen, for LLVM would load dy under the mask, and so only once z is known: half as fast from far caches.
+            gradient = b.select(b.fcmp_ordered("<=", value, zero), zero, _frozen(b, gradient))
         if name == "relu6":
             gradient = b.select(b.fcmp_ordered(">=", value, constant(element, 6.0)), zero, gradient)
         if name in ("leaky_relu", INVERTED_LEAKY_RELU):

@@ -16,7 +16,7 @@ OUTER, CHANNELS, INNER = 16, 17, 18
 # How the work is cut. It depends on the shape alone, never on the number of threads.
 # FOLD rows of few channels are read as one row of FOLD * C columns, WIDTH is that rounded up to whole vectors.
 GROUP, BLOCKS, FOLD, WIDTH = 19, 20, 21, 22
-# A strip is how many rows are taken at a time; COUNT is how many values a channel has.
+# A strip is how many samples elementwise kernels take at a time; COUNT is how many values a channel has.
 STRIP, STREAM, COUNT = 23, 24, 25
 # Settings, EPS and MOMENTUM as the bits of a float64.
 EPS, MOMENTUM, UNBIASED, FROZEN = 26, 27, 28, 29

@@ -1,8 +1,10 @@
 """Kernels for channels-last ``(R, C)``: a channel is a column of R rows, and memory runs along the rows.
 
-Rows are taken in strips, so that what a column gathers is fetched and put back once a strip. Few channels are folded: k
-rows of C are read as one row of k * C columns, which fills whole vectors, and the k columns of a channel are merged at
-the end. A column is gathered over at most `ROWS` rows about a value near their mean before it is merged in float64.
+Rows are taken `ROWS` at a time, in tiles of `TILE` columns whose sums and coefficients stay in registers: four
+vectors side by side, read downwards, are what processors fetch ahead best. The columns left over go by single vectors.
+Few channels are folded: k rows of C are read as one row of k * C columns, which fills whole tiles or vectors, and the k
+columns of a channel are merged at the end. A column is gathered over at most `ROWS` rows about a value near their mean
+before it is merged in float64.
 
 Working memory of a block, in WIDTH columns each: mean and sum of squares (float64), then first, sum and square (of the
 type computed in).
@@ -31,14 +33,13 @@ from ..vectors import (
     not_below_zero,
     splat,
     vload,
-    vload_first,
     vstore,
     vstore_first,
     vstream,
     widen,
     zeros,
 )
-from .columns import column_origin, columns, origins, read
+from .columns import TILE, column_origin, columns, origins, read
 from .finish import finish_channels, finish_channels_backward, restore_channels
 
 ROWS = 64
@@ -46,44 +47,68 @@ REGION = 5  # float64 numbers of working memory per column of a block
 
 
 @inlined
-def gather_column(x, lanes, width, column, low, high, stride, left):
-    """Add rows low to high of sixteen columns to their sums about ``first``."""
-    first = vload(lanes, column)
-    s0, q0 = vload(lanes, width + column), vload(lanes, 2 * width + column)
+def gathered(x, at, left, first, total, square):
+    """Add up to sixteen elements to sums about ``first``."""
+    v = read(x, at, left, first) - first
+    return total + v, fma(v, v, square)
+
+
+@inlined
+def gather_tile(a, x, lanes, width, column, low, high, stride):
+    """Gather rows low to high of 64 columns about ``first``: two sums of each, in registers."""
+    f0, f1 = vload(lanes, column), vload(lanes, column + 16)
+    f2, f3 = vload(lanes, column + 32), vload(lanes, column + 48)
+    s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zeros(a)
+    q0 = q1 = q2 = q3 = r0 = r1 = r2 = r3 = zeros(a)
     at, rows = low * stride + column, high - low
-    s1 = s2 = s3 = q1 = q2 = q3 = first - first
-    if left >= 16:
-        while rows >= 4:
-            v = vload(x, at) - first
-            s0, q0 = s0 + v, fma(v, v, q0)
-            v = vload(x, at + stride) - first
-            s1, q1 = s1 + v, fma(v, v, q1)
-            v = vload(x, at + 2 * stride) - first
-            s2, q2 = s2 + v, fma(v, v, q2)
-            v = vload(x, at + 3 * stride) - first
-            s3, q3 = s3 + v, fma(v, v, q3)
-            at += 4 * stride
-            rows -= 4
-    # Four sums for the last columns too: over 64 rows a single one lost more than two units in the last place.
+    while rows >= 2:
+        s0, q0 = gathered(x, at, 16, f0, s0, q0)
+        s1, q1 = gathered(x, at + 16, 16, f1, s1, q1)
+        s2, q2 = gathered(x, at + 32, 16, f2, s2, q2)
+        s3, q3 = gathered(x, at + 48, 16, f3, s3, q3)
+        at += stride
+        t0, r0 = gathered(x, at, 16, f0, t0, r0)
+        t1, r1 = gathered(x, at + 16, 16, f1, t1, r1)
+        t2, r2 = gathered(x, at + 32, 16, f2, t2, r2)
+        t3, r3 = gathered(x, at + 48, 16, f3, t3, r3)
+        at += stride
+        rows -= 2
+    if rows > 0:
+        s0, q0 = gathered(x, at, 16, f0, s0, q0)
+        s1, q1 = gathered(x, at + 16, 16, f1, s1, q1)
+        s2, q2 = gathered(x, at + 32, 16, f2, s2, q2)
+        s3, q3 = gathered(x, at + 48, 16, f3, s3, q3)
+    at = width + column
+    vstore(lanes, at, s0 + t0)
+    vstore(lanes, at + 16, s1 + t1)
+    vstore(lanes, at + 32, s2 + t2)
+    vstore(lanes, at + 48, s3 + t3)
+    at += width
+    vstore(lanes, at, q0 + r0)
+    vstore(lanes, at + 16, q1 + r1)
+    vstore(lanes, at + 32, q2 + r2)
+    vstore(lanes, at + 48, q3 + r3)
+
+
+@inlined
+def gather_column(a, x, lanes, width, column, low, high, stride, left):
+    """Gather rows low to high of up to sixteen columns about ``first``: four sums of each."""
+    first = vload(lanes, column)
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zeros(a)
+    at, rows = low * stride + column, high - low
     while rows >= 4:
-        v = vload_first(x, at, left, first) - first
-        s0, q0 = s0 + v, fma(v, v, q0)
-        v = vload_first(x, at + stride, left, first) - first
-        s1, q1 = s1 + v, fma(v, v, q1)
-        v = vload_first(x, at + 2 * stride, left, first) - first
-        s2, q2 = s2 + v, fma(v, v, q2)
-        v = vload_first(x, at + 3 * stride, left, first) - first
-        s3, q3 = s3 + v, fma(v, v, q3)
+        s0, q0 = gathered(x, at, left, first, s0, q0)
+        s1, q1 = gathered(x, at + stride, left, first, s1, q1)
+        s2, q2 = gathered(x, at + 2 * stride, left, first, s2, q2)
+        s3, q3 = gathered(x, at + 3 * stride, left, first, s3, q3)
         at += 4 * stride
         rows -= 4
-    s0, q0 = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
     while rows > 0:
-        v = read(x, at, left, first) - first
-        s0, q0 = s0 + v, fma(v, v, q0)
+        s0, q0 = gathered(x, at, left, first, s0, q0)
         at += stride
         rows -= 1
-    vstore(lanes, width + column, s0)
-    vstore(lanes, 2 * width + column, q0)
+    vstore(lanes, width + column, (s0 + s1) + (s2 + s3))
+    vstore(lanes, 2 * width + column, (q0 + q1) + (q2 + q3))
 
 
 @inlined
@@ -116,7 +141,7 @@ def pivot(x, start, left, rows, stride, a):
 @inlined
 def gather(a, moments, lanes, low, high, begin, end):
     """Moments of rows low to high of columns begin to end."""
-    x, width, stride, strip = data(a, slots.X), integer(a, slots.WIDTH), columns(a), integer(a, slots.STRIP)
+    x, width, stride = data(a, slots.X), integer(a, slots.WIDTH), columns(a)
     zero = splat(0.0)
     for column in range(begin, end, 16):
         vstore(moments, column, zero)
@@ -127,14 +152,13 @@ def gather(a, moments, lanes, low, high, begin, end):
         for column in range(begin, end, 16):
             first = pivot(x, start * stride + column, stride - column, stop - start, stride, a)
             vstore(lanes, column, first)
-            vstore(lanes, width + column, zeros(a))
-            vstore(lanes, 2 * width + column, zeros(a))
-        i = start
-        while i < stop:
-            upto = min(i + strip, stop)
-            for column in range(begin, end, 16):
-                gather_column(x, lanes, width, column, i, upto, stride, stride - column)
-            i = upto
+        column = begin
+        while column + TILE <= min(end, stride):
+            gather_tile(a, x, lanes, width, column, start, stop, stride)
+            column += TILE
+        while column < end:
+            gather_column(a, x, lanes, width, column, start, stop, stride, stride - column)
+            column += 16
         merge_columns(a, moments, lanes, width, begin, end, count, float(stop - start))
         count += float(stop - start)
         start = stop
@@ -167,30 +191,61 @@ def write(address, index, left, value, stream):
 
 
 @inlined
-def write_rows(a, low, high, begin, end, valid):
-    """Write y of rows low to high, last first, over columns begin to end; a row has ``valid`` columns."""
+def write_tile(a, low, high, column):
+    """Write y of rows low to high of 64 columns, whose coefficients stay in registers."""
     x, y, residual = data(a, slots.X), data(a, slots.Y), data(a, slots.RESIDUAL)
     coefficients, width, stream = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), integer(a, slots.STREAM)
-    stride, strip, i = columns(a), integer(a, slots.STRIP), high
-    while i > low:
-        start = max(low, i - strip)
-        for column in range(begin, min(end, valid), 16):
-            centre = vload(coefficients, column)
-            scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
-            at, left, rows = start * stride + column, valid - column, i - start
-            if left >= 16 and not stream:
-                while rows >= 2:
-                    first = output(a, x, residual, at, 16, centre, scale, offset)
-                    second = output(a, x, residual, at + stride, 16, centre, scale, offset)
-                    vstore(y, at, first)
-                    vstore(y, at + stride, second)
-                    at += 2 * stride
-                    rows -= 2
-            while rows > 0:
-                write(y, at, left, output(a, x, residual, at, left, centre, scale, offset), stream)
-                at += stride
-                rows -= 1
-        i = start
+    stride = columns(a)
+    c0, c1 = vload(coefficients, column), vload(coefficients, column + 16)
+    c2, c3 = vload(coefficients, column + 32), vload(coefficients, column + 48)
+    s0, s1 = vload(coefficients, width + column), vload(coefficients, width + column + 16)
+    s2, s3 = vload(coefficients, width + column + 32), vload(coefficients, width + column + 48)
+    t0, t1 = vload(coefficients, 2 * width + column), vload(coefficients, 2 * width + column + 16)
+    t2, t3 = vload(coefficients, 2 * width + column + 32), vload(coefficients, 2 * width + column + 48)
+    at = low * stride + column
+    if stream:
+        for _ in range(low, high):
+            vstream(y, at, output(a, x, residual, at, 16, c0, s0, t0))
+            vstream(y, at + 16, output(a, x, residual, at + 16, 16, c1, s1, t1))
+            vstream(y, at + 32, output(a, x, residual, at + 32, 16, c2, s2, t2))
+            vstream(y, at + 48, output(a, x, residual, at + 48, 16, c3, s3, t3))
+            at += stride
+    else:
+        for _ in range(low, high):
+            vstore(y, at, output(a, x, residual, at, 16, c0, s0, t0))
+            vstore(y, at + 16, output(a, x, residual, at + 16, 16, c1, s1, t1))
+            vstore(y, at + 32, output(a, x, residual, at + 32, 16, c2, s2, t2))
+            vstore(y, at + 48, output(a, x, residual, at + 48, 16, c3, s3, t3))
+            at += stride
+
+
+@inlined
+def write_column(a, low, high, column, left):
+    """Write y of rows low to high of the last ``left`` columns, up to sixteen of them."""
+    x, y, residual = data(a, slots.X), data(a, slots.Y), data(a, slots.RESIDUAL)
+    coefficients, width, stream = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), integer(a, slots.STREAM)
+    centre = vload(coefficients, column)
+    scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
+    stride = columns(a)
+    at = low * stride + column
+    for _ in range(low, high):
+        write(y, at, left, output(a, x, residual, at, left, centre, scale, offset), stream)
+        at += stride
+
+
+@inlined
+def write_rows(a, low, high, begin, end, valid):
+    """Write y of rows low to high over columns begin to end; a row has ``valid`` columns."""
+    start, last = low, min(end, valid)
+    while start < high:
+        i, column = min(high, start + ROWS), begin
+        while column + TILE <= last:
+            write_tile(a, start, i, column)
+            column += TILE
+        while column < last:
+            write_column(a, start, i, column, valid - column)
+            column += 16
+        start = i
 
 
 def forward(begin, end, a):
@@ -269,7 +324,8 @@ def finish(begin, end, a):
 def apply(begin, end, a):
     """Write y of blocks of rows, from the coefficients."""
     width, fold, rows = integer(a, slots.WIDTH), integer(a, slots.FOLD), integer(a, slots.OUTER)
-    for block in range(begin, end):
+    # The last first: what was gathered last may still lie in a cache.
+    for block in range(end - 1, begin - 1, -1):
         write_rows(a, first_row(a, block), first_row(a, block + 1), 0, width, columns(a))
         if block == integer(a, slots.BLOCKS) - 1 and rows % fold:
             write_rows(a, rows // fold, rows // fold + 1, 0, width, rows % fold * integer(a, slots.CHANNELS))
@@ -292,46 +348,70 @@ def gradient(a, dy, other, distance, index, left, scale, offset):
 
 
 @inlined
-def gather_backward(a, sums, lanes, low, high, begin, end, valid):
-    """Add rows low to high of columns begin to end to their sums of dz and of dz * (x - centre)."""
+def gathered_backward(a, at, left, centre, scale, offset, total, along):
+    """Add up to sixteen elements to the sums of dz and of dz * (x - centre)."""
     x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
-    coefficients, width, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
-    start, strip = low, integer(a, slots.STRIP)
+    distance = invert(a, read(x, at, left, centre)) - centre
+    dz = gradient(a, dy, other, distance, at, left, scale, offset)
+    return total + dz, fma(dz, distance, along)
+
+
+@inlined
+def gather_backward_tile(a, sums, low, high, column):
+    """Add rows low to high of 64 columns to their sums, two of each in registers."""
+    k, w, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
+    c0, c1, c2, c3 = vload(k, column), vload(k, column + 16), vload(k, column + 32), vload(k, column + 48)
+    at = w + column
+    m0, m1, m2, m3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
+    at = 2 * w + column
+    o0, o1, o2, o3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zeros(a)
+    at = low * stride + column
+    for _ in range(low, high):
+        s0, q0 = gathered_backward(a, at, 16, c0, m0, o0, s0, q0)
+        s1, q1 = gathered_backward(a, at + 16, 16, c1, m1, o1, s1, q1)
+        s2, q2 = gathered_backward(a, at + 32, 16, c2, m2, o2, s2, q2)
+        s3, q3 = gathered_backward(a, at + 48, 16, c3, m3, o3, s3, q3)
+        at += stride
+    add_sums(sums, w, column, s0, q0)
+    add_sums(sums, w, column + 16, s1, q1)
+    add_sums(sums, w, column + 32, s2, q2)
+    add_sums(sums, w, column + 48, s3, q3)
+
+
+@inlined
+def gather_backward_column(a, sums, low, high, column, left):
+    """Add rows low to high of up to sixteen columns to their sums."""
+    k, w, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
+    centre, scale, offset = vload(k, column), vload(k, w + column), vload(k, 2 * w + column)
+    s = q = zeros(a)
+    at = low * stride + column
+    for _ in range(low, high):
+        s, q = gathered_backward(a, at, left, centre, scale, offset, s, q)
+        at += stride
+    add_sums(sums, w, column, s, q)
+
+
+@inlined
+def add_sums(sums, width, column, total, along):
+    """Add to the float64 sums of sixteen columns."""
+    vstore(sums, column, vload(sums, column) + widen(total))
+    vstore(sums, width + column, vload(sums, width + column) + widen(along))
+
+
+@inlined
+def gather_backward(a, sums, low, high, begin, end, valid):
+    """Add rows low to high of columns begin to end to their sums of dz and of dz * (x - centre)."""
+    start, last = low, min(end, valid)
     while start < high:
-        stop = min(start + ROWS, high)
-        i = start
-        while i < stop:
-            upto = min(i + strip, stop)
-            for column in range(begin, min(end, valid), 16):
-                centre = vload(coefficients, column)
-                scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
-                s = q = zeros(a)
-                if i > start:
-                    s, q = vload(lanes, column), vload(lanes, width + column)
-                at, left, rows = i * stride + column, valid - column, upto - i
-                if left >= 16:
-                    t = p = zeros(a)
-                    while rows >= 2:
-                        distance = invert(a, vload(x, at)) - centre
-                        dz = gradient(a, dy, other, distance, at, 16, scale, offset)
-                        s, q = s + dz, fma(dz, distance, q)
-                        distance = invert(a, vload(x, at + stride)) - centre
-                        dz = gradient(a, dy, other, distance, at + stride, 16, scale, offset)
-                        t, p = t + dz, fma(dz, distance, p)
-                        at += 2 * stride
-                        rows -= 2
-                    s, q = s + t, q + p
-                for _ in range(rows):
-                    distance = invert(a, read(x, at, left, centre)) - centre
-                    dz = gradient(a, dy, other, distance, at, left, scale, offset)
-                    s, q = s + dz, fma(dz, distance, q)
-                    at += stride
-                vstore(lanes, column, s)
-                vstore(lanes, width + column, q)
-            i = upto
-        for column in range(begin, min(end, valid), 16):
-            vstore(sums, column, vload(sums, column) + widen(vload(lanes, column)))
-            vstore(sums, width + column, vload(sums, width + column) + widen(vload(lanes, width + column)))
+        # Half as many rows as a forward gathers, for there is one sum where that has two or four.
+        stop, column = min(start + ROWS // 2, high), begin
+        while column + TILE <= last:
+            gather_backward_tile(a, sums, start, stop, column)
+            column += TILE
+        while column < last:
+            gather_backward_column(a, sums, start, stop, column, valid - column)
+            column += 16
         start = stop
 
 
@@ -344,39 +424,81 @@ def clear(sums, width, begin, end):
 
 
 @inlined
-def write_backward(a, low, high, begin, end, valid):
-    """Write dx of rows low to high, last first, and the residual's gradient where it differs from dy."""
+def backward_vector(a, dx, dr, at, left, stream, centre, scale, offset, b, d):
+    """Write up to sixteen elements of dx, and of the residual's gradient where it differs from dy."""
     x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
+    distance = invert(a, read(x, at, left, centre)) - centre
+    dz = gradient(a, dy, other, distance, at, left, scale, offset)
+    write(dx, at, left, fma(dz, scale, fma(distance, b, d)), stream)
+    if has_residual(a) and has_activation(a):
+        write(dr, at, left, dz, stream)
+
+
+@inlined
+def backward_tile(a, low, high, column, stream):
+    """Write dx of rows low to high of 64 columns, whose coefficients stay in registers."""
+    dx, dr = data(a, slots.DX), data(a, slots.DRESIDUAL)
+    k, w, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
+    c0, c1, c2, c3 = vload(k, column), vload(k, column + 16), vload(k, column + 32), vload(k, column + 48)
+    at = w + column
+    s0, s1, s2, s3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
+    at = 2 * w + column
+    t0, t1, t2, t3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
+    at = 3 * w + column
+    b0, b1, b2, b3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
+    at = 4 * w + column
+    d0, d1, d2, d3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
+    at = low * stride + column
+    for _ in range(low, high):
+        backward_vector(a, dx, dr, at, 16, stream, c0, s0, t0, b0, d0)
+        backward_vector(a, dx, dr, at + 16, 16, stream, c1, s1, t1, b1, d1)
+        backward_vector(a, dx, dr, at + 32, 16, stream, c2, s2, t2, b2, d2)
+        backward_vector(a, dx, dr, at + 48, 16, stream, c3, s3, t3, b3, d3)
+        at += stride
+
+
+@inlined
+def backward_column(a, low, high, column, left):
+    """Write dx of rows low to high of the last ``left`` columns, up to sixteen of them."""
     dx, dr, stream = data(a, slots.DX), data(a, slots.DRESIDUAL), integer(a, slots.STREAM)
     coefficients, width, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
-    strip, i = integer(a, slots.STRIP), high
-    while i > low:
-        start = max(low, i - strip)
-        for column in range(begin, min(end, valid), 16):
-            centre = vload(coefficients, column)
-            scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
-            b, d = vload(coefficients, 3 * width + column), vload(coefficients, 4 * width + column)
-            at, left = start * stride + column, valid - column
-            for _ in range(start, i):
-                distance = invert(a, read(x, at, left, centre)) - centre
-                dz = gradient(a, dy, other, distance, at, left, scale, offset)
-                write(dx, at, left, fma(dz, scale, fma(distance, b, d)), stream)
-                if has_residual(a) and has_activation(a):
-                    write(dr, at, left, dz, stream)
-                at += stride
-        i = start
+    centre = vload(coefficients, column)
+    scale, offset = vload(coefficients, width + column), vload(coefficients, 2 * width + column)
+    b, d = vload(coefficients, 3 * width + column), vload(coefficients, 4 * width + column)
+    at = low * stride + column
+    for _ in range(low, high):
+        backward_vector(a, dx, dr, at, left, stream, centre, scale, offset, b, d)
+        at += stride
+
+
+@inlined
+def write_backward(a, low, high, begin, end, valid):
+    """Write dx of rows low to high over columns begin to end, and the residual's gradient where it differs from dy."""
+    start, last = low, min(end, valid)
+    while start < high:
+        i, column = min(high, start + ROWS), begin
+        while column + TILE <= last:
+            if integer(a, slots.STREAM):
+                backward_tile(a, start, i, column, True)
+            else:
+                backward_tile(a, start, i, column, False)
+            column += TILE
+        while column < last:
+            backward_column(a, start, i, column, valid - column)
+            column += 16
+        start = i
 
 
 def backward(begin, end, a):
     """Backward of few rows: a task is a tile of GROUP columns."""
     width, tile, rows = integer(a, slots.WIDTH), integer(a, slots.GROUP), integer(a, slots.OUTER)
-    sums, lanes, channels = double(a, slots.PARTIALS), region_lanes(a, 0), integer(a, slots.CHANNELS)
+    sums, channels = double(a, slots.PARTIALS), integer(a, slots.CHANNELS)
     for task in range(begin, end):
         low, high = task * tile, min((task + 1) * tile, width)
         for column in range(low, high, 16):
             restore_channels(a, column)
         clear(sums, width, low, high)
-        gather_backward(a, sums, lanes, 0, rows, low, high, channels)
+        gather_backward(a, sums, 0, rows, low, high, channels)
         for column in range(low, high, 16):
             finish_channels_backward(a, column, sums, width)
         write_backward(a, 0, rows, low, high, channels)
@@ -387,12 +509,12 @@ def backward_partial(begin, end, a):
     """Sums of blocks of rows. The coefficients are set."""
     width, fold, rows = integer(a, slots.WIDTH), integer(a, slots.FOLD), integer(a, slots.OUTER)
     for block in range(begin, end):
-        sums, lanes = region(a, block), region_lanes(a, block)
+        sums = region(a, block)
         clear(sums, width, 0, width)
-        gather_backward(a, sums, lanes, first_row(a, block), first_row(a, block + 1), 0, width, columns(a))
+        gather_backward(a, sums, first_row(a, block), first_row(a, block + 1), 0, width, columns(a))
         if block == integer(a, slots.BLOCKS) - 1 and rows % fold:
             valid = rows % fold * integer(a, slots.CHANNELS)
-            gather_backward(a, sums, lanes, rows // fold, rows // fold + 1, 0, width, valid)
+            gather_backward(a, sums, rows // fold, rows // fold + 1, 0, width, valid)
 
 
 @inlined
@@ -429,7 +551,8 @@ def finish_sums(begin, end, a):
 def apply_backward(begin, end, a):
     """Write dx of blocks of rows, from the coefficients."""
     width, fold, rows = integer(a, slots.WIDTH), integer(a, slots.FOLD), integer(a, slots.OUTER)
-    for block in range(begin, end):
+    # The last first: what was gathered last may still lie in a cache.
+    for block in range(end - 1, begin - 1, -1):
         write_backward(a, first_row(a, block), first_row(a, block + 1), 0, width, columns(a))
         if block == integer(a, slots.BLOCKS) - 1 and rows % fold:
             write_backward(a, rows // fold, rows // fold + 1, 0, width, rows % fold * integer(a, slots.CHANNELS))

@@ -5,6 +5,8 @@ from ..arguments import data, integer
 from ..moments import last_of_few, middle, middle_of
 from ..vectors import inlined, load, vload, vload_first, widen, zeros
 
+TILE = 64  # columns that are taken side by side
+
 
 @inlined
 def columns(a):

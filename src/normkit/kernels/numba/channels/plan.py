@@ -4,25 +4,30 @@ The cut depends on the shape, the memory layout and the element size alone, neve
 the same in every bit for any of them.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from .. import slots
 from ..arguments import GROUP
 from ..moments import CHUNK
+from .columns import TILE
 
 __all__ = ["GRAIN", "LINE", "Plan", "is_streamed", "layout_of", "plan"]
 
 GRAIN = 32768  # elements that are worth a thread
 _L2 = 1 << 19  # bytes of one task's tensors that should stay in the cache nearest the core
-_STREAMED = 1 << 24  # bytes of output from which the caches are passed by
+_STREAMED = 1 << 24  # the most bytes of output that are written through the caches
 LINE = 64  # bytes of a line of the cache
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux names them
 _FEW_CHANNELS = 16
 _FEW_ROWS = 512
+_WIDE = 320  # columns of a folded row that are merged into few channels in no time
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,13 @@ class Plan:
     tasks: int
     grain: int
     partials: int  # float64 numbers of working memory
-    strip: int
     stream: bool
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """The slots from OUTER to COUNT."""
         shape = (self.outer, self.channels, self.inner)
-        cut = (self.group, self.blocks, self.fold, self.width, self.strip, self.stream)
+        cut = (self.group, self.blocks, self.fold, self.width, 1, self.stream)
         return (*shape, *cut, self.outer * self.inner)
 
     @functools.cached_property
@@ -115,7 +119,6 @@ def _plan_contiguous(samples: int, channels: int, positions: int, itemsize: int,
         tasks=-(-channels // group) if fused else channels * blocks,
         grain=max(1, GRAIN // (values * group if fused else max(1, values // blocks))),
         partials=0 if fused else 3 * channels * blocks,
-        strip=1,
         stream=stream,
     )
 
@@ -123,12 +126,9 @@ def _plan_contiguous(samples: int, channels: int, positions: int, itemsize: int,
 def _plan_channels_last(samples: int, channels: int, positions: int, itemsize: int, stepwise: bool) -> Plan:
     rows = samples * positions
     fused = not stepwise and rows <= _FEW_ROWS and channels >= 64
-    fold = 1
-    if not fused and channels % 16 and channels < 128:
-        period = 16 // math.gcd(channels, 16)
-        fold = period if rows >= 8 * period else 1
+    fold = 1 if fused else _fold(rows, channels)
     width = -(-channels * fold // 16) * 16
-    group = 16 * max(1, min(16, width // 256)) if fused else 1
+    group = TILE * max(1, min(4, width // 1024)) if fused else 1
     folded = rows // fold
     # Blocks of a few hundred rows: merging one costs about as much as reading four rows.
     blocks = 1 if fused else max(1, min(64, rows * channels // GRAIN, folded // 128))
@@ -145,15 +145,45 @@ def _plan_channels_last(samples: int, channels: int, positions: int, itemsize: i
         tasks=-(-width // group) if fused else blocks,
         grain=max(1, GRAIN // (rows * group)) if fused else 1,
         partials=5 * width * blocks,
-        strip=16 if width <= 256 else 8,
         stream=is_streamed(rows * channels, channels * fold, itemsize, by_columns=True),
     )
 
 
+def _fold(rows: int, channels: int) -> int:
+    """Return how many rows of few channels are read as one: whole tiles where they are not wide, else whole vectors."""
+    if channels >= 128:
+        return 1
+    tiles, vectors = TILE // math.gcd(channels, TILE), 16 // math.gcd(channels, 16)
+    if channels * tiles <= _WIDE and rows >= 64 * tiles:
+        return tiles
+    return vectors if rows >= 8 * vectors else 1
+
+
 def is_streamed(elements: int, run: int, itemsize: int, *, by_columns: bool = False) -> bool:
-    """Say whether an output passes the caches by, written in runs of ``run`` elements or by columns, 16 at a time."""
+    """Say whether an output passes the caches by, written in runs of ``run`` elements, or by columns of such rows."""
     # Sixteen columns of half precision are half a line of the cache: streamed, it would be waited for twice.
-    if by_columns and 16 * itemsize < LINE:
+    if by_columns and 16 * itemsize < LINE and run % TILE:
         return False
     # A streaming store needs its address aligned to a whole vector: `Plan.sizes_at` looks where the output begins.
-    return elements * itemsize >= _STREAMED and itemsize <= 4 and run % 16 == 0
+    return elements * itemsize >= streamed_from() and itemsize <= 4 and run % 16 == 0
+
+
+@functools.cache
+def streamed_from() -> int:
+    """Return from how many bytes of output the caches are passed by: a quarter of the last one, 16 MB at most.
+
+    What is written through them pushes the input out, and whatever else is used. Every bit is the same either way.
+    """
+    cache = last_cache()
+    return _STREAMED if cache is None else max(_STREAMED // 4, min(_STREAMED, cache // 4))
+
+
+def last_cache() -> int | None:
+    """Return the bytes of the largest cache, or None where the system does not say."""
+    units, found = {"K": 1 << 10, "M": 1 << 20}, []
+    with contextlib.suppress(OSError):
+        for path in _CACHES.glob("index*/size"):
+            size = path.read_text().strip()
+            if size[-1:] in units and size[:-1].isdecimal():
+                found.append(int(size[:-1]) * units[size[-1]])
+    return max(found, default=None)

@@ -246,7 +246,7 @@ def backward(begin, end, a):
         if step == sample_slots.WHOLE or step == sample_slots.GATHER:
             sums = region(own, block)
             clear(sums, width, 0, width)
-            gather_backward(own, sums, region_lanes(own, block), low, high, 0, width, valid)
+            gather_backward(own, sums, low, high, 0, width, valid)
         if step == sample_slots.WHOLE or step == sample_slots.FINISH:
             finish_group_sums(own, task // parts)
         if step == sample_slots.WHOLE or step == sample_slots.APPLY:

@@ -174,7 +174,7 @@ def _plan_channels_last(form: Form, itemsize: int) -> Plan:
         parts = max(1, min(_TASKS // samples, rows // fold // 16, rows * channels // (_GRAIN // 2)))
     stream = is_streamed(samples * rows * channels, channels * fold, itemsize, by_columns=True)
     return Plan(
-        sizes=_sizes(form, 1, parts, fold, width, 16 if width <= 256 else 8, stream),
+        sizes=_sizes(form, 1, parts, fold, width, 1, stream),
         tasks=samples * parts,
         grain=max(1, _GRAIN * parts // (rows * channels)),
         parts=parts,
