@@ -91,7 +91,8 @@ def test_figures_of_a_chinese_page_have_chinese_words_and_values():
     for picture in pictures:
         ElementTree.fromstring(picture)
     assert all(
-        words in pictures[0] for words in (">训练损失<", ">交叉熵<", ">有批归一化<", "有批归一化：0.8（0.8 到 0.8），在 epoch ")
+        words in pictures[0]
+        for words in (">训练损失<", ">交叉熵<", ">有批归一化<", "有批归一化：0.8（0.8 到 0.8），在 epoch ")
     )
     assert not any("norm" in picture for picture in pictures)
     # A title of two lines becomes one.
