@@ -13,7 +13,7 @@ from normkit.lab.claims import get_claim
 from normkit.lab.ledger import Entry, write_verdicts
 from normkit.lab.sequential import LEVEL
 from normkit.lab.verdicts import Rule, single
-from normkit.report.figures import draw, inline_panels
+from normkit.report.figures import draw, draw_miniature, inline_panels
 from normkit.report.page import effect_in_words, render
 
 HOSTILE = "</script><script>alert('&amp; $x$')</script>\"<img src=x onerror=alert(1)>"
@@ -170,6 +170,19 @@ def test_drawn_files_repeat_byte_for_byte_and_carry_their_text(tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     assert chart.text.encode() in first[0].read_bytes()
     assert chart.text.encode() in first[1].read_bytes()
+
+
+def test_files_are_light_cards_or_dark_ones_as_the_reader_chose(tmp_path):
+    (chart, _) = entry_of(rows_of()).shown
+    draw_miniature(chart, tmp_path / "small.svg")
+    for path in (draw(chart, tmp_path)[0], tmp_path / "small.svg"):
+        markup = path.read_text()
+        ElementTree.fromstring(markup)
+        sheet = re.search(r"<style>@media \(prefers-color-scheme: dark\) {(.+?)}</style>", markup, re.DOTALL)[1]
+        # Whatever is drawn in ink or on the card's white has a dark counterpart.
+        drawn = set(re.findall(r"(?:fill|stroke): #(?:1b1f24|ffffff)", markup.replace(sheet, "")))
+        assert {"fill: #ffffff", "stroke: #1b1f24"} <= drawn
+        assert all(f'[style*="{colour}"]' in sheet for colour in drawn)
 
 
 def test_bars_and_logarithmic_axes_are_drawn(tmp_path):
