@@ -95,7 +95,7 @@ def explained_by_a_line(inputs: Tensor) -> float:
 
     The squared correlation of input and output; of a standard normal 0.98.
 
-    >>> x = torch.linspace(-0.01, 0.01, 101)[:, None]
+    >>> x = torch.linspace(-0.01, 0.01, 1001)[:, None]
     >>> round(explained_by_a_line(x), 6), round(explained_by_a_line(1e6 * x), 2)
     (1.0, 0.75)
     """
@@ -111,14 +111,20 @@ def _last(column: str, run: Sequence[Row]) -> float:
     return as_number(run[-1][column])
 
 
+def _last_fit(run: Sequence[Row]) -> float:
+    """Return the last training loss, which is beyond all others where it is not finite."""
+    loss = _last("fit_loss", run)
+    return loss if math.isfinite(loss) else math.inf
+
+
 def at_best_fit(rows: Sequence[Row]) -> list[Row]:
     """Return, for every seed that was run at all rates, the rows of the rate with the lowest last training loss."""
     chosen: list[Row] = []
     for seed in sorted({row["seed"] for row in rows}):
         runs = [where(rows, seed=seed, rate=rate) for rate in RATES]
         if all(runs):
-            # A run whose loss is not finite fits nothing.
-            chosen += min(runs, key=lambda run: (not math.isfinite(_last("fit_loss", run)), _last("fit_loss", run)))
+            best = min(runs, key=_last_fit)
+            chosen.extend(best)
     return chosen
 
 

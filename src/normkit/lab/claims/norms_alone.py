@@ -66,7 +66,9 @@ def build(norm: str, part: str) -> SmallResidual:
                 module.requires_grad_(True)
             else:
                 assert convolution is not None
-                _learn_some(convolution.weight, sum(parameter.numel() for parameter in module.parameters()))
+                _learn_some(
+                    convolution.get_parameter("weight"), sum(parameter.numel() for parameter in module.parameters())
+                )
     return model
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..curves import norm_label, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
-from ..rows import as_number, matched, mean_of, of_norm, per_seed, spread_in_words, where
+from ..rows import matched, mean_of, of_norm, per_seed, spread_in_words, where
 from ..search import RATE_RULE, best_rate
 from ..training import TrainingSettings, evaluate, large_batch, train, with_seed
 from ..verdicts import Rule, Verdict, conclude, paired
@@ -96,20 +97,21 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
         }
 
 
-def _late(run: Sequence[Row]) -> float:
-    """Return the mean accuracy of the last epochs: one epoch's hangs on how far the moving averages lag just then."""
-    return mean_of("test_accuracy", run[-LATE:])
+def _late(column: str, run: Sequence[Row]) -> float:
+    """Return the mean of a column over the last epochs: one epoch's hangs on how far the moving averages lag then."""
+    return mean_of(column, run[-LATE:])
 
 
 def decide(rows: Sequence[Row]) -> Verdict:
     """Judge both sides of the net with the norm; beside it the plain net's, and the loss at the same fit."""
     sides = {(norm, mates): where(of_norm(rows, norm), mates=mates) for norm in ("batch", "none") for mates in MATES}
     new, fixed = sides["batch", "new"], sides["batch", "fixed"]
+    accuracy = partial(_late, "test_accuracy")
     return conclude(
-        paired(HELPS, per_seed(new, _late), per_seed(fixed, _late)),
+        paired(HELPS, per_seed(new, accuracy), per_seed(fixed, accuracy)),
         premises=[learnt(new, fixed)],
         details=[
-            paired(PLAIN, *(per_seed(sides["none", mates], _late) for mates in MATES)),
+            paired(PLAIN, *(per_seed(sides["none", mates], accuracy) for mates in MATES)),
             paired(MATCHED, *matched(new, fixed, fit="fit_loss", read="test_loss")),
         ],
         compared="mates that change against mates that stay",
@@ -137,19 +139,19 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     for norm, mates in sides:
         mine = where(of_norm(rows, norm), mates=mates)
         cells = [
-            spread_in_words(list(per_seed(mine, lambda run, column=column: as_number(run[-1][column])).values()))
+            spread_in_words(list(per_seed(mine, partial(_late, column)).values()))
             for column in ("fit_loss", "test_loss", "test_accuracy")
         ]
         lines.append([norm, MATES[mates], f"{mine[0]['rate']:g}", *cells])
     table = Table(
-        title="After the last epoch",
+        title=f"Mean over the last {LATE} epochs",
         header=["norm", "mates", "learning rate", "training loss", "test loss", "test accuracy"],
         rows=lines,
         note=f"Mean ± standard deviation over seeds. Every step takes {BATCH} images in every row; the norms take "
         f"their statistics from parts of {PART}.",
     )
     words = "; ".join(f"{norm_label(line[0])}, {line[1]}: test loss {line[4]}, accuracy {line[5]}" for line in lines)
-    text = f"Curves by epoch of test loss and accuracy. After the last epoch: {words}."
+    text = f"Curves by epoch of test loss and accuracy. Mean over the last {LATE} epochs: {words}."
     return Chart(name="shuffling", title="Mates that change, and mates that stay", panels=panels, text=text), table
 
 
