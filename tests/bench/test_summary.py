@@ -2,7 +2,7 @@
 
 import pytest
 
-from normkit.bench.goals import verdicts
+from normkit.bench.goals import slower, verdicts
 from normkit.bench.markdown import markdown
 from normkit.bench.summary import TABLE, geometric_mean, groups, of_copy, ratio
 
@@ -95,6 +95,26 @@ def test_a_shape_is_slower_only_beyond_noise():
         assert judged(rows=rows)["no shape above 4096 "].met is met
         assert judged(rows=[{**row, "elements": 4096} for row in rows])["no input of up to 40"].met is met
     assert "1 of 2 are; mean 0.90, least 0.90 (edge" in judged(rows=[noisy, slow])["no shape above 4096 "].found
+
+
+def test_what_is_slower_is_named_first_over_the_better_form_of_torch_and_beyond_noise_before_the_rest():
+    rows = [
+        made([4, 3], 1.5, 1.0),
+        made([5, 3], 0.5, 1.0, noise=0.6),
+        made([6, 3], 0.9, 1.0),
+        made([7, 3], 2.0, 1.0, **{"torch in place": peer(0.75), "torch.compile": peer(0.1)}),
+    ]
+    step = {"network": "LeNet-5", "batch": [32, 1], "layout": "contiguous", "ratio": 0.95,
+            "peers": {"torch": peer(0.95), "normkit": peer(1.0)}}  # fmt: skip
+    found = slower(document(rows=rows, training=[step]))
+    assert [(one.ratio, one.beyond_noise) for one in found] == [(0.75, True), (0.9, True), (0.95, True), (0.5, False)]
+    assert str(found[0]) == "0.75 of torch's speed: edge 7x3 float32 contiguous forward bn"
+    assert str(found[2]) == "0.95 of torch's speed: a training step, LeNet-5 32 contiguous"
+    assert str(found[3]).startswith("0.50 of torch's speed, within noise: edge 5x3")
+    _, first, second, *_ = markdown([document(rows=rows, training=[step])]).split("\n\n")
+    assert first == "Slower than torch:"
+    assert second.splitlines()[0] == f"- {found[0]}"
+    assert "\n\nNothing is slower than torch.\n\n" in markdown([document(rows=rows[:1])])
 
 
 def test_few_channels_are_judged_apart():

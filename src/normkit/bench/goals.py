@@ -6,13 +6,15 @@ from typing import Any
 
 from .summary import TABLE, Row, geometric_mean, of_copy, ratio
 
-__all__ = ["TINY", "Verdict", "verdicts"]
+__all__ = ["TINY", "Slower", "Verdict", "slower", "verdicts"]
 
 # Inputs of up to so many values cost what a call costs: there normkit may be level with torch.
 TINY = 4096
 # Slower than this share of torch's speed is slower.
 _LEVEL = 0.95
 _FEW_CHANNELS, _MANY_TIMES = 16, 10.0
+# How torch's own layers may be written: a sum and an activation as operations of their own, or in place.
+_FORMS = ("torch", "torch in place")
 _OVER_COMPILE, _OF_COPY, _IMPORT = 1.3, 1.5, 0.05
 
 
@@ -29,6 +31,39 @@ class Verdict:
     goal: str
     found: str
     met: bool
+
+
+@dataclass(frozen=True)
+class Slower:
+    """What took longer with normkit than with torch.
+
+    Attributes:
+        name: the row, or the training step.
+        ratio: the better of torch's forms over normkit; below one.
+        beyond_noise: most of normkit's samples are slower than most of torch's.
+    """
+
+    name: str
+    ratio: float
+    beyond_noise: bool
+
+    def __str__(self) -> str:
+        """The share of torch's speed, and where."""
+        return f"{self.ratio:.2f} of torch's speed{'' if self.beyond_noise else ', within noise'}: {self.name}"
+
+
+def slower(document: Mapping[str, Any]) -> list[Slower]:
+    """Return what is slower than the better of torch's forms: beyond noise first, and of those the slowest."""
+    named = [(_name(row), row["peers"]) for row in document["rows"]]
+    named += [(f"a training step, {_step(step)}", step["peers"]) for step in document["training"]]
+    found = []
+    for name, peers in named:
+        ours = peers["normkit"]
+        best = min((peers[form] for form in _FORMS if form in peers), key=lambda timing: timing["median"])
+        ratio_to_best = float(best["median"] / ours["median"])
+        if ratio_to_best < 1:
+            found.append(Slower(name, ratio_to_best, bool(ours["low"] > best["high"])))
+    return sorted(found, key=lambda one: (not one.beyond_noise, one.ratio))
 
 
 def verdicts(document: Mapping[str, Any]) -> list[Verdict]:
@@ -113,10 +148,14 @@ def _beside_copy(document: Mapping[str, Any]) -> Verdict | None:
 def _training(steps: Sequence[Mapping[str, Any]]) -> Verdict | None:
     if not steps:
         return None
-    over = {f"{step['network']} {step['batch'][0]} {step['layout']}": _over_best_torch(step) for step in steps}
+    over = {_step(step): _over_best_torch(step) for step in steps}
     worst = min(over, key=lambda name: over[name])
     found = f"least {over[worst]:.2f} ({worst}); " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in over.items())
     return Verdict("a training step faster than with torch.nn's layers, in place or not", found, over[worst] > 1)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    return f"{step['network']} {step['batch'][0]} {step['layout']}"
 
 
 def _over_best_torch(step: Mapping[str, Any]) -> float:

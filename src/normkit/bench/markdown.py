@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .goals import Verdict, verdicts
+from .goals import Verdict, slower, verdicts
 from .summary import Group, groups
 
 __all__ = ["markdown", "yes_or_no"]
@@ -16,6 +16,8 @@ def markdown(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _sections(document: Mapping[str, Any]) -> list[str]:
     sections = [_heading(document)]
+    if document["rows"] or document["training"]:
+        sections.append(_slower(document))
     if document["rows"]:
         sections.append(_rows_table(groups(document["rows"])))
     for name, words in (("wrong", "Wrong, and not timed"), ("skipped", "Left out")):
@@ -43,6 +45,13 @@ def _heading(document: Mapping[str, Any]) -> str:
         f"{machine['load']:.1f} at the start; torch {versions['torch']}, numba {versions['numba']}, normkit "
         f"{(document.get('commit') or versions['normkit'])[:12]}; memory {memory}; {document['date'][:10]}.{unfinished}"
     )
+
+
+def _slower(document: Mapping[str, Any]) -> str:
+    found = slower(document)
+    if not found:
+        return "Nothing is slower than torch."
+    return "\n".join(["Slower than torch:", "", *(f"- {one}" for one in found)])
 
 
 def _rows_table(found: Sequence[Group]) -> str:

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..bench.goals import Verdict, verdicts
+from ..bench.goals import Verdict, slower, verdicts
 from ..bench.markdown import yes_or_no
 from ..bench.summary import Group, groups, of_copy, ratio
 from .terminal import Terminal
@@ -61,8 +61,13 @@ class BenchProgress:
 
 
 def print_document(document: dict[str, Any]) -> None:
-    """Print the tables of what was measured."""
+    """Print what is slower than torch, and the tables of what was measured."""
     console = Terminal()
+    if document["rows"] or document["training"]:
+        found_slower = slower(document)
+        console.print("Slower than torch:" if found_slower else "Nothing is slower than torch.")
+        for one in found_slower:
+            console.print(f"  {one}", soft_wrap=True, highlight=False)
     if document["rows"]:
         _print(console, _rows_table(document["rows"]))
         found = groups(document["rows"])
