@@ -13,7 +13,7 @@ SHARED = {
     "saturation": [("share", "share"), ("saturated", "saturated")],
     "gradient-flow": [("sigmoid", "sigmoid"), ("gradient", "gradient")],
     "batch-noise": [("at the same training loss", "at the same training loss"), ("test loss", "test loss")],
-    "augmentation": [("test accuracy", "test accuracy gained by distortion")],
+    "augmentation": [("test accuracy", "test accuracy"), ("distorted", "gained by distortion")],
     "rank-collapse": [("rank", "effective rank")],
     "accumulation": [("test loss", "test loss"), ("plainly", "plain"), ("large batch's", "large batch's")],
 }
