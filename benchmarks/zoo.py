@@ -199,7 +199,7 @@ def _one(name: str, place: Path, seconds: float) -> int:
     from zoo_tries import try_all
 
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"name": name, "versions": dict(_versions(name))}
+    row: dict[str, Any] = {"name": name, "versions": dict(_versions(name)), **_state()}
     try:
         row |= try_all(named(name))
     except Exception as error:  # told in the table
@@ -207,6 +207,16 @@ def _one(name: str, place: Path, seconds: float) -> int:
         row["failed"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
     place.write_text(json.dumps(row))
     return 0
+
+
+def _state() -> dict[str, str]:
+    """Name the commit of the code, where it stands in a repository."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"state": said.stdout.strip()}
 
 
 def _versions(name: str) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, SurgeryError
 from ..files import write_atomically
-from ..kernels.plain import channels as plain_channels
-from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .transaction import copied
 
 __all__ = ["write_onnx", "write_program", "write_pt2"]
@@ -65,46 +63,7 @@ def _exported(model: nn.Module, example: Any) -> torch.export.ExportedProgram:
     wide = example if len(example) > 1 else torch.cat([example, example])
     shapes = ({0: torch.export.Dim.AUTO},)
     try:
-        return torch.export.export(_with_one_set_of_names(model), (wide,), dynamic_shapes=shapes)
+        return torch.export.export(copied(model).eval(), (wide,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SurgeryError(f"torch.export cannot take {type(model).__name__}: {reason}") from error
-
-
-def _with_one_set_of_names(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode in which a fused layer is one module, so that a program lists its state once.
-
-    torch.export names a tensor by every place that holds it, and a fused layer shares its part's.
-    """
-    work = copied(model).eval()
-    for path, module in list(work.named_modules()):
-        if isinstance(module, BatchNormAct1d | BatchNormAct2d | BatchNormAct3d) and isinstance(
-            module.norm, nn.modules.batchnorm._BatchNorm
-        ):
-            written = _Written(module)
-            if path == "":
-                return written
-            work.set_submodule(path, written)
-    return work
-
-
-class _Written(nn.Module):
-    """What a fused layer computes in evaluation, in torch's operations."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        norm = layer.norm
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        self.activation, self.eps = str(layer.activation) if layer.activation is not None else None, norm.eps
-        self._parameters.update(norm._parameters)
-        self._buffers.update(norm._buffers)
-        self.eval()
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        mean, variance = self.running_mean, self.running_var
-        assert mean is None or isinstance(mean, Tensor)
-        assert variance is None or isinstance(variance, Tensor)
-        y = nn.functional.batch_norm(
-            input, mean, variance, self._parameters["weight"], self._parameters["bias"], mean is None, 0.0, self.eps
-        )
-        return plain_channels.activate(y if residual is None else y + residual, self.activation)
