@@ -33,6 +33,7 @@ SLOW = {
     "tests/layers/test_graphs.py::*onnxruntime?[02]?": "an export of every layer; that in one dimension stays",
     "tests/differential/*": "many drawn inputs; `make fuzz` draws more",
     "tests/functional/test_matrix_root.py::*eighth*": "derivatives to the eighth order",
+    "tests/parts/test_accumulate.py::*thousand_steps*": "a thousand steps",
     "tests/lab/test_settings_file.py::*run_to_a_verdict*": "nets that are trained",
 }
 # Cases that a test keeps whole, and of how many more one is kept.
