@@ -149,8 +149,8 @@ CLAIM = Claim(
     statement="A net trained with large batches generalises worse than one trained with small ones. Part of that is "
     "the norm's: with statistics taken from small parts of the large batch, ghost batches, it comes back.",
     source="Hoffer, Hubara and Soudry 2017, Train longer, generalize better, arXiv:1705.08741, algorithm 1",
-    prediction=f"With steps of {LARGE} images the test accuracy is higher with statistics of {SMALL} than with those of "
-    "the whole batch, after equally many steps; within 0.005 is no difference. Beside it: whether batches of "
+    prediction=f"With steps of {LARGE} images the test accuracy is higher with statistics of {SMALL} than with those "
+    "of the whole batch, after equally many steps; within 0.005 is no difference. Beside it: whether batches of "
     f"{SMALL} are ahead of those of {LARGE} then, and by less than 0.005 of those with ghost batches.",
     question=RECOVERS,
     premises=(LEARNT,),
