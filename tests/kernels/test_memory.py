@@ -242,6 +242,14 @@ def test_the_last_cache_decides_which_outputs_pass_it_by(monkeypatch, cache, meg
     channel_plan.streamed_from.cache_clear()
 
 
+def test_long_runs_between_vectors_are_streamed_where_no_cache_holds_them():
+    values = 1 << 22
+    for run, large, small in ((196, True, False), (49, False, False), (192, True, True)):
+        assert channel_plan.is_streamed(values, run, 4) is large
+        assert channel_plan.is_streamed(values - 1, run, 4) is (small and channel_plan.streamed_from() < 1 << 24)
+    assert not channel_plan.is_streamed(values, 196, 4, by_columns=True)
+
+
 def test_a_machine_that_names_no_cache_is_not_guessed_at(tmp_path, monkeypatch):
     monkeypatch.setattr(channel_plan, "_CACHES", tmp_path)
     assert channel_plan.last_cache() is None

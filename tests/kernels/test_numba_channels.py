@@ -13,6 +13,7 @@ from torch import Tensor
 import normkit
 from normkit import reference
 from normkit.functional import batch_norm
+from normkit.kernels.numba.channels import passes, plan
 from tolerances import FORWARD_ULP, assert_close
 
 from .shapes import WAYS, tensor
@@ -198,3 +199,33 @@ def test_variance_that_float32_cannot_hold_is_stored_as_infinity_and_predicts_th
     assert torch.isposinf(theirs[1]).all()
     assert_close(ours[0], theirs[0], dtype=torch.float32)
     assert torch.equal(batch_norm(x, *ours, None, bias), bias.view(1, 3, 1, 1).expand_as(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((8, 32, 29, 27), "contiguous"), ((3, 3, 131, 127), "contiguous"), ((6, 64, 29, 27), "channels_last"),
+     ((3, 48, 29, 31), "channels_last"), ((2, 144, 29, 27), "channels_last")],
+)  # fmt: skip
+def test_what_is_streamed_is_equal_in_every_bit(shape, layout, dtype, monkeypatch):
+    """Planes of 783 values and of 16637 begin between two vectors of memory; their ends are written through."""
+    x, dy, residual = (torch.randn(shape).to(dtype) for _ in range(3))
+    if layout == "channels_last":
+        x, dy, residual = (value.contiguous(memory_format=torch.channels_last) for value in (x, dy, residual))
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+
+    def results():
+        plan.plan.cache_clear()
+        y, saved = passes.forward(x, layout, weight, bias, None, None, 0.1, 1e-5, True, "relu", residual)
+        gradients = passes.backward(dy, x, layout, weight, bias, saved, "relu", y, True)
+        return plan.plan(shape, layout, x.element_size()).stream, (y, saved, *gradients)
+
+    written, expected = results()
+    monkeypatch.setattr(plan, "_STREAMED", 0)
+    monkeypatch.setattr(plan, "streamed_from", lambda: 0)
+    streamed, found = results()
+    monkeypatch.undo()
+    plan.plan.cache_clear()
+    assert (written, streamed) == (False, dtype is torch.float32 or layout == "contiguous" or shape[1] != 144)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)

@@ -92,9 +92,26 @@ def output(a, x, residual, index, centre, scale, offset):
 
 
 @inlined
+def output_first(a, x, residual, index, left, centre, scale, offset):
+    """The first ``left`` elements of y."""
+    z = fma(vload_first(x, index, left, centre) - centre, scale, offset)
+    if has_residual(a):
+        z = z + vload_first(residual, index, left, centre)
+    return activate(a, z)
+
+
+@inlined
+def before_vectors(start, size, stream):
+    """How many of the first elements stand before a whole vector of memory, where the rest is to be streamed."""
+    return min(size, -start % 16) if stream else 0
+
+
+@inlined
 def apply_span(a, x, residual, y, start, size, centre, scale, offset, stream):
-    """Write y over a contiguous span."""
-    j = 0
+    """Write y over a contiguous span. Streamed, its memory begins at a line of the cache."""
+    j = before_vectors(start, size, stream)
+    if j > 0:
+        vstore_first(y, start, j, output_first(a, x, residual, start, j, centre, scale, offset))
     if stream:
         while j + 32 <= size:
             vstream(y, start + j, output(a, x, residual, start + j, centre, scale, offset))
@@ -111,11 +128,7 @@ def apply_span(a, x, residual, y, start, size, centre, scale, offset, stream):
         vstore(y, start + j, output(a, x, residual, start + j, centre, scale, offset))
         j += 16
     if j < size:
-        left = size - j
-        z = fma(vload_first(x, start + j, left, centre) - centre, scale, offset)
-        if has_residual(a):
-            z = z + vload_first(residual, start + j, left, centre)
-        vstore_first(y, start + j, left, activate(a, z))
+        vstore_first(y, start + j, size - j, output_first(a, x, residual, start + j, size - j, centre, scale, offset))
 
 
 @inlined
@@ -309,9 +322,21 @@ def span_sums(a, x, dy, other, start, size, centre, scale, offset):
 
 
 @inlined
+def apply_backward_first(a, x, dy, other, dx, dr, index, left, centre, scale, offset, b, d):
+    """Write the first ``left`` elements of dx, and of the residual's gradient."""
+    distance = invert(a, vload_first(x, index, left, centre)) - centre
+    dz = gradient_first(a, dy, other, distance, index, left, scale, offset)
+    vstore_first(dx, index, left, fma(dz, scale, fma(distance, b, d)))
+    if has_residual(a) and has_activation(a):
+        vstore_first(dr, index, left, dz)
+
+
+@inlined
 def apply_backward_span(a, x, dy, other, dx, dr, start, size, centre, scale, offset, b, d, stream):
-    """Write dx, and the residual's gradient where an activation makes it differ from dy."""
-    j = 0
+    """Write dx, and the residual's gradient where an activation makes it differ from dy; streamed as `apply_span`."""
+    j = before_vectors(start, size, stream)
+    if j > 0:
+        apply_backward_first(a, x, dy, other, dx, dr, start, j, centre, scale, offset, b, d)
     while j + 16 <= size:
         distance = invert(a, vload(x, start + j)) - centre
         dz = gradient(a, dy, other, distance, start + j, scale, offset)
@@ -326,12 +351,7 @@ def apply_backward_span(a, x, dy, other, dx, dr, start, size, centre, scale, off
                 vstore(dr, start + j, dz)
         j += 16
     if j < size:
-        left = size - j
-        distance = invert(a, vload_first(x, start + j, left, centre)) - centre
-        dz = gradient_first(a, dy, other, distance, start + j, left, scale, offset)
-        vstore_first(dx, start + j, left, fma(dz, scale, fma(distance, b, d)))
-        if has_residual(a) and has_activation(a):
-            vstore_first(dr, start + j, left, dz)
+        apply_backward_first(a, x, dy, other, dx, dr, start + j, size - j, centre, scale, offset, b, d)
 
 
 @inlined

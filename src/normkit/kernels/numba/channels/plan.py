@@ -27,6 +27,7 @@ LINE = 64  # bytes of a line of the cache
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux names them
 _FEW_CHANNELS = 16
 _FEW_ROWS = 512
+_LONG = 128  # elements of a run, of which less than a quarter stand in the lines at its ends
 _WIDE = 320  # columns of a folded row that are merged into few channels in no time
 
 
@@ -164,8 +165,14 @@ def is_streamed(elements: int, run: int, itemsize: int, *, by_columns: bool = Fa
     # Sixteen columns of half precision are half a line of the cache: streamed, it would be waited for twice.
     if by_columns and 16 * itemsize < LINE and run % TILE:
         return False
-    # A streaming store needs its address aligned to a whole vector: `Plan.sizes_at` looks where the output begins.
-    return elements * itemsize >= streamed_from() and itemsize <= 4 and run % 16 == 0
+    # A streaming store needs its address aligned to a whole vector: `Plan.sizes_at` looks where the output begins. A
+    # long run may begin and end between two, which costs more than it saves while a cache could hold the tensor.
+    least = streamed_from()
+    if run % 16:
+        least = _STREAMED
+        if by_columns or run < _LONG:
+            return False
+    return elements * itemsize >= least and itemsize <= 4
 
 
 @functools.cache
