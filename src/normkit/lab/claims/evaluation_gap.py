@@ -10,7 +10,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_variants
+from ..curves import looks, over_variants
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..probes import probe, retaken
@@ -140,9 +140,9 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             y_label=unit,
             marks=[
                 over_variants(
-                    rows, "batch_size", partial(_later, columns[way][place]), label=WAYS[way], colour=colour
+                    rows, "batch_size", partial(_later, columns[way][place]), label=WAYS[way], **look
                 )
-                for colour, way in enumerate(WAYS)
+                for way, look in zip(WAYS, looks(["batch"] * len(WAYS)), strict=True)
             ],
             log_x=True,
             x_ticks=BATCH_SIZES,

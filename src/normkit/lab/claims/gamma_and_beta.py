@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -159,7 +159,10 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             title=title,
             x_label="epoch",
             y_label=unit,
-            marks=[over_epochs(best[way], column, label=WAYS[way], colour=colour) for colour, way in enumerate(ways)],
+            marks=[
+                over_epochs(best[way], column, label=WAYS[way], **look)
+                for way, look in zip(ways, looks(["batch"] * len(ways)), strict=True)
+            ],
         )
         for column, (title, unit) in columns.items()
     ]

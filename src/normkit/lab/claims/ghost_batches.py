@@ -10,7 +10,7 @@ from torch import nn
 from ...layers import GhostBatchNorm1d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -114,8 +114,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epochs of the small batch, as many steps for all",
             y_label=unit,
             marks=[
-                over_epochs(where(rows, way=way), column, label=WAYS[way], colour=colour)
-                for colour, way in enumerate(ways)
+                over_epochs(where(rows, way=way), column, label=WAYS[way], **look)
+                for way, look in zip(ways, looks(["ghost" if way == "ghost" else "batch" for way in ways]), strict=True)
             ],
         )
         for title, unit, column in (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import compared_norms, last_accuracies, of_norm, spread_in_words, where
@@ -120,8 +120,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label="share right",
             marks=[
-                over_epochs(where(of_norm(rows, norm), input=scale), "test_accuracy", label=label, colour=colour)
-                for colour, (scale, label) in enumerate(INPUTS.items())
+                over_epochs(where(of_norm(rows, norm), input=scale), "test_accuracy", label=label, **look)
+                for (scale, label), look in zip(INPUTS.items(), looks([norm] * len(INPUTS)), strict=True)
                 if where(of_norm(rows, norm), input=scale)
             ],
         )

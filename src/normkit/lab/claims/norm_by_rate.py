@@ -6,7 +6,7 @@ from typing import Any
 
 from ..charts import Bars, Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label
+from ..curves import looks, norm_label
 from ..data import Dataset
 from ..networks import DenseNetwork, he_initialized
 from ..premises import LEARNT, learnt
@@ -87,7 +87,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the four accuracies."""
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     marks, lines = [], []
-    for colour, norm in enumerate(norms):
+    for norm, look in zip(norms, looks(norms), strict=True):
         runs = [where(of_norm(rows, norm), rate_of=owner) for owner in OWNERS]
         accuracies = [list(last_accuracies(run).values()) for run in runs]
         spreads = [mean_and_spread(values) if values else (0.0, 0.0) for values in accuracies]
@@ -98,7 +98,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 heights=[mean for mean, _ in spreads],
                 low=[mean - spread for mean, spread in spreads],
                 high=[mean + spread for mean, spread in spreads],
-                colour=colour,
+                **look,
             )
         )
         lines.append(

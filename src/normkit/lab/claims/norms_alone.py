@@ -10,7 +10,7 @@ from torch import nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import he_initialized
 from ..premises import LEARNT, chance, learnt
@@ -132,8 +132,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(where(rows, part=part), column, label=PARTS[part], colour=colour)
-                for colour, part in enumerate(parts)
+                over_epochs(where(rows, part=part), column, label=PARTS[part], **look)
+                for part, look in zip(parts, looks(["batch"] * len(parts)), strict=True)
             ],
         )
         for title, unit, column in (

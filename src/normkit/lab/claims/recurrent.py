@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import norm_label, over_epochs
+from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..networks import norm_layer
 from ..premises import LEARNT, learnt
@@ -149,15 +149,15 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             y_label=unit,
             marks=[
                 *(
-                    over_epochs(of_norm(rows, norm), column, label=norm_label(norm), colour=colour)
-                    for colour, norm in enumerate(norms)
+                    over_epochs(of_norm(rows, norm), column, label=norm_label(norm), **look)
+                    for norm, look in zip(norms, looks(norms), strict=True)
                 ),
                 *(
                     over_epochs(
-                        of_norm(rows, norm), "shared_accuracy", label="batch norm, steps share", colour=colour,
+                        of_norm(rows, norm), "shared_accuracy", label="batch norm, steps share", **look,
                         dashed=True,
                     )
-                    for colour, norm in enumerate(norms)
+                    for norm, look in zip(norms, looks(norms), strict=True)
                     if norm == "batch" and column == "test_accuracy"
                 ),
             ],

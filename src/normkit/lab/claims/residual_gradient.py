@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..charts import Chart, Line, Panel, Table
+from ..charts import NEUTRAL, Chart, Line, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_variants
+from ..curves import looks, over_variants
 from ..data import Dataset
 from ..networks import he_initialized, norm_layer
 from ..rows import as_number, per_seed, spread_in_words, where
@@ -124,11 +124,11 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show the first layer's gradient over the last one's, by depth."""
     nets = [net for net in NETS if where(rows, net=net)]
     marks = [
-        over_variants(where(rows, net=net), "depth", _decades, label=NETS[net], colour=colour)
-        for colour, net in enumerate(nets)
+        over_variants(where(rows, net=net), "depth", _decades, label=NETS[net], **look)
+        for net, look in zip(nets, looks(["batch"] * len(nets)), strict=True)
     ]
     theory = [MEAN_FIELD * (depth - 1) for depth in DEPTHS]
-    marks.append(Line(label="mean field", x=DEPTHS, y=theory, colour=len(nets), dashed=True))
+    marks.append(Line(label="mean field", x=DEPTHS, y=theory, colour=NEUTRAL, dashed=True))
     panel = Panel(
         title="First layer's gradient over the last one's",
         x_label="hidden layers",

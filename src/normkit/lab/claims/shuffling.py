@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import GhostBatchNorm1d
-from ..charts import Chart, Line, Panel, Table
+from ..charts import Chart, Line, Panel, Table, norm_colour
 from ..claim import Cell, Claim, Row
 from ..curves import norm_label, over_epochs
 from ..data import Dataset
@@ -126,7 +126,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     def line(norm: str, mates: str, column: str) -> Line:
         mine = where(of_norm(rows, norm), mates=mates)
         label = f"{norm_label(norm)}, {mates} mates"
-        return over_epochs(mine, column, label=label, colour=norms.index(norm), dashed=mates == "fixed")
+        return over_epochs(mine, column, label=label, colour=norm_colour(norm), dashed=mates == "fixed")
 
     panels = [
         Panel(title=title, x_label="epoch", y_label=unit, marks=[line(*side, column) for side in sides])

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import he_initialized, norm_layer
 from ..premises import LEARNT, learnt
@@ -131,8 +131,10 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(where(rows, branch=branch), column, label=BRANCHES[branch], colour=colour)
-                for colour, branch in enumerate(branches)
+                over_epochs(where(rows, branch=branch), column, label=BRANCHES[branch], **look)
+                for branch, look in zip(
+                    branches, looks(["batch" if branch == "batch" else "none" for branch in branches]), strict=True
+                )
             ],
         )
         for title, unit, column in (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...layers import BatchNorm1d, BatchNorm2d
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_variants
+from ..curves import looks, over_variants
 from ..data import Dataset
 from ..networks import LeNet5
 from ..premises import LEARNT, learnt
@@ -141,10 +141,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="batches seen",
             y_label=unit,
             marks=[
-                over_variants(
-                    where(early, start=start), "batches", partial(last, column), label=STARTS[start], colour=colour
-                )
-                for colour, start in enumerate(starts)
+                over_variants(where(early, start=start), "batches", partial(last, column), label=STARTS[start], **look)
+                for start, look in zip(starts, looks(["batch"] * len(starts)), strict=True)
             ],
             log_x=True,
             log_y=column == "test_loss",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..charts import Chart, Panel, Table
 from ..claim import Cell, Claim, Row
-from ..curves import over_epochs
+from ..curves import looks, over_epochs
 from ..data import Dataset
 from ..networks import DenseNetwork
 from ..premises import LEARNT, learnt
@@ -150,8 +150,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_label="epoch",
             y_label=unit,
             marks=[
-                over_epochs(where(rows, pair=pair), column, label=_label(pair), colour=colour)
-                for colour, pair in enumerate(pairs)
+                over_epochs(where(rows, pair=pair), column, label=_label(pair), **look)
+                for pair, look in zip(pairs, looks(["batch"] * len(pairs)), strict=True)
             ],
         )
         for title, unit, column in (
