@@ -27,28 +27,28 @@ INPUTS = {
     "pixels-own-rate": "pixels, their own best rate",
 }
 COSTS = Rule(
-    effect="test accuracy mean over the last three epochs, standardised input minus pixels of 0 to 255 at the same "
+    effect="test accuracy, mean over the last three epochs, standardised input minus pixels of 0 to 255 at the same "
     "rate, with the norm",
     unit="",
     direction="below",
     line=0.01,
 )
 NEEDED = Rule(
-    effect="test accuracy mean over the last three epochs, standardised input minus pixels of 0 to 255 at the same "
+    effect="test accuracy, mean over the last three epochs, standardised input minus pixels of 0 to 255 at the same "
     "rate, without a norm",
     unit="",
     direction="above",
     line=0.01,
 )
 OWN_RATE = Rule(
-    effect="test accuracy mean over the last three epochs, standardised input minus pixels of 0 to 255 at their own "
+    effect="test accuracy, mean over the last three epochs, standardised input minus pixels of 0 to 255 at their own "
     "best rate, with the norm",
     unit="",
     direction="below",
     line=0.01,
 )
 PLAIN_OWN_RATE = Rule(
-    effect="test accuracy mean over the last three epochs, standardised input minus pixels of 0 to 255 at their own "
+    effect="test accuracy, mean over the last three epochs, standardised input minus pixels of 0 to 255 at their own "
     "best rate, without a norm",
     unit="",
     direction="above",

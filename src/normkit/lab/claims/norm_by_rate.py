@@ -21,7 +21,7 @@ __all__ = ["CLAIM", "build"]
 RATES = (0.01, 0.03, 0.1)
 OWNERS = {"plain": "the plain net's best rate", "normed": "the normalized net's best rate"}
 MOST = Rule(
-    effect="test accuracy mean over the last three epochs, what the norm's rate adds to the normalized net minus "
+    effect="test accuracy, mean over the last three epochs, what the norm's rate adds to the normalized net minus "
     "what the norm adds at the plain net's rate",
     unit="",
     direction="above",
@@ -29,7 +29,8 @@ MOST = Rule(
     band=(-0.005, 0.005),
 )
 LEADS = Rule(
-    effect="test accuracy mean over the last three epochs, each side at its own best rate, with the norm minus without",
+    effect="test accuracy, mean over the last three epochs, each side at its own best rate, with the norm minus "
+    "without",
     unit="",
     direction="above",
     line=0.0,
@@ -41,13 +42,13 @@ RAISES = Rule(
     line=0.5,
 )
 LITTLE = Rule(
-    effect="test accuracy mean over the last three epochs, at the plain net's best rate, with the norm minus without",
+    effect="test accuracy, mean over the last three epochs, at the plain net's best rate, with the norm minus without",
     unit="",
     direction="below",
     line=0.005,
 )
 BEARS = Rule(
-    effect="test accuracy mean over the last three epochs, at the normalized net's best rate, with the norm minus "
+    effect="test accuracy, mean over the last three epochs, at the normalized net's best rate, with the norm minus "
     "without",
     unit="",
     direction="above",

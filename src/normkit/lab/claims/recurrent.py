@@ -25,7 +25,7 @@ STEPS = 28
 # So many batches fill the statistics of a layer that all steps share.
 FILLING = 20
 LAYER = Rule(
-    effect="test accuracy mean over the last three epochs, layer norm minus batch norm with statistics for every "
+    effect="test accuracy, mean over the last three epochs, layer norm minus batch norm with statistics for every "
     "time step",
     unit="",
     direction="above",
@@ -33,14 +33,14 @@ LAYER = Rule(
     band=(-0.01, 0.01),
 )
 HELPS = Rule(
-    effect="test accuracy mean over the last three epochs, layer norm minus no norm",
+    effect="test accuracy, mean over the last three epochs, layer norm minus no norm",
     unit="",
     direction="above",
     line=0.0,
     band=(-0.01, 0.01),
 )
 SHARED = Rule(
-    effect="test accuracy mean over the last three epochs, batch norm, statistics for every time step minus "
+    effect="test accuracy, mean over the last three epochs, batch norm, statistics for every time step minus "
     "statistics that all steps share",
     unit="",
     direction="above",

@@ -28,19 +28,19 @@ RATES = (0.003, 0.01, 0.03)
 BRANCHES = {"batch": "batch norm", "skip-init": "scalar that starts at 0", "plain": "neither"}
 LITTLE = 0.02
 AS_GOOD = Rule(
-    effect="test accuracy mean over the last three epochs, scalar that starts at 0 minus batch norm",
+    effect="test accuracy, mean over the last three epochs, scalar that starts at 0 minus batch norm",
     unit="",
     direction="above",
     line=-LITTLE,
 )
 NEEDED = Rule(
-    effect="test accuracy mean over the last three epochs, batch norm minus neither",
+    effect="test accuracy, mean over the last three epochs, batch norm minus neither",
     unit="",
     direction="above",
     line=LITTLE,
 )
 HELPS = Rule(
-    effect="test accuracy mean over the last three epochs, scalar that starts at 0 minus neither",
+    effect="test accuracy, mean over the last three epochs, scalar that starts at 0 minus neither",
     unit="",
     direction="above",
     line=0.0,
