@@ -18,7 +18,7 @@ def rows_of(batch=0.0, none=0.05, own=0.0, plain_own=0.05, accuracy=0.9, jitter=
             "test_accuracy": 0.5 + lost.get((norm, given), 0.0) if epoch == 1
             else accuracy - (given != "standardised") * (lost.get((norm, given), 0.0) + jitter * (seed - 2)),
         }
-        for norm in ("none", "batch") for given in INPUTS for seed in range(seeds) for epoch in (1, 2)
+        for norm in ("none", "batch") for given in INPUTS for seed in range(seeds) for epoch in (1, 2, 3, 4)
     ]  # fmt: skip
 
 

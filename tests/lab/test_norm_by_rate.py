@@ -4,7 +4,7 @@ from normkit.lab.claims.norm_by_rate import CLAIM, OWNERS
 from tiny_runs import tiny_run
 
 
-def rows_of(by_rate=0.1, by_norm=0.0, plain=0.7, broken=0.3, jitter=0.001, seeds=5):
+def rows_of(by_rate=0.1, by_norm=0.0, plain=0.7, broken=0.3, larger=3, jitter=0.001, seeds=5):
     """The last accuracies; in the first epoch everything is the other way round."""
     last = {
         ("none", "plain"): plain, ("batch", "plain"): plain + by_norm,
@@ -12,12 +12,13 @@ def rows_of(by_rate=0.1, by_norm=0.0, plain=0.7, broken=0.3, jitter=0.001, seeds
     }  # fmt: skip
     return [
         {
-            "norm": norm, "rate_of": owner, "seed": seed, "epoch": epoch, "rate": 0.1, "train_loss": 0.1,
+            "norm": norm, "rate_of": owner, "seed": seed, "epoch": epoch,
+            "rate": 0.1 * (larger if owner == "normed" else 1), "train_loss": 0.1,
             "test_accuracy": 1 - value if epoch == 1
             else value + ((norm, owner) == ("batch", "normed")) * jitter * (seed - 2)
             + ((norm, owner) == ("none", "plain")) * 0.0003 * (seed % 2),
         }
-        for (norm, owner), value in last.items() for seed in range(seeds) for epoch in (1, 2)
+        for (norm, owner), value in last.items() for seed in range(seeds) for epoch in (1, 2, 3, 4)
     ]  # fmt: skip
 
 
@@ -30,6 +31,8 @@ def rows_of(by_rate=0.1, by_norm=0.0, plain=0.7, broken=0.3, jitter=0.001, seeds
         ({"by_rate": 0.06, "by_norm": 0.055, "jitter": 0.01}, "inconclusive"),
         ({"plain": 0.1, "by_rate": 0.02}, "not testable here"),
         ({"by_rate": -0.1}, "not testable here"),
+        ({"larger": 1}, "not testable here"),
+        ({"larger": 0.3}, "not testable here"),
     ],
 )
 def test_question_decides_synthetic_rows(changes, expected):

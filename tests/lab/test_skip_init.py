@@ -14,7 +14,7 @@ def rows_of(behind=0.0, lead=0.3, accuracy=0.9, jitter=0.002, seeds=5):
             "test_accuracy": 1 - last[branch] if epoch == 1
             else last[branch] + (branch == "skip-init") * jitter * (seed - 2) + (branch == "plain") * 0.001 * seed,
         }
-        for branch in BRANCHES for seed in range(seeds) for epoch in (1, 2)
+        for branch in BRANCHES for seed in range(seeds) for epoch in (1, 2, 3, 4)
     ]  # fmt: skip
 
 
