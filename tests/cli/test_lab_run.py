@@ -91,7 +91,7 @@ def test_report_is_written_in_chinese_on_request(whole, normkit):
     out, _ = whole
     code, told, _ = normkit("lab", "report", out, "--lang", "zh")
     assert code == 0
-    assert "训练用更少的 epoch 就收敛" in told
+    assert "前五个 epoch 的测试准确率更高" in told
     assert '<html lang="zh">' in (out / "report.html").read_text()
     assert "论断" in (out / "report.md").read_text()
     code, _, refused = normkit("lab", "report", out, "--lang", "fr")
