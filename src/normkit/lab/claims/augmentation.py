@@ -143,15 +143,15 @@ CLAIM = Claim(
     question=LESS,
     premises=(LEARNT, HELPS),
     design=3,
-    settings_rule="Two hidden layers of 256 with ReLU, which know nothing of shifts and turns, and few training images "
-    "(300 of digits, 1000 of FashionMNIST). All images, training and test, are turned, shifted and changed in contrast "
-    "and brightness once, at a strength of 1: the pictures of these data sets are centred and lit alike, and there "
-    "distortion gained the plain net nothing, in a dense and in two convolutional nets, with right and with partly "
-    "wrong labels. In training each image of a batch is distorted again in every step, at a strength of 0, 0.5 or 1. "
-    "Plain gradient descent on batches of 32 at a constant rate of 0.1 on both sides; at a constant rate the accuracy "
-    "moves from epoch to epoch, so the mean of the last ten is judged. Net, images and rate were chosen before any net "
-    "with a norm was trained, by the gain of distortion in the plain net alone, on the seeds 1001 and 1002, which no "
-    "judged run has.",
+    settings_rule="Two hidden layers of 256 with ReLU, which know nothing of shifts and turns, and few training "
+    "images (300 of digits, 1000 of FashionMNIST). All images, training and test, are turned, shifted and changed "
+    "in contrast and brightness once, at a strength of 1: the pictures of these data sets are centred and lit "
+    "alike, and there distortion gained the plain net little or nothing, in a dense and in two convolutional nets, "
+    "with right and with partly wrong labels. In training each image of a batch is distorted again in every step, "
+    "at a strength of 0, 0.5 or 1. Plain gradient descent on batches of 32 at a constant rate of 0.1 on both sides; "
+    "at a constant rate the accuracy moves from epoch to epoch, so the mean of the last ten is judged. Net, images "
+    "and rate were chosen before any net with a norm was trained, by the gain of distortion in the plain net alone, "
+    "on the seeds 1001 and 1002, which no judged run has.",
     meaning={
         "supported": "Distortion gains less where batch normalization is in the net. The norm does some of the work "
         "that distorted images do, or the net needs fewer passes over the data.",
