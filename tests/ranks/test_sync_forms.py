@@ -223,6 +223,9 @@ def test_masked_padding_is_handed_to_synchronized_layers_and_recalibrated_withou
     assert not y[..., 4:].any()
     normkit.recalibrate(model, [data])
     assert_close(model[0].running_var, data[..., :4].movedim(1, 2).flatten(0, 1).var(0), dtype=torch.float32)
+    alone = normkit.convert(model, to="batch").model
+    assert type(alone[0]) is normkit.MaskedBatchNorm1d
+    assert_close(alone.eval()(data), model.eval()(data), dtype=torch.float32)
     refused = normkit.mask_padding(
         nn.Sequential(nn.BatchNorm1d(3), normkit.SyncBatchNorm(3, ghost_size=2)), lambda x: (x != 0).any(1)
     ).refused
