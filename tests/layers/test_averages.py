@@ -217,8 +217,10 @@ def test_the_doctor_knows_that_nothing_is_left_of_the_start():
     assert not findings(average="debiased")
 
 
-def test_port_state_says_what_the_state_does_not():
-    ported = normkit.port_state(normkit.BatchNorm1d(3, average="debiased"), target="keras")
+@pytest.mark.parametrize("make", [normkit.BatchNorm1d, normkit.SyncBatchNorm, normkit.BatchNormAct1d])
+def test_port_state_says_what_the_state_does_not(make):
+    layer = make(3, average="debiased")
+    ported = normkit.port_state(getattr(layer, "norm", layer), target="keras")
     assert any("average='debiased'" in change and "as they are" in change for change in ported.changes)
 
 

@@ -223,6 +223,9 @@ def test_masked_padding_is_handed_to_synchronized_layers_and_recalibrated_withou
     assert not y[..., 4:].any()
     normkit.recalibrate(model, [data])
     assert_close(model[0].running_var, data[..., :4].movedim(1, 2).flatten(0, 1).var(0), dtype=torch.float32)
+    alone = normkit.convert(model, to="batch").model
+    assert type(alone[0]) is normkit.MaskedBatchNorm1d
+    assert_close(alone.eval()(data), model.eval()(data), dtype=torch.float32)
     refused = normkit.mask_padding(
         nn.Sequential(nn.BatchNorm1d(3), normkit.SyncBatchNorm(3, ghost_size=2)), lambda x: (x != 0).any(1)
     ).refused
@@ -233,3 +236,24 @@ def test_the_plan_counts_the_ghost_batches_of_one_rank():
     model = nn.Sequential(nn.Linear(3, 4), normkit.SyncBatchNorm(4, ghost_size=4))
     found = normkit.plan(model, torch.randn(64, 3), batch_size=32, ranks=4)
     assert [layer.samples for layer in found.layers] == [4]
+
+
+def test_frozen_forms_hold_still_and_take_no_other_mode():
+    x, mask = torch.randn(6, 3, 5), torch.rand(6, 5) < 0.7
+    masked = normkit.convert(nn.ModuleList([normkit.MaskedBatchNorm1d(3)]), to="sync").model
+    ghost = nn.ModuleList([normkit.SyncBatchNorm(3, ghost_size=2)])
+    for model, given in ((masked, (mask,)), (ghost, ())):
+        model[0](x, *given)
+        for asked in ({"statistics": "batch"}, {"track": True}):
+            with pytest.raises(SurgeryError, match="a SyncBatchNorm is frozen with its running statistics, held still"):
+                normkit.freeze(model, **asked)
+        expected = model.eval()[0](x, *given)
+        normkit.freeze(model)
+        assert torch.equal(model.train()[0](x, *given), expected)
+    either = nn.ModuleList([normkit.SyncBatchNorm(3)])
+    either[0](x)
+    normkit.freeze(either, track=True)
+    before = either[0].running_mean.clone()
+    with pytest.raises(ArgumentError, match=r"frozen by normkit.freeze\(track=True\), which takes no mask"):
+        either.train()[0](x, mask)
+    assert torch.equal(either[0].running_mean, before)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import SurgeryError
+from ..errors import ArgumentError, SurgeryError
 from ..functional.first_runs import find_first_run, keep_first_run
 from ..kernels.plain import channels as plain_channels
 from ..kernels.repeated import is_repeated, may_be_repeated
@@ -177,6 +177,9 @@ class Frozen(nn.Module):
     def forward(self, input: Tensor, *rest: Any) -> Tensor:
         """Normalize by the frozen switches; the shapes are the layer's own."""
         if self.frozen_statistics == "running" and self.frozen_track and self.__dict__["training"]:
+            if rest and rest[0] is not None:
+                said = f"{self._thawed.__name__} is frozen by normkit.freeze(track=True), which takes no mask"
+                raise ArgumentError(f"{said}; freeze it without track, or leave it to train")
             return self._normalize_then_track(input)
         output: Tensor = super().forward(input, *rest)
         return output

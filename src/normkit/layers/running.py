@@ -23,6 +23,7 @@ class RunningNorm(KeepsAverages, Unscriptable, nn.modules.batchnorm._NormBase):
 
     _ranks: ClassVar[tuple[int, ...]]
     _layout: ClassVar[str]
+    unbiased: bool = True
 
     def __init__(
         self,

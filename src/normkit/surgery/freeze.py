@@ -12,6 +12,7 @@ from ..anatomy.evidence import bare_copy, sample_input
 from ..anatomy.frozen import Frozen, frozen_class, remember, thaw
 from ..anatomy.select import Where
 from ..errors import ArgumentError
+from ..layers import MaskedBatchNorm1d
 from ..spelling import alternatives
 from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
@@ -155,6 +156,9 @@ def _reason_against(layer: NormLayer, statistics: str, track: bool) -> str | Non
         return f"{type(module).__name__} has a forward of its own, which need not heed a frozen mode: {layer.unread}"
     if not layer.tracks:
         return "it keeps no running statistics (track_running_stats is off)"
+    # A synchronized layer of masked or ghost batches is one of them.
+    relative = relative or getattr(module, "ghost_size", None) is not None
+    relative = relative or issubclass(getattr(module, "source_class", None) or nn.Module, MaskedBatchNorm1d)
     if relative and (statistics == "batch" or track):
         asked = "track=True" if track else "statistics='batch'"
         return f"a {type(module).__name__} is frozen with its running statistics, held still; {asked} is not for it"

@@ -88,6 +88,8 @@ def _reason_against(layer: NormLayer) -> str | None:
 def _masked(norm: nn.Module) -> nn.Module:
     """Return a masked layer with a batch norm's settings, parameters and buffers; a synchronized one takes masks."""
     if isinstance(norm, SyncBatchNorm):
+        # What it becomes when it is converted back takes masks too.
+        norm.source_class = MaskedBatchNorm1d  # type: ignore[assignment]
         return norm
     assert isinstance(norm, nn.BatchNorm1d)
     made = MaskedBatchNorm1d(
