@@ -424,9 +424,8 @@ def clear(sums, width, begin, end):
 
 
 @inlined
-def backward_vector(a, dx, dr, at, left, stream, centre, scale, offset, b, d):
+def backward_vector(a, x, dy, other, dx, dr, at, left, stream, centre, scale, offset, b, d):
     """Write up to sixteen elements of dx, and of the residual's gradient where it differs from dy."""
-    x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
     distance = invert(a, read(x, at, left, centre)) - centre
     dz = gradient(a, dy, other, distance, at, left, scale, offset)
     write(dx, at, left, fma(dz, scale, fma(distance, b, d)), stream)
@@ -437,6 +436,8 @@ def backward_vector(a, dx, dr, at, left, stream, centre, scale, offset, b, d):
 @inlined
 def backward_tile(a, low, high, column, stream):
     """Write dx of rows low to high of 64 columns, whose coefficients stay in registers."""
+    # Read once: a store through any address might have changed them, for all that LLVM knows.
+    x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
     dx, dr = data(a, slots.DX), data(a, slots.DRESIDUAL)
     k, w, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
     c0, c1, c2, c3 = vload(k, column), vload(k, column + 16), vload(k, column + 32), vload(k, column + 48)
@@ -450,16 +451,17 @@ def backward_tile(a, low, high, column, stream):
     d0, d1, d2, d3 = vload(k, at), vload(k, at + 16), vload(k, at + 32), vload(k, at + 48)
     at = low * stride + column
     for _ in range(low, high):
-        backward_vector(a, dx, dr, at, 16, stream, c0, s0, t0, b0, d0)
-        backward_vector(a, dx, dr, at + 16, 16, stream, c1, s1, t1, b1, d1)
-        backward_vector(a, dx, dr, at + 32, 16, stream, c2, s2, t2, b2, d2)
-        backward_vector(a, dx, dr, at + 48, 16, stream, c3, s3, t3, b3, d3)
+        backward_vector(a, x, dy, other, dx, dr, at, 16, stream, c0, s0, t0, b0, d0)
+        backward_vector(a, x, dy, other, dx, dr, at + 16, 16, stream, c1, s1, t1, b1, d1)
+        backward_vector(a, x, dy, other, dx, dr, at + 32, 16, stream, c2, s2, t2, b2, d2)
+        backward_vector(a, x, dy, other, dx, dr, at + 48, 16, stream, c3, s3, t3, b3, d3)
         at += stride
 
 
 @inlined
 def backward_column(a, low, high, column, left):
     """Write dx of rows low to high of the last ``left`` columns, up to sixteen of them."""
+    x, dy, other = data(a, slots.X), data(a, slots.DY), data(a, slots.RESIDUAL)
     dx, dr, stream = data(a, slots.DX), data(a, slots.DRESIDUAL), integer(a, slots.STREAM)
     coefficients, width, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
     centre = vload(coefficients, column)
@@ -467,7 +469,7 @@ def backward_column(a, low, high, column, left):
     b, d = vload(coefficients, 3 * width + column), vload(coefficients, 4 * width + column)
     at = low * stride + column
     for _ in range(low, high):
-        backward_vector(a, dx, dr, at, left, stream, centre, scale, offset, b, d)
+        backward_vector(a, x, dy, other, dx, dr, at, left, stream, centre, scale, offset, b, d)
         at += stride
 
 
