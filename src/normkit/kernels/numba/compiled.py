@@ -13,8 +13,8 @@ from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 from .channels import channels_last as channels_last_channels
+from .channels import channels_last_backward, steps
 from .channels import contiguous as contiguous_channels
-from .channels import steps
 from .kernel_cache import KernelCache
 from .samples import channels_last as channels_last_samples
 from .samples import contiguous as contiguous_samples
@@ -36,10 +36,10 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "channels_last.partial": channels_last_channels.partial,
     "channels_last.finish": channels_last_channels.finish,
     "channels_last.apply": channels_last_channels.apply,
-    "channels_last.backward": channels_last_channels.backward,
-    "channels_last.backward_partial": channels_last_channels.backward_partial,
-    "channels_last.finish_sums": channels_last_channels.finish_sums,
-    "channels_last.apply_backward": channels_last_channels.apply_backward,
+    "channels_last.backward": channels_last_backward.backward,
+    "channels_last.backward_partial": channels_last_backward.backward_partial,
+    "channels_last.finish_sums": channels_last_backward.finish_sums,
+    "channels_last.apply_backward": channels_last_backward.apply_backward,
     "stored": steps.stored,
     "given": steps.given,
     "given_sums": steps.given_sums,
@@ -53,7 +53,10 @@ _KERNELS: dict[str, Callable[..., None]] = {
 }
 _SOURCES = (
     *("vectors", "arguments", "activations", "slots", "moments"),
-    *(f"channels/{name}" for name in ("columns", "finish", "contiguous", "channels_last", "steps")),
+    *(
+        f"channels/{name}"
+        for name in ("columns", "finish", "contiguous", "channels_last", "channels_last_backward", "steps")
+    ),
     *(f"samples/{name}" for name in ("slots", "arguments", "statistics", "elementwise", "contiguous", "channels_last")),
 )
 

@@ -7,18 +7,8 @@ as such. A task takes a sample through everything, or blocks of its rows in thre
 
 from .. import slots
 from ..arguments import data, double, integer, is_null, parameter
-from ..channels.channels_last import (
-    add_blocks,
-    clear,
-    first_row,
-    gather,
-    gather_backward,
-    merge_blocks,
-    region,
-    region_lanes,
-    write_backward,
-    write_rows,
-)
+from ..channels.channels_last import first_row, gather, merge_blocks, region, region_lanes, write_rows
+from ..channels.channels_last_backward import add_blocks, clear, gather_backward, write_backward
 from ..channels.columns import column_origin, columns
 from ..channels.finish import set_vector_coefficients
 from ..moments import merge_moments, set_coefficient, set_coefficients, store_as

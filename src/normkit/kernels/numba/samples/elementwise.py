@@ -7,7 +7,7 @@ of samples, four at a time: what they add to dweight and dbias is fetched and pu
 from .. import slots
 from ..activations import activate, gate
 from ..arguments import data, double, has_activation, integer, parameter, scratch
-from ..channels.channels_last import read
+from ..channels.columns import read
 from ..moments import CHUNK
 from ..vectors import fma, inlined, load, narrow, splat, vload, vload_first, vstore, vstore_first, vsum, widen, zeros
 from . import slots as sample_slots
