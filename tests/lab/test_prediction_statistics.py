@@ -72,6 +72,8 @@ def test_shown_are_all_ways_at_all_momenta():
     assert [row[1] for row in table.rows[:7]] == [*WAYS.values(), *BESIDE.values()]
     assert len(table.rows) == 21
     assert "Nor does the half-life's" in table.note
+    # A run that was begun before there were the other ways, and went on after.
+    assert len(CLAIM.show(rows_of() + rows_of(beside=BESIDE))[1].rows) == 9
 
 
 def test_other_laws_follow_the_same_training_and_the_population_is_what_recalibrate_writes():

@@ -231,6 +231,11 @@ def decide(rows: Sequence[Row]) -> Verdict:
     )
 
 
+def _have(rows: Sequence[Row], way: str) -> bool:
+    """Say whether all rows have a way's numbers: a run that was begun before there was the way lacks some."""
+    return all(f"error_{way}" in row for row in rows)
+
+
 def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     """Show error and accuracy by epoch at the usual momentum, and means for every momentum."""
     usual = where(rows, momentum=USUAL) or list(rows)
@@ -252,7 +257,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     lines = []
     for momentum in MOMENTA:
         mine = where(rows, momentum=momentum)
-        shown = [(way, label) for way, label in (WAYS | BESIDE).items() if mine and f"error_{way}" in mine[0]]
+        shown = [(way, label) for way, label in (WAYS | BESIDE).items() if mine and _have(mine, way)]
         for way, label in shown:
             columns = [per_seed(mine, partial(mean_of, f"{column}_{way}")) for column in ("error", "accuracy")]
             (error, _), (accuracy, spread) = (mean_and_spread(list(column.values())) for column in columns)
@@ -263,7 +268,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         rows=lines,
         note="Error: distance of means in deviations and of variances as a share, from the statistics of all training "
         "images at once. The population's do not hang on the momentum; the rows repeat them."
-        + (_OF_OTHERS if rows and "error_total" in rows[0] else ""),
+        + (_OF_OTHERS if rows and _have(rows, "total") else ""),
     )
     words = "; ".join(f"momentum {line[0]}, {line[1]}: error {line[2]}, accuracy {line[3]}" for line in lines)
     text = f"Curves by epoch of the stored statistics' error and the accuracy they give. {words}."
