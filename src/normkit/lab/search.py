@@ -18,7 +18,7 @@ from .data import Dataset, limited, validation_split
 from .searches import made_once
 from .training import TrainingSettings, seeded, train, with_seed
 
-__all__ = ["RATE_RULE", "best_rate", "train_at_best_rate"]
+__all__ = ["RATE_RULE", "best_rate", "train_at_best_rate", "train_at_rate"]
 
 # No judged run has this seed.
 SEARCH_SEED = 1000
@@ -143,6 +143,13 @@ def train_at_best_rate(
 ) -> Iterator[dict[str, Any]]:
     """Train the cell's network at its side's best rate and yield, per epoch, what most claims are judged by."""
     rate = best_rate(build, cell.norm, dataset, cell.settings, rates, cell.device)
+    return train_at_rate(rate, build, cell, dataset)
+
+
+def train_at_rate(
+    rate: float, build: Callable[[str], nn.Module], cell: Cell, dataset: Dataset
+) -> Iterator[dict[str, Any]]:
+    """Train the cell's network at this rate and yield, per epoch, what most claims are judged by."""
     model = with_seed(lambda: build(cell.norm), cell.seed)
     with seeded(cell.seed, cell.device):
         for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):

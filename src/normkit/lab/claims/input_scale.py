@@ -13,9 +13,9 @@ from ..curves import looks, norm_label, over_epochs
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import compared_norms, late_accuracies, of_norm, spread_in_words, where
-from ..search import RATE_RULE, best_rate
+from ..search import RATE_RULE, best_rate, train_at_rate
 from ..small_network import SmallLeNet
-from ..training import TrainingSettings, train, with_seed
+from ..training import TrainingSettings
 from ..verdicts import Rule, Verdict, conclude, paired
 
 __all__ = ["CLAIM", "as_pixels"]
@@ -79,14 +79,7 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     seen = dataset if given == "standardised" else as_pixels(dataset)
     chosen_on = seen if given == "pixels-own-rate" else dataset
     rate = best_rate(SmallLeNet, cell.norm, chosen_on, cell.settings, RATES, cell.device)
-    model = with_seed(lambda: SmallLeNet(cell.norm), cell.seed)
-    for epoch in train(model, seen, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
-        yield {
-            "rate": rate,
-            "epoch": epoch.epoch,
-            "train_loss": epoch.train_loss,
-            "test_accuracy": epoch.test_accuracy,
-        }
+    return train_at_rate(rate, SmallLeNet, cell, seen)
 
 
 def decide(rows: Sequence[Row]) -> Verdict:

@@ -12,8 +12,8 @@ from ..data import Dataset
 from ..networks import DenseNetwork, he_initialized
 from ..premises import LEARNT, learnt
 from ..rows import late_accuracies, mean_and_spread, of_norm, per_seed, spread_in_words, where
-from ..search import RATE_RULE, best_rate
-from ..training import TrainingSettings, train, with_seed
+from ..search import RATE_RULE, best_rate, train_at_rate
+from ..training import TrainingSettings
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
 __all__ = ["CLAIM", "build"]
@@ -66,14 +66,7 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train the cell's net at the rate that is best for one of the two nets."""
     owner = "none" if dict(cell.variant)["rate_of"] == "plain" else "batch"
     rate = best_rate(build, owner, dataset, cell.settings, RATES, cell.device)
-    model = with_seed(lambda: build(cell.norm), cell.seed)
-    for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
-        yield {
-            "rate": rate,
-            "epoch": epoch.epoch,
-            "train_loss": epoch.train_loss,
-            "test_accuracy": epoch.test_accuracy,
-        }
+    return train_at_rate(rate, build, cell, dataset)
 
 
 def _octave(run: Sequence[Row]) -> float:

@@ -15,9 +15,9 @@ from ..data import Dataset
 from ..networks import he_initialized
 from ..premises import LEARNT, chance, learnt
 from ..rows import as_number, last_accuracies, per_seed, spread_in_words, where
-from ..search import RATE_RULE, best_rate
+from ..search import RATE_RULE, train_at_best_rate
 from ..small_network import SmallResidual
-from ..training import TrainingSettings, train, with_seed
+from ..training import TrainingSettings
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
 __all__ = ["CLAIM", "build", "learnt_numbers"]
@@ -92,15 +92,7 @@ def learnt_numbers(model: nn.Module) -> int:
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train the cell's part of the net at its best rate."""
     side = partial(build, part=str(dict(cell.variant)["part"]))
-    rate = best_rate(side, cell.norm, dataset, cell.settings, RATES, cell.device)
-    model = with_seed(lambda: side(cell.norm), cell.seed)
-    for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
-        yield {
-            "rate": rate,
-            "epoch": epoch.epoch,
-            "train_loss": epoch.train_loss,
-            "test_accuracy": epoch.test_accuracy,
-        }
+    return train_at_best_rate(side, cell, dataset, RATES)
 
 
 def _above_chance(run: Sequence[Row]) -> float:

@@ -16,8 +16,8 @@ from ..data import Dataset
 from ..networks import he_initialized, norm_layer
 from ..premises import LEARNT, learnt
 from ..rows import late_accuracies, spread_in_words, where
-from ..search import RATE_RULE, best_rate
-from ..training import TrainingSettings, train, with_seed
+from ..search import RATE_RULE, train_at_best_rate
+from ..training import TrainingSettings
 from ..verdicts import Rule, Verdict, conclude, paired
 
 __all__ = ["CLAIM", "DeepResidual", "build"]
@@ -99,15 +99,7 @@ def build(norm: str, branch: str) -> DeepResidual:
 def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Train the net with the cell's branches at their best rate."""
     side = partial(build, branch=str(dict(cell.variant)["branch"]))
-    rate = best_rate(side, cell.norm, dataset, cell.settings, RATES, cell.device)
-    model = with_seed(lambda: side(cell.norm), cell.seed)
-    for epoch in train(model, dataset, replace(cell.settings, learning_rate=rate), cell.seed, cell.device):
-        yield {
-            "rate": rate,
-            "epoch": epoch.epoch,
-            "train_loss": epoch.train_loss,
-            "test_accuracy": epoch.test_accuracy,
-        }
+    return train_at_best_rate(side, cell, dataset, RATES)
 
 
 def decide(rows: Sequence[Row]) -> Verdict:

@@ -13,9 +13,9 @@ from ..curves import looks, norm_label, over_variants
 from ..data import Dataset
 from ..premises import LEARNT, learnt
 from ..rows import as_number, last_accuracies, of_norm, spread_in_words, where
-from ..search import RATE_RULE, best_rate
+from ..search import RATE_RULE, best_rate, train_at_rate
 from ..small_network import SmallLeNet, SmallResidual
-from ..training import TrainingSettings, train, with_seed
+from ..training import TrainingSettings
 from ..verdicts import Rule, Verdict, conclude, paired, single
 
 __all__ = ["CLAIM", "lost"]
@@ -74,15 +74,8 @@ def measure(cell: Cell, dataset: Dataset) -> Iterator[dict[str, Any]]:
     batch_size, build = int(variant["batch_size"]), NETS[str(variant["net"])]
     largest = replace(cell.settings, batch_size=LARGEST)
     rate = best_rate(build, cell.norm, dataset, largest, RATES, cell.device) * batch_size / LARGEST
-    model = with_seed(lambda: build(cell.norm), cell.seed)
-    settings = replace(cell.settings, batch_size=batch_size, learning_rate=rate)
-    for epoch in train(model, dataset, settings, cell.seed, cell.device):
-        yield {
-            "rate": rate,
-            "epoch": epoch.epoch,
-            "train_loss": epoch.train_loss,
-            "test_accuracy": epoch.test_accuracy,
-        }
+    mine = replace(cell, settings=replace(cell.settings, batch_size=batch_size))
+    return train_at_rate(rate, build, mine, dataset)
 
 
 def lost(rows: Sequence[Row]) -> dict[int, float]:
