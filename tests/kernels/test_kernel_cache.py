@@ -23,7 +23,9 @@ from numba.core import config
 
 import normkit
 from normkit.kernels.numba import compiled, kernel_cache
+from normkit.kernels.numba.channels import kernels as channel_kernels
 from normkit.kernels.numba.channels import launch
+from normkit.kernels.numba.samples import kernels as sample_kernels
 from tolerances import assert_close
 
 SMALL = ("given", "float32", None, False)  # a kernel that is compiled in half a second
@@ -73,7 +75,7 @@ def kept(folder: Path) -> list[Path]:
 
 def load(name=SMALL):
     """Ask for a kernel as a new process does."""
-    return compiled._kernel.__wrapped__(*name)
+    return compiled._kernel.__wrapped__(channel_kernels.KERNELS, *name)
 
 
 def check_forward(monkeypatch) -> None:
@@ -161,16 +163,17 @@ def test_a_file_under_the_name_of_another_kernel_is_not_taken(folders):
 
 def test_a_changed_source_replaces_the_kernel(folders, monkeypatch):
     load()
-    monkeypatch.setattr(compiled, "_revision", lambda: "changed")
+    monkeypatch.setitem(channel_kernels.KERNELS.__dict__, "revision", "changed")
     assert load().cache_hits == 0
     assert load().cache_hits == 1
     assert len(kept(folders)) == 1
 
 
-def test_the_revision_counts_every_module_that_a_kernel_is_made_of():
+@pytest.mark.parametrize("kernels", [channel_kernels.KERNELS, sample_kernels.KERNELS], ids=["channels", "samples"])
+def test_the_revision_counts_every_module_that_a_kernel_is_made_of(kernels):
     """Else a kernel of an older normkit would be taken for one of this."""
     package = compiled.__name__.removesuffix("compiled")
-    reached, open_ = set(), {sys.modules[kernel.__module__] for kernel in compiled._KERNELS.values()}
+    reached, open_ = set(), {sys.modules[kernel.__module__] for kernel in kernels.functions.values()}
     while open_:
         module = open_.pop()
         reached.add(module.__name__)
@@ -181,7 +184,7 @@ def test_the_revision_counts_every_module_that_a_kernel_is_made_of():
             named = {base, *(f"{base}.{alias.name}" for alias in node.names)}
             open_ |= {sys.modules[name] for name in named if name.startswith(package) and name in sys.modules}
         open_ = {found for found in open_ if found.__name__ not in reached and not hasattr(found, "__path__")}
-    assert {package + source.replace("/", ".") for source in compiled._SOURCES} == reached
+    assert {package + source for source in kernels.sources} == reached
 
 
 def test_a_kernel_that_numba_cannot_rebuild_is_compiled(folders, monkeypatch):
@@ -201,7 +204,8 @@ def test_the_revision_is_known_where_the_source_was_left_out(monkeypatch):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(type(compiled.__spec__.loader), "get_data", absent)
-    monkeypatch.setattr(type(compiled.__spec__.loader), "get_code", lambda self, name: compiled.address.__code__)
+    code = compiled._kernel.__wrapped__.__code__
+    monkeypatch.setattr(type(compiled.__spec__.loader), "get_code", lambda self, name: code)
     assert compiled._source(compiled.__name__)
 
 
@@ -433,7 +437,8 @@ def begin(program: str, folders: Path, *before: str, **environment: str) -> subp
     program = "\n".join(
         (
             "import pathlib",
-            "from normkit.kernels.numba import compiled, kernel_cache",
+            "from normkit.kernels.numba import kernel_cache",
+            "from normkit.kernels.numba.channels.kernels import KERNELS",
             f"kernel_cache._PACKAGE = pathlib.Path({str(folders / 'package')!r})",
             program,
         )
@@ -446,7 +451,7 @@ def test_a_kill_while_writing_leaves_nothing_that_is_read(asked, folders):
     killing = f"""
 import os, signal
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-compiled.address(*{SMALL})
+KERNELS.address(*{SMALL})
 """
     killed = begin(killing, folders, NUMBA_CACHE_DIR=str(asked))
     killed.communicate(timeout=300)
@@ -462,7 +467,7 @@ def test_two_processes_that_compile_at_once_keep_both_kernels(asked, folders):
 pathlib.Path({!r}).touch()
 import time
 while not pathlib.Path({!r}).exists(): time.sleep(0.001)
-compiled.address("given", {!r}, None, False)
+KERNELS.address("given", {!r}, None, False)
 """
     forms, flags = ("float32", "float64"), [str(folders / name) for name in ("one", "two")]
     both = [

@@ -10,9 +10,12 @@ import struct
 import torch
 
 from .. import forms
-from ..numba import compiled, processor, slots
+from ..numba import processor, slots
+from ..numba.channels import kernels as channel_kernels
 from ..numba.channels.launch import ELEMENTS, launch_over_channels, launch_over_tensor
 from ..numba.channels.plan import Plan, plan
+from ..numba.compiled import Kernels
+from ..numba.samples import kernels as sample_kernels
 from ..numba.samples import passes
 from ..numba.samples import slots as sample_slots
 
@@ -75,21 +78,25 @@ def _backward_launches(cut: Plan, dtype: torch.dtype, activation: str | None, re
 
 
 def _over_tasks(name: str, cut: Plan, dtype: torch.dtype, activation: str | None, residual: bool) -> Launch:
-    return _address(f"{cut.layout}.{name}", dtype, activation, residual), cut.tasks, cut.grain, ()
+    return _channel_kernel(f"{cut.layout}.{name}", dtype, activation, residual), cut.tasks, cut.grain, ()
 
 
 def _over_channels(name: str, cut: Plan, dtype: torch.dtype) -> Launch:
-    return _address(name, dtype, None, False), *launch_over_channels(name, cut), ()
+    return _channel_kernel(name, dtype, None, False), *launch_over_channels(name, cut), ()
 
 
 def _over_tensor(name: str, cut: Plan, dtype: torch.dtype, activation: str | None, residual: bool) -> Launch:
     tasks, grain, blocks = launch_over_tensor(cut)
-    return _address(f"{cut.layout}.{name}", dtype, activation, residual), tasks, grain, ((slots.BLOCKS, blocks),)
+    return _channel_kernel(f"{cut.layout}.{name}", dtype, activation, residual), tasks, grain, ((slots.BLOCKS, blocks),)
 
 
-def _address(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
+def _channel_kernel(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
+    return _address(channel_kernels.KERNELS, name, dtype, activation, residual)
+
+
+def _address(kernels: Kernels, name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
     """Return the address of a kernel, compiled on the way where it is not cached."""
-    address = compiled.address(name, ELEMENTS[dtype], activation, residual)
+    address = kernels.address(name, ELEMENTS[dtype], activation, residual)
     KERNELS[address] = (name, dtype, activation, residual)
     return address
 
@@ -115,7 +122,7 @@ def plan_samples(
         held[slots.WEIGHT], held[slots.BIAS] = (_address_of(value, form.channels, dtype) for value in (1.0, 0.0))
     forward = part == 0
     name = f"samples.{form.layout}.{'forward' if forward else 'backward'}"
-    address = _address(name, dtype, activation, False)
+    address = _address(sample_kernels.KERNELS, name, dtype, activation, False)
     steps = passes.forward_launches(form, cut) if forward else passes.backward_launches(form, cut)
     launches = tuple(
         (address, tasks, grain, ((sample_slots.STEP, step), (sample_slots.PARTS, parts)))
@@ -131,7 +138,7 @@ def plan_samples(
         sums = [0] * sample_slots.SIZE
         sums[slots.OUTER], sums[slots.CHANNELS] = cut.chunks, form.channels
         tasks, grain = passes.total_launch(cut.chunks, form.channels)
-        adding = (_address("samples.elementwise.total", dtype, None, False), tasks, grain, ())
+        adding = (_address(sample_kernels.KERNELS, "samples.elementwise.total", dtype, None, False), tasks, grain, ())
         total = (tuple(sums), (adding,), 0, 0, cut.chunks * form.channels)
     return (tuple(held), launches, work, tables, elements), total, cut.chunks
 

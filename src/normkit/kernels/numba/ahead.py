@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from . import compiled
+from .channels.kernels import KERNELS as CHANNEL_KERNELS
+from .samples.kernels import KERNELS as SAMPLE_KERNELS
 
 __all__ = ["Job", "common", "compile_one"]
 
@@ -35,4 +36,4 @@ def common() -> tuple[Job, ...]:
 
 def compile_one(job: Job) -> None:
     """Compile a kernel, or find it in the cache."""
-    compiled.address(*job)
+    (SAMPLE_KERNELS if job.name in SAMPLE_KERNELS.functions else CHANNEL_KERNELS).address(*job)

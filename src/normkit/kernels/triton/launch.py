@@ -49,6 +49,6 @@ def unavailable(x: Tensor) -> str | None:
 def _is_interpreted() -> bool:
     import triton
 
-    from .channels import steps as channel_steps
+    from . import tiles
 
-    return not isinstance(channel_steps.finish, triton.runtime.JITFunction)
+    return not isinstance(tiles.channel, triton.runtime.JITFunction)

@@ -13,7 +13,8 @@ from torch import Tensor
 from ....errors import StatisticsError
 from ...layouts import readable
 from ...threads import parallel_for
-from .. import compiled, slots
+from .. import slots
+from .kernels import KERNELS
 from .plan import GRAIN, Plan
 
 __all__ = [
@@ -50,7 +51,7 @@ assert SLOTS.size == 8 * slots.SIZE
 @functools.cache
 def kernel(name: str, dtype: torch.dtype, activation: str | None, residual: bool) -> int:
     """Return the address of a kernel, compiled on the way where it is not cached."""
-    return compiled.address(name, ELEMENTS[dtype], activation, residual)
+    return KERNELS.address(name, ELEMENTS[dtype], activation, residual)
 
 
 def pointer(tensor: Tensor | None) -> int:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ...forms import Form, form_of, form_of_rows
 from ...memory import empty_like
 from ...threads import parallel_for
-from .. import compiled, slots
+from .. import slots
 from ..channels.launch import ELEMENTS, addresses, computed_type, pointer
 from ..channels.plan import LINE, is_streamed
 from . import slots as sample_slots
 from .elementwise import STRIP
+from .kernels import KERNELS
 
 __all__ = [
     "Form",
@@ -190,7 +191,7 @@ def _plan_channels_last(form: Form, itemsize: int) -> Plan:
 @functools.cache
 def kernel(name: str, dtype: torch.dtype, activation: str | None) -> int:
     """Return the address of a kernel, compiled on the way where it is not cached."""
-    return compiled.address(name, ELEMENTS[dtype], activation, False)
+    return KERNELS.address(name, ELEMENTS[dtype], activation, False)
 
 
 def _parameter(value: Tensor | None, absent: float, form: Form, dtype: torch.dtype) -> Tensor | None:
