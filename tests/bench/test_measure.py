@@ -248,7 +248,9 @@ def test_training_compares_networks_with_the_same_weights():
         assert entry["ratio"] == pytest.approx(torch_time / ours)
 
 
-@pytest.mark.parametrize(("case", "count"), [(CASES[0], 4), (CASES[2], 15)], ids=["LeNet-5", "ResNet"])
+@pytest.mark.parametrize(
+    ("case", "count"), [(CASES[0], 4), (CASES[2], 15), (CASES[4], 2)], ids=["LeNet-5", "ResNet", "MLP"]
+)
 def test_training_uses_each_peers_own_layers(case, count):
     def kinds(builder):
         batch_norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
@@ -261,6 +263,15 @@ def test_training_uses_each_peers_own_layers(case, count):
     assert kinds("torch") == kinds("torch in place") == (count, 0, 0)
     assert kinds("normkit dropped in") == (count, count, 0)
     assert kinds("normkit") == (count, count, count)
+
+
+def test_a_transformers_step_has_each_peers_own_layer_norm():
+    for name, kind in (("torch", torch.nn.LayerNorm), ("torch in place", torch.nn.LayerNorm),
+                       ("normkit", normkit.LayerNorm), ("normkit dropped in", normkit.LayerNorm)):  # fmt: skip
+        found = [
+            module for module in CASES[5].build(BUILDERS[name]).modules() if isinstance(module, torch.nn.LayerNorm)
+        ]
+        assert [type(module) for module in found] == [kind] * 3
 
 
 def test_training_lays_images_and_filters_out_as_the_case_says():

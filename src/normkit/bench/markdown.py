@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .goals import Verdict, slower, verdicts
-from .summary import Group, groups
+from .summary import FORMS, Group, groups
 
 __all__ = ["markdown", "yes_or_no"]
 
@@ -56,15 +56,17 @@ def _slower(document: Mapping[str, Any]) -> str:
 
 def _rows_table(found: Sequence[Group]) -> str:
     rivals = list(dict.fromkeys(name for group in found for name in group.faster))
-    header = ["work", "layers", "type", "layout", "shapes", *(f"over {name}" for name in rivals), "goal", "met"]
-    header += ["of a copy", "worst shape", "error", "torch's error"]
+    if FORMS[1] not in rivals:  # the better form is the only one
+        rivals.remove(FORMS[0])
+    header = ["work", "layers", "type", "layout", "shapes", "over torch's better form", "goal", "met"]
+    header += [*(f"over {name}" for name in rivals), "of a copy", "worst shape", "error", "torch's error"]
     lines = [_line(header), _line(["---"] * len(header))]
     for group in found:
         over = [f"{group.faster[name]:.2f}" if name in group.faster else "" for name in rivals]
         goal = "" if group.goal is None else f"{group.goal:g}"
         worst = f"{group.worst:.2f} ({group.worst_shape})"
         errors = [f"{group.error:.1e}", f"{group.torch_error:.1e}"]
-        numbers = [*over, goal, yes_or_no(group.met), f"{group.of_copy:.2f}", worst, *errors]
+        numbers = [f"{group.over_torch:.2f}", goal, yes_or_no(group.met), *over, f"{group.of_copy:.2f}", worst, *errors]
         lines.append(_line([*group.key, str(group.rows), *numbers]))
     return "\n".join(lines)
 

@@ -7,10 +7,11 @@ from torch.nn import functional
 
 from .. import layers
 
-__all__ = ["BUILDERS", "LeNet", "NormAct", "ResNet"]
+__all__ = ["BUILDERS", "MLP", "Encoder", "LeNet", "NormAct", "ResNet"]
 
-# Builds a normalization with the activation after it from channels, activation and spatial dimensions (0 for vectors).
-NormAct = Callable[[int, str | None, int], nn.Module]
+# Builds a normalization with the activation after it from channels, activation and spatial dimensions: a batch norm, 0
+# for vectors, or where the dimensions are None a layer norm over the last axis, which has no activation.
+NormAct = Callable[[int, str | None, int | None], nn.Module]
 
 _TORCH: dict[int, type[nn.Module]] = {0: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 _OURS: dict[int, type[nn.Module]] = {0: layers.BatchNorm1d, 2: layers.BatchNorm2d}
@@ -54,10 +55,20 @@ def _fused(channels: int, activation: str | None, dimensions: int) -> nn.Module:
     return _FUSED[dimensions](channels, activation=activation)
 
 
-# The peers of a training step. Dropped in: normkit's batch norm where torch's stood, nothing else changed.
+def _builder(layer_norm: type[nn.LayerNorm], batch_norm: Callable[[int, str | None, int], nn.Module]) -> NormAct:
+    def build(channels: int, activation: str | None, dimensions: int | None) -> nn.Module:
+        return layer_norm(channels) if dimensions is None else batch_norm(channels, activation, dimensions)
+
+    return build
+
+
+# The peers of a training step. Dropped in: normkit's norms where torch's stood, nothing else changed.
 BUILDERS: dict[str, NormAct] = {
-    "torch": _torch, "torch in place": _torch_in_place, "normkit": _fused, "normkit dropped in": _dropped_in,
-}  # fmt: skip
+    "torch": _builder(nn.LayerNorm, _torch),
+    "torch in place": _builder(nn.LayerNorm, _torch_in_place),
+    "normkit": _builder(layers.LayerNorm, _fused),
+    "normkit dropped in": _builder(layers.LayerNorm, _dropped_in),
+}
 
 
 class LeNet(nn.Module):
@@ -149,4 +160,75 @@ class ResNet(nn.Module):
         """Return the ten logits of each image."""
         features: Tensor = self.stages(self.norm(self.conv(images)))
         logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+
+class MLP(nn.Module):
+    """A perceptron with two hidden layers of 512 and 256, each normalized over the batch, before ReLU.
+
+    Args:
+        norm_act: builds a normalization with what follows it.
+
+    Shape:
+        Input ``(N, 784)``, output ``(N, 10)``.
+
+    >>> import torch
+    >>> MLP(BUILDERS["normkit"])(torch.zeros(2, 784)).shape
+    torch.Size([2, 10])
+
+    References:
+        Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167, section 4.1.
+    """
+
+    def __init__(self, norm_act: NormAct) -> None:
+        super().__init__()
+        self.fc1, self.norm1 = nn.Linear(784, 512, bias=False), norm_act(512, "relu", 0)
+        self.fc2, self.norm2 = nn.Linear(512, 256, bias=False), norm_act(256, "relu", 0)
+        self.fc3 = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the ten logits of each vector."""
+        logits: Tensor = self.fc3(self.norm2(self.fc2(self.norm1(self.fc1(x)))))
+        return logits
+
+
+class Encoder(nn.Module):
+    """One encoder block of a transformer, layer norm before attention and before the perceptron, and a head.
+
+    Args:
+        norm_act: builds a normalization with what follows it.
+        width: features of each position.
+        heads: of the attention; they divide the width.
+
+    Shape:
+        Input ``(N, positions, width)``, output ``(N, 10)``.
+
+    >>> import torch
+    >>> Encoder(BUILDERS["normkit"], width=8, heads=2)(torch.zeros(2, 5, 8)).shape
+    torch.Size([2, 10])
+
+    References:
+        Vaswani and others, Attention Is All You Need, 2017, arXiv:1706.03762, section 3.1; the norm's place is that of
+        Xiong and others, On Layer Normalization in the Transformer Architecture, 2020, arXiv:2002.04745, figure 1b.
+    """
+
+    def __init__(self, norm_act: NormAct, width: int = 128, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.projections = norm_act(width, None, None), nn.Linear(width, 3 * width)
+        self.attention = nn.Linear(width, width)
+        self.norm2 = norm_act(width, None, None)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm3, self.head = norm_act(width, None, None), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the ten logits of each sequence."""
+        shape = (*x.shape[:2], self.heads, -1)
+        queries, keys, values = (
+            part.view(shape).transpose(1, 2) for part in self.projections(self.norm1(x)).chunk(3, dim=-1)
+        )
+        attended = functional.scaled_dot_product_attention(queries, keys, values)
+        x = x + self.attention(attended.transpose(1, 2).flatten(2))
+        x = x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+        logits: Tensor = self.head(self.norm3(x).mean(1))
         return logits

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import RunError
-from .networks import BUILDERS, LeNet, NormAct, ResNet
+from .networks import BUILDERS, MLP, Encoder, LeNet, NormAct, ResNet
 from .timing import interleave
 
 __all__ = ["CASES", "TrainingCase", "measure_training"]
@@ -25,7 +25,7 @@ class TrainingCase:
     Attributes:
         network: its name.
         build: makes it from what builds its normalizations.
-        batch: the shape of the images.
+        batch: the shape of the input, batch first.
         layout: that of images and filters in memory.
     """
 
@@ -45,6 +45,8 @@ CASES = (
     TrainingCase("LeNet-5", LeNet, (256, 1, 28, 28)),
     TrainingCase("small ResNet", ResNet, (32, 3, 32, 32)),
     TrainingCase("small ResNet", ResNet, (32, 3, 32, 32), "channels_last"),
+    TrainingCase("small MLP", MLP, (128, 784)),
+    TrainingCase("transformer encoder block", Encoder, (32, 64, 128)),
 )
 
 
