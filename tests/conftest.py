@@ -128,9 +128,11 @@ def kernels_ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelCalls]:
 @pytest.fixture
 def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every call to the CPU kernels go through Python, as where the native part is not built."""
+    from normkit.kernels import memory
     from normkit.kernels.native import calls as native
 
     native.unavailable()  # loads it, which must not happen later
+    monkeypatch.setattr(memory, "_native", None)
     for name in ("batch_norm", "trailing_norm", "group_norm"):
         monkeypatch.setattr(native, name, None)
 

@@ -20,7 +20,7 @@ from normkit.kernels.numba.samples import passes as sample_passes
 from normkit.kernels.shares import Share
 from tolerances import assert_close
 
-# What is kept is Python's to keep, and in these tests from one byte on; the native part asks it for large ones only.
+# What Python keeps where there is no native part, in these tests from one byte on.
 pytestmark = pytest.mark.usefixtures("python_path")
 
 

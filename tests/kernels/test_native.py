@@ -48,6 +48,7 @@ class Paths:
         with self._monkeypatch.context() as patch:
             for name in CALLS:
                 patch.setattr(calls, name, None)
+            patch.setattr(calls.memory, "_native", None)
             before = len(self.launched)
             found = function()
             assert len(self.launched) == before, "a native kernel ran on Python's path"
@@ -245,8 +246,6 @@ def test_large_outputs_are_streamed_alike_and_their_memory_is_kept(paths):
     paths.both(
         lambda: [NF.batch_norm(each, None, None, training=True) for each in (x, unaligned(x), laid_out(x, True))]
     )
-    place = calls.memory.KEPT_FROM
-    assert x.nbytes > place
     torch.utils.deterministic.fill_uninitialized_memory = False
     y = NF.batch_norm(x, None, None, training=True)
     before = calls.memory.kept()

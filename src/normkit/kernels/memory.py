@@ -1,8 +1,11 @@
-"""Memory for large outputs: touching fresh memory can cost more than the arithmetic.
+"""Memory for outputs: touching fresh memory can cost more than the arithmetic.
 
 A large output comes in large pages where the system grants them. When it is freed its memory is kept and lent to the
 next output of its size: a training loop asks for the same sizes in every step. What is kept free is limited, and
 `release` gives it back. The limit is one share of the memory that all processes of a user have together: see `shares`.
+
+Where the native part is loaded its caching allocator lends (`native/kept.h`), of smaller outputs too, and asks here how
+much it may keep.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,14 +25,17 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .shares import Share
 
-__all__ = ["KEPT_FROM", "VARIABLE", "empty_like", "kept", "release"]
+__all__ = ["KEPT_FROM", "KEPT_FROM_NATIVE", "VARIABLE", "empty_like", "grant", "kept", "lend_by", "release"]
 
 _MADV_HUGEPAGE = 14
 _PAGE = 4096
 _LARGE_PAGE = 2 << 20
 KEPT_FROM = 4 << 20  # bytes; below it the calls cost as much as they save
+KEPT_FROM_NATIVE = 64 << 10  # bytes
 _PATIENCE = 0.1  # seconds
 _SHARE = 16  # a sixteenth of the memory is kept at most, where the variable does not say how much
+_SCARCE = 16  # where less than a sixteenth of the machine's memory is available, nothing is kept
+_MACHINE = Path("/proc/meminfo")
 
 # Where Linux says what a container may use, in both versions of its control groups.
 _CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -36,14 +43,19 @@ _CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/mem
 # How many megabytes all processes of a user may keep free together; 0 for none.
 VARIABLE = "NORMKIT_KEPT_MEGABYTES"
 
+_native: ModuleType | None = None
+
 
 def empty_like(x: Tensor) -> Tensor:
     """Return an uninitialized tensor of the shape, type and layout of x, which is contiguous in some memory format.
 
     A large one lies in memory that may have served before. It is an ordinary tensor, but, like one that
-    ``torch.from_numpy`` returns, its storage cannot be resized.
+    ``torch.from_numpy`` returns, its storage cannot be resized where there is no native part.
     """
     size = x.nbytes
+    if _native is not None and _is_dense(x):
+        made: Tensor = _native.empty_like(x)
+        return made
     if size < KEPT_FROM or _is_filled() or not _is_dense(x):
         return torch.empty_like(x)
     _limit()  # a wrong setting is told here, where an error is heard
@@ -57,12 +69,36 @@ def empty_like(x: Tensor) -> Tensor:
 
 def kept() -> int:
     """Return how many bytes are kept free for the next outputs."""
-    return _kept.size()
+    return _kept.size() if _native is None else int(_native.kept())
 
 
 def release() -> None:
     """Give all memory that is kept free back to the system."""
+    if _native is not None:
+        _native.release()
+        _kept.tell(0)
     _kept.trim(0)
+
+
+def lend_by(native: ModuleType) -> None:
+    """Have the native part lend from here on."""
+    global _native
+    _native = native
+    _kept.trim(0)
+
+
+def grant(wished: int) -> int:
+    """Return how much of the memory that the native part wishes to keep it may keep, and tell it to the others.
+
+    Nothing is granted where the machine has little left.
+
+    Args:
+        wished: in bytes.
+
+    Raises:
+        ArgumentError: the variable is no number.
+    """
+    return _kept.grant(0 if _is_scarce() else _limit(), wished)
 
 
 class _Kept:
@@ -99,8 +135,19 @@ class _Kept:
         return block
 
     def put(self, block: Tensor) -> None:
-        self._returned.append(block)
-        self.trim(_limit())
+        if _native is None:
+            self._returned.append(block)
+            self.trim(_limit())
+
+    def grant(self, limit: int, wished: int) -> int:
+        """Return how much another may keep in the place of this."""
+        allowed = self._share.allowed(limit, wished)
+        if allowed < wished:
+            self._share.tell(allowed)
+        return min(allowed, wished)
+
+    def tell(self, held: int) -> None:
+        self._share.tell(held)
 
     def trim(self, limit: int) -> None:
         """Let go of the blocks that have been free longest until this process's part of ``limit`` bytes is left."""
@@ -163,6 +210,14 @@ def _memory_of_the_process() -> int:
         with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
             sizes.append(int(file.read_text()))
     return min(sizes)
+
+
+def _is_scarce() -> bool:
+    """Say whether the machine has little memory left; where it does not say how much, it has enough."""
+    with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+        sizes = {line.partition(":")[0]: int(line.split()[1]) for line in _MACHINE.read_text().splitlines()[:5]}
+        return sizes.get("MemAvailable", sizes["MemTotal"]) < sizes["MemTotal"] // _SCARCE
+    return False
 
 
 def _is_filled() -> bool:

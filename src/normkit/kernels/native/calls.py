@@ -76,7 +76,8 @@ def _configured() -> ModuleType | None:
     from .programs import plan_channels, plan_samples
 
     backwards = (_backwards["channels"], _backwards["samples"])
-    module.configure(plan_channels, plan_samples, *backwards, memory.empty_like, memory.KEPT_FROM)
+    module.configure(plan_channels, plan_samples, *backwards, memory.grant, memory.KEPT_FROM_NATIVE)
+    memory.lend_by(module)
     return module
 
 

@@ -6,11 +6,9 @@
 #include <limits>
 #include <new>
 
-#include "plans.h"
+#include "kept.h"
 
 namespace normkit {
-
-constexpr size_t LINE = 64;
 
 // Whether torch has been asked to fill uninitialized memory, which shows what a kernel leaves unwritten.
 inline bool is_filled() {
@@ -18,15 +16,11 @@ inline bool is_filled() {
   return context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
 }
 
-// An uninitialized tensor of the shape, type and layout of x, which is packed in some memory format. Where memory is
-// kept for large ones, Python keeps it: there is one share for all that is kept.
+// An uninitialized tensor of the shape, type and layout of x, which is packed in some memory format.
 inline Tensor output_like(const Tensor& x) {
-  if (x.nbytes() < callbacks().kept_from) return at::empty_like(x);
-  return under_lock([&] {
-    Owned given(THPVariable_Wrap(x.detach())), made(PyObject_CallOneArg(callbacks().empty_like, given.object));
-    if (!made) throw PythonError();
-    return THPVariable_Unpack(made.object);
-  });
+  if (x.nbytes() < callbacks().kept_from || is_filled()) return at::empty_like(x);
+  Kept::of_process().ask(x.nbytes());  // a wrong setting is told here, where an error is heard
+  return Allocator::of_process().empty_like(x);
 }
 
 // Working memory of one call, of float64 numbers; none where it is of none.

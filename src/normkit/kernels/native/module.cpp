@@ -17,13 +17,13 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 }
 
 // Take the functions of Python that plan calls, those that compute gradients which are to be differentiated again, and
-// what makes outputs of so many bytes or more.
+// the one that says how much memory may be kept of outputs of so many bytes or more.
 PyObject* configure(PyObject*, PyObject* arguments) {
   normkit::Callbacks given;
   long long kept_from;
   if (!PyArg_ParseTuple(
           arguments, "OOOOOL", &given.plan_channels, &given.plan_samples, &given.channels_backward,
-          &given.samples_backward, &given.empty_like, &kept_from)) {
+          &given.samples_backward, &given.grant, &kept_from)) {
     return nullptr;
   }
   given.kept_from = static_cast<size_t>(kept_from);
@@ -42,6 +42,27 @@ PyObject* watch(PyObject*, PyObject* function) {
   Py_RETURN_NONE;
 }
 
+// empty_like(x): an uninitialized tensor like x, which is packed, in memory that may have served before.
+PyObject* empty_like(PyObject*, PyObject* tensor) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(THPVariable_Check(tensor), "expected a tensor");
+  try {
+    return THPVariable_Wrap(normkit::output_like(THPVariable_Unpack(tensor)));
+  } catch (normkit::PythonError&) {
+    return nullptr;
+  }
+  END_HANDLE_TH_ERRORS
+}
+
+// kept(): how many bytes are kept free for the next outputs.
+PyObject* kept(PyObject*, PyObject*) { return PyLong_FromSize_t(normkit::Kept::of_process().size()); }
+
+// release(): give all of it back to the system.
+PyObject* release(PyObject*, PyObject*) {
+  normkit::Kept::of_process().release();
+  Py_RETURN_NONE;
+}
+
 PyCFunction as_function(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
@@ -50,6 +71,9 @@ PyMethodDef methods[] = {
     {"batch_norm", as_function(call<normkit::channels::batch_norm, 12>), METH_FASTCALL, nullptr},
     {"trailing_norm", as_function(call<normkit::samples::trailing_norm, 7>), METH_FASTCALL, nullptr},
     {"group_norm", as_function(call<normkit::samples::group_norm, 6>), METH_FASTCALL, nullptr},
+    {"empty_like", empty_like, METH_O, nullptr},
+    {"kept", kept, METH_NOARGS, nullptr},
+    {"release", release, METH_NOARGS, nullptr},
     {"watch", watch, METH_O, nullptr},
     {"configure", configure, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -44,8 +44,8 @@ struct Callbacks {
   PyObject* plan_samples = nullptr;
   PyObject* channels_backward = nullptr;
   PyObject* samples_backward = nullptr;
-  PyObject* empty_like = nullptr;  // `kernels/memory.py`
-  size_t kept_from = 0;            // bytes of the outputs that it makes
+  PyObject* grant = nullptr;  // how many bytes of freed memory may be kept, of those that are wished
+  size_t kept_from = 0;       // bytes of the outputs whose memory is kept
 };
 
 inline Callbacks& callbacks() {
