@@ -85,7 +85,7 @@ def test_figures_of_a_chinese_page_have_chinese_words_and_values():
     chart = entry_of(rows_of()).shown[0]
     panels = [
         *chart.panels,
-        Panel(title="<b>" * 30, x_label="epoch", y_label="share right", marks=[Line(label="chance", x=[1], y=[1])]),
+        Panel(title="<b>" * 30, x_label="epoch", y_label="accuracy", marks=[Line(label="chance", x=[1], y=[1])]),
     ]
     pictures = inline_panels(dataclasses.replace(chart, panels=panels), language("zh"))
     for picture in pictures:

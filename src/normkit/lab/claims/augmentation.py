@@ -104,7 +104,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_ticks=STRENGTHS,
         )
         for title, unit, column in (
-            ("Test accuracy, last ten epochs", "share right", "late_accuracy"),
+            ("Test accuracy, last ten epochs", "accuracy", "late_accuracy"),
             ("Training loss, last epoch", "cross-entropy", "train_loss"),
         )
     ]

@@ -178,8 +178,8 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         return Panel(title=title, x_label=label, y_label=unit, marks=marks, log_x=True, log_y=log_y, x_ticks=PARTS)
 
     panels = [
-        panel("Training minus test accuracy", "share right", _gap, norms),
-        panel("Test accuracy, last epoch", "share right", partial(_last, "test_accuracy"), norms),
+        panel("Training minus test accuracy", "accuracy", _gap, norms),
+        panel("Test accuracy, last epoch", "accuracy", partial(_last, "test_accuracy"), norms),
     ]
     if "batch" in norms:
         own = "share of the outputs' own"

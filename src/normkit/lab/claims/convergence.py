@@ -141,7 +141,7 @@ def _accuracy_panel(rows: Sequence[Row], norms: Sequence[str]) -> Panel:
             source = SOURCE_ACCURACY[norm][: len(epochs)]
             label = f"{_label(norm)}, source"
             marks.append(Line(label=label, x=epochs[: len(source)], y=source, colour=colour, dashed=True))
-    return Panel(title="Test accuracy", x_label="epoch", y_label="share right", marks=marks, x_ticks=epochs)
+    return Panel(title="Test accuracy", x_label="epoch", y_label="accuracy", marks=marks)
 
 
 def _accuracy_table(rows: Sequence[Row], norms: Sequence[str]) -> Table:

@@ -159,7 +159,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             ],
         )
         for title, unit, column in (
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
             ("Training loss", "cross-entropy", "train_loss"),
             ("Drift of the layers' inputs", "log10 of deviations in one step", "log_moved"),
         )

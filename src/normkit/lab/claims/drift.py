@@ -108,7 +108,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         for title, unit, column in (
             ("Drift of the mean", "deviations per epoch", "mean"),
             ("Drift of the deviation", "share per epoch", "deviation"),
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
         )
     ]
     lines = []

@@ -117,7 +117,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_ticks=(0, 0.1, *HIGH),
         )
         for title, unit, column in (
-            ("Test accuracy, last ten epochs", "share right", "late_accuracy"),
+            ("Test accuracy, last ten epochs", "accuracy", "late_accuracy"),
             ("Test loss, last epoch", "cross-entropy", "test_loss"),
         )
     ]

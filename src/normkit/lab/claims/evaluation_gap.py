@@ -148,7 +148,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             x_ticks=BATCH_SIZES,
         )
         for place, (title, unit) in enumerate(
-            (("Loss in evaluation minus loss in training", "nats"), ("Test accuracy", "share right"))
+            (("Loss in evaluation minus loss in training", "nats"), ("Test accuracy", "accuracy"))
         )
     ]  # fmt: skip
     lines = []

@@ -151,7 +151,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     ways = [way for way in WAYS if best[way]]
     columns = {
         "fit_loss": ("Training loss", "cross-entropy"),
-        "test_accuracy": ("Test accuracy", "share right"),
+        "test_accuracy": ("Test accuracy", "accuracy"),
         "straight": ("How straight the sigmoids are", "share explained by a line"),
     }
     panels = [

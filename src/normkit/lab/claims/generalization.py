@@ -175,7 +175,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 ends = [1, mine[-1]["epoch"]]
                 label = f"{_label(norm, dropout)}, source"
                 marks.append(Line(label=label, x=ends, y=[SOURCE[norm][part]] * 2, **look, dashed=True))
-        panels.append(Panel(title=title, x_label="epoch", y_label="share right", marks=marks))
+        panels.append(Panel(title=title, x_label="epoch", y_label="accuracy", marks=marks))
     for norm, dropout in nets:
         mine = where(of_norm(rows, norm), dropout=dropout)
         cells = [spread_in_words(list(per_seed(mine, read).values())) for read in (_train, _test, _gap)]

@@ -104,7 +104,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     panel = Panel(
         title="Test accuracy, last epoch",
         x_label="factor on every initial weight",
-        y_label="share right",
+        y_label="accuracy",
         marks=marks,
         log_x=True,
         x_ticks=SCALES,

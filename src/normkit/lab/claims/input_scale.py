@@ -111,7 +111,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         Panel(
             title=norm_label(norm).capitalize(),
             x_label="epoch",
-            y_label="share right",
+            y_label="accuracy",
             marks=[
                 over_epochs(where(of_norm(rows, norm), input=scale), "test_accuracy", label=label, **look)
                 for (scale, label), look in zip(INPUTS.items(), looks([norm] * len(INPUTS)), strict=True)

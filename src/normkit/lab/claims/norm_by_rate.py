@@ -120,7 +120,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                 ),
             ]
         )
-    panel = Panel(title="Test accuracy, last three epochs", x_label="learning rate", y_label="share right", marks=marks)
+    panel = Panel(title="Test accuracy, last three epochs", x_label="learning rate", y_label="accuracy", marks=marks)
     table = Table(
         title="Test accuracy, mean over the last three epochs (and the rate)",
         header=["norm", *OWNERS.values()],

@@ -130,7 +130,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         )
         for title, unit, column in (
             ("Training loss", "cross-entropy", "train_loss"),
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
         )
     ]
     lines = []

@@ -72,7 +72,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
             ],
         )
         for title, unit, column in (
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
             ("Training loss", "cross-entropy", "train_loss"),
         )
     ]

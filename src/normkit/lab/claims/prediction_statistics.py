@@ -251,7 +251,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         )
         for title, unit, column in (
             ("Error of the statistics", "log10", "error"),
-            ("Test accuracy", "share right", "accuracy"),
+            ("Test accuracy", "accuracy", "accuracy"),
         )
     ]
     lines = []

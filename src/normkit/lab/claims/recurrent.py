@@ -161,7 +161,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         )
         for title, unit, column in (
             ("Training loss", "cross-entropy", "train_loss"),
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
         )
     ]  # fmt: skip
     lines = [[norm, spread_in_words(list(late_accuracies(of_norm(rows, norm)).values()))] for norm in norms]

@@ -134,7 +134,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
     panels = (
         panel("Saturated inputs, all layers", "share", ["share"]),
         panel("One unit's input, layer 3", "median; 15 % and 85 % dashed", ["middle", "low", "high"]),
-        panel("Test accuracy", "share right", ["test_accuracy"]),
+        panel("Test accuracy", "accuracy", ["test_accuracy"]),
     )
     last = rows[-1]["epoch"]
     lines, words = [], []

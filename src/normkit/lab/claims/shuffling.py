@@ -132,7 +132,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         Panel(title=title, x_label="epoch", y_label=unit, marks=[line(*side, column) for side in sides])
         for column, title, unit in (
             ("test_loss", "Test loss", "cross-entropy"),
-            ("test_accuracy", "Test accuracy", "share right"),
+            ("test_accuracy", "Test accuracy", "accuracy"),
         )
     ]
     lines = []

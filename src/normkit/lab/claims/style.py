@@ -294,7 +294,7 @@ def _told(sides: Mapping[str, Sequence[Row]], task: str, title: str) -> Panel:
     ]
     epochs = max((mark.x for mark in marks), key=len, default=[1])
     marks.append(Line(label="chance", x=epochs, y=[CHANCE] * len(epochs), colour=NEUTRAL, dashed=True))
-    return Panel(title=title, x_label="epoch", y_label="share right", marks=marks)
+    return Panel(title=title, x_label="epoch", y_label="accuracy", marks=marks)
 
 
 CLAIM = Claim(

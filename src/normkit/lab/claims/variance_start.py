@@ -150,7 +150,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         )
         for title, unit, column in (
             ("Test loss", "cross-entropy", "test_loss"),
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
         )
     ]
     lines = [

@@ -128,7 +128,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         Panel(
             title=title,
             x_label="weight decay",
-            y_label="share right, last ten epochs",
+            y_label="accuracy, last ten epochs",
             marks=[
                 over_variants(of_norm(positive, norm), "decay", partial(_last, column), label=norm_label(norm), **look)
                 for norm, look in zip(norms, looks(norms), strict=True)

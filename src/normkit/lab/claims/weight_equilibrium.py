@@ -156,7 +156,7 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
         )
         for title, unit, column in (
             ("Effective rate", "log2", "effective"),
-            ("Test accuracy", "share right", "test_accuracy"),
+            ("Test accuracy", "accuracy", "test_accuracy"),
         )
     ]
     lines = []
