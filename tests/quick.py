@@ -34,6 +34,7 @@ SLOW = {
     "tests/differential/*": "many drawn inputs; `make fuzz` draws more",
     "tests/functional/test_matrix_root.py::*eighth*": "derivatives to the eighth order",
     "tests/parts/test_accumulate.py::*thousand_steps*": "a thousand steps",
+    "tests/kernels/test_native_memory.py::*process_grow*": "a thousand steps",
     "tests/lab/test_settings_file.py::*run_to_a_verdict*": "nets that are trained",
 }
 # Cases that a test keeps whole, and of how many more one is kept.

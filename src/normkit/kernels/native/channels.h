@@ -47,8 +47,8 @@ inline PyObject* plan_in_python(const Cut& cut, bool backward) {
 inline Cut* cut_for(const Tensor& x, bool last, int64_t activation, bool residual, bool training) {
   const int64_t kind = (((static_cast<int64_t>(x.scalar_type()) * 2 + last) * 8 + activation) * 2 + residual) * 2 + training;
   const Key key = key_of(x, kind);
-  return found_or_planned<Cut>(key, [&]() -> std::unique_ptr<Cut> {
-    auto cut = std::make_unique<Cut>();
+  return found_or_planned<Cut>(key, [&]() -> Planned<Cut> {
+    auto cut = begin_plan<Cut>();
     cut->key = key;
     cut->type = x.scalar_type();
     cut->last = last;

@@ -8,7 +8,6 @@
 #include <sys/mman.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <deque>
 #include <list>
 #include <mutex>
@@ -40,7 +39,13 @@ class Kept {
     // Never destroyed: a tensor may die when the process ends.
     alignas(Kept) static char place[sizeof(Kept)];
     static Kept* kept = [] {
-      pthread_atfork(nullptr, nullptr, [] { new (place) Kept(); });  // what a fork copied is its parent's
+      // A fork keeps nothing of what its parent keeps: else it holds the pages that its parent goes on writing to.
+      pthread_atfork(
+          [] { of_process().mutex_.lock(); }, [] { of_process().mutex_.unlock(); },
+          [] {
+            for (Block* block : of_process().blocks_) destroy(block);
+            new (place) Kept();
+          });
       return new (place) Kept();
     }();
     return *kept;
@@ -51,7 +56,6 @@ class Kept {
     const size_t size = class_of(bytes) + PAGE;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      ++taken_;
       const auto found = places_.find(size);
       if (found != places_.end()) {
         const auto place = found->second.back();
@@ -92,11 +96,12 @@ class Kept {
     size_t wished;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      const bool first = asked_ == 0, refused = refused_ && !capped_;
-      if (!first && !refused && taken_ - asked_ < ASKED_EVERY) return;
-      asked_ = taken_, refused_ = false;
+      const bool first = untold_ < 0, refused = refused_ && !capped_;
+      if (!first && !refused && ++untold_ < ASKED_EVERY) return;
+      untold_ = 0, refused_ = false;
       // More than was refused, so that a process that begins asks a few times and not at every output.
-      wished = first ? 2 * class_of(bytes) : refused ? 2 * wished_ : std::max(wished_, held_);
+      const bool none = granted_ == 0;
+      wished = first || none ? 2 * class_of(bytes) : refused ? 2 * wished_ : std::max(wished_, held_);
       wished_ = 0;
     }
     const size_t granted = under_lock([&] {
@@ -113,12 +118,18 @@ class Kept {
   void release() {
     std::lock_guard<std::mutex> lock(mutex_);
     while (!blocks_.empty()) let_go_of_the_oldest();
-    granted_ = wished_ = 0, asked_ = 0, refused_ = capped_ = false;
+    granted_ = wished_ = 0, untold_ = -1, refused_ = capped_ = false;
   }
 
   size_t size() {
     std::lock_guard<std::mutex> lock(mutex_);
     return held_;
+  }
+
+  // Whether anything may be kept: otherwise torch's own memory serves better.
+  bool keeps() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return granted_ != 0;
   }
 
  private:
@@ -132,14 +143,21 @@ class Kept {
   }
 
   static Block* fresh(size_t size) {
-    void* start;
-    if (posix_memalign(&start, size >= LARGE_PAGE ? LARGE_PAGE : PAGE, size)) return nullptr;
-    if (size >= LARGE_PAGE) madvise(start, size, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-    return new Block{static_cast<char*>(start), size};
+    // Of the system and back to it: in the heap of malloc, blocks that begin at large pages leave holes that stay.
+    const size_t alignment = size >= LARGE_PAGE ? LARGE_PAGE : PAGE, mapped = size + alignment - PAGE;
+    void* given = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (given == MAP_FAILED) return nullptr;
+    char* first = static_cast<char*>(given);
+    const size_t before = (alignment - reinterpret_cast<size_t>(first) % alignment) % alignment;
+    const size_t behind = mapped - before - size;
+    if (before != 0) munmap(first, before);
+    if (behind != 0) munmap(first + before + size, behind);
+    if (size >= LARGE_PAGE) madvise(first + before, size, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+    return new Block{first + before, size};
   }
 
   static void destroy(Block* block) {
-    std::free(block->start);
+    munmap(block->start, block->size);
     delete block;
   }
 
@@ -157,7 +175,7 @@ class Kept {
   std::list<Block*> blocks_;
   std::unordered_map<size_t, std::deque<std::list<Block*>::iterator>> places_;  // by size, each in the order of blocks_
   size_t held_ = 0, granted_ = 0, wished_ = 0;
-  int64_t taken_ = 0, asked_ = 0;
+  int64_t untold_ = -1;  // outputs since Python was asked; -1 where it never was
   bool refused_ = false, capped_ = false;
 };
 
@@ -179,8 +197,8 @@ class Allocator final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (bytes < callbacks().kept_from) return c10::GetCPUAllocator()->allocate(bytes);
     Kept& kept = Kept::of_process();
+    if (bytes < callbacks().kept_from || !kept.keeps()) return c10::GetCPUAllocator()->allocate(bytes);
     Block* block = kept.take(bytes);
     if (block == nullptr) {
       kept.trim(0);  // what is kept goes first; then the words for what cannot be had are torch's

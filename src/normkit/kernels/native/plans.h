@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/Exceptions.h>
@@ -68,13 +69,15 @@ inline void read_program(PyObject* given, Program& into) {
   }
   TORCH_CHECK(PyTuple_GET_SIZE(slots) <= MAX_SLOTS, "normkit: more slots than the native part has");
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(slots); ++k) into.slots[k] = as_integer(PyTuple_GET_ITEM(slots, k));
+  into.launches.reserve(PyTuple_GET_SIZE(launches));
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(launches); ++k) {
     PyObject* changes;
     long long kernel, tasks, grain;
     if (!PyArg_ParseTuple(PyTuple_GET_ITEM(launches, k), "LLLO!", &kernel, &tasks, &grain, &PyTuple_Type, &changes)) {
       throw PythonError();
     }
-    Launch launch{reinterpret_cast<Kernel>(kernel), tasks, grain, {}};
+    Launch launch{reinterpret_cast<Kernel>(kernel), tasks, grain};
+    launch.changes.reserve(PyTuple_GET_SIZE(changes));
     for (Py_ssize_t j = 0; j < PyTuple_GET_SIZE(changes); ++j) {
       long long slot, value;
       if (!PyArg_ParseTuple(PyTuple_GET_ITEM(changes, j), "LL", &slot, &value)) throw PythonError();
@@ -182,14 +185,37 @@ inline bool has_shape(const Tensor& value, const Key& key, at::ScalarType type) 
   return true;
 }
 
+// A cut that is being planned; its place serves the next one where nothing comes of it.
+template <typename Cut>
+struct Discard {
+  static void*& spare() {
+    static void* place = nullptr;
+    return place;
+  }
+  void operator()(Cut* cut) {
+    cut->~Cut();
+    spare() = cut;
+  }
+};
+
+template <typename Cut>
+using Planned = std::unique_ptr<Cut, Discard<Cut>>;
+
+template <typename Cut>
+Planned<Cut> begin_plan() {
+  void* place = std::exchange(Discard<Cut>::spare(), nullptr);
+  if (place == nullptr) place = Lasting::of_process()->allocate(sizeof(Cut), alignof(Cut));
+  return Planned<Cut>(new (place) Cut());
+}
+
 // The cut for a key, planned at the first call of its kind; null where `plan` gives none, or too many are kept.
 template <typename Cut, typename Plan>
 Cut* found_or_planned(const Key& key, Plan plan) {
-  static std::unordered_map<Key, std::unique_ptr<Cut>, Hash> table;
+  static std::pmr::unordered_map<Key, Planned<Cut>, Hash> table{Lasting::of_process()};
   auto found = table.find(key);
   if (found != table.end()) return found->second.get();
   if (table.size() >= MOST_CUTS) return nullptr;
-  std::unique_ptr<Cut> cut = plan();
+  Planned<Cut> cut = plan();
   if (cut == nullptr) return nullptr;
   // Another thread may have planned the same while Python's lock was given up.
   auto [place, _] = table.try_emplace(key, std::move(cut));

@@ -5,11 +5,15 @@
 #pragma once
 
 #include <pthread.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <memory_resource>
+#include <new>
 #include <vector>
 
 #include <torch/csrc/python_headers.h>
@@ -21,17 +25,48 @@ using Kernel = void (*)(int64_t begin, int64_t end, void* slots);
 
 constexpr int MAX_SLOTS = 48;
 
+// Memory for what stays until the process ends, in pieces of the system's own: small things that stay between large ones
+// that come and go would keep the heap of malloc from shrinking. Python's lock guards it.
+class Lasting final : public std::pmr::memory_resource {
+ public:
+  static Lasting* of_process() {
+    static auto* memory = new Lasting();
+    return memory;
+  }
+
+ private:
+  static constexpr size_t PIECE = 256 << 10;
+
+  void* do_allocate(size_t bytes, size_t alignment) override {
+    size_t start = (used_ + alignment - 1) / alignment * alignment;
+    if (piece_ == nullptr || start + bytes > size_) {
+      size_ = std::max(PIECE, bytes), start = 0;
+      void* given = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (given == MAP_FAILED) throw std::bad_alloc();
+      piece_ = static_cast<char*>(given);
+    }
+    used_ = start + bytes;
+    return piece_ + start;
+  }
+
+  void do_deallocate(void*, size_t, size_t) override {}
+  bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override { return this == &other; }
+
+  char* piece_ = nullptr;
+  size_t size_ = 0, used_ = 0;
+};
+
 // One launch of a kernel, and the slots that it wants changed before it.
 struct Launch {
   Kernel kernel = nullptr;
   int64_t tasks = 0;
   int64_t grain = 1;
-  std::vector<std::pair<int64_t, int64_t>> changes;
+  std::pmr::vector<std::pair<int64_t, int64_t>> changes{Lasting::of_process()};
 };
 
 struct Program {
   std::array<int64_t, MAX_SLOTS> slots{};  // all that does not change from call to call
-  std::vector<Launch> launches;
+  std::pmr::vector<Launch> launches{Lasting::of_process()};
   int64_t work = 0;    // float64 numbers of working memory
   int64_t tables = 0;  // numbers of the type computed in, of tables of sums
   int64_t elements = 0;

@@ -50,8 +50,8 @@ inline PyObject* plan_in_python(const Cut& cut, int part) {
 inline Cut* cut_for(const Tensor& x, bool last, bool trailing, int64_t groups, bool centred, int64_t activation) {
   const int64_t kind = (((static_cast<int64_t>(x.scalar_type()) * 2 + last) * 8 + activation) * 2 + centred) * 2 + trailing;
   const Key key = key_of(x, kind, groups);
-  return found_or_planned<Cut>(key, [&]() -> std::unique_ptr<Cut> {
-    auto cut = std::make_unique<Cut>();
+  return found_or_planned<Cut>(key, [&]() -> Planned<Cut> {
+    auto cut = begin_plan<Cut>();
     cut->key = key;
     cut->type = x.scalar_type();
     cut->last = last;
