@@ -81,6 +81,23 @@ def test_labels_keep_what_changes_and_translate_what_stands_in_it():
     assert zh.label(HOSTILE) == HOSTILE
 
 
+@pytest.mark.parametrize(
+    "english",
+    [
+        "Beside it: it is higher than without a norm, and lower than with two.",
+        "test loss, with the norm, mates that change minus mates that stay",
+    ],
+)
+def test_words_of_a_figure_do_not_stand_for_a_sentence_that_they_fit(english):
+    # "{norm} norm, {dropout}" names a net in a figure.
+    assert language("zh").prose(english) == english
+
+
+def test_label_is_taken_from_the_key_that_has_most_of_its_words():
+    # "rate {value}" fits too, and would leave half of it in English.
+    assert language("zh").label("rate 0.2, decay 0.02") == "学习率 0.2，衰减 0.02"
+
+
 def test_figures_of_a_chinese_page_have_chinese_words_and_values():
     chart = entry_of(rows_of()).shown[0]
     panels = [
