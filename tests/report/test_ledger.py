@@ -176,6 +176,7 @@ def test_page_in_chinese_says_so_and_keeps_the_numbers():
     assert "前五个 epoch 的测试准确率更高" in page
     assert "尚未译出" not in page
     assert "+0.0520" in page
+    assert "\n\n**成立。** 在这份数据" in render_markdown([entry_of(rows_of())], language("zh"))
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

@@ -176,13 +176,13 @@ def _verdict(entry: Entry, lang: Language) -> str:
     """Return the verdict with each part's effect and interval."""
     outcome = entry.verdict.verdict
     lines = [f"[bold {COLOURS[outcome]}]{lang.say(outcome).upper()}[/]: {escape(lang.title(entry.claim))}"]
-    primary = entry.verdict.primary
-    lines.append(f"  {escape(primary.rule.effect)}: {escape(effect_in_words(primary, lang))}")
+    primary, colon = entry.verdict.primary, lang.say(": ")
+    lines.append(f"  {escape(lang.prose(primary.rule.effect))}{colon}{escape(effect_in_words(primary, lang))}")
     if reason := needed(entry.verdict, lang):
         lines.append(f"  {escape(reason)}")
     lines += [
-        f"  {lang.say('detail')}: {escape(part.rule.effect)}: {escape(effect_in_words(part, lang))}, "
-        f"{lang.say(part.outcome)}"
+        f"  {lang.say('detail')}{colon}{escape(lang.prose(part.rule.effect))}{colon}"
+        f"{escape(effect_in_words(part, lang))}{lang.say(', ')}{lang.say(part.outcome)}"
         for part in entry.verdict.details
     ]
     if entry.finished < entry.total:
