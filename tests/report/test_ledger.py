@@ -176,6 +176,8 @@ def test_page_in_chinese_says_so_and_keeps_the_numbers():
     assert "前五个 epoch 的测试准确率更高" in page
     assert "尚未译出" not in page
     assert "+0.0520" in page
+    several = render([entry_of(rows_of()), entry_of(rows_of())], language("zh"))
+    assert '<option value="Batch normalization built from scratch">《从零实现批归一化》</option>' in several
     assert "\n\n**成立。** 在这份数据" in render_markdown([entry_of(rows_of())], language("zh"))
 
 
