@@ -92,6 +92,11 @@ def test_report_is_written_in_chinese_on_request(whole, normkit):
     code, told, _ = normkit("lab", "report", out, "--lang", "zh")
     assert code == 0
     assert "前五个 epoch 的测试准确率更高" in told
+    assert "前 5 个 epoch 的平均测试准确率，有归一化减无归一化：" in told
+    assert "细节：最后一个 epoch 的训练损失，有归一化减无归一化：" in told
+    assert "每个 epoch 之后的测试准确率" in told
+    assert "各种子的平均 ± 标准差。" in told
+    assert "Mean" not in told
     assert '<html lang="zh">' in (out / "report.html").read_text()
     assert "论断" in (out / "report.md").read_text()
     code, _, refused = normkit("lab", "report", out, "--lang", "fr")

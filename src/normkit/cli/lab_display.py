@@ -28,7 +28,7 @@ from ..lab.grid import Event
 from ..lab.ledger import Entry
 from ..lab.results import read_cells
 from ..lab.verdicts import Outcome
-from ..report.language import ENGLISH, Language, effect_in_words, signed
+from ..report.language import ENGLISH, Language, effect_in_words, note_in_words, signed
 from ..report.statement import needed
 from .terminal import Terminal
 
@@ -120,10 +120,11 @@ def print_entries(entries: Sequence[Entry], folder: Path, lang: Language = ENGLI
     for entry in entries:
         for table in entry.shown:
             if isinstance(table, charts.Table):
-                console.print(_table(table))
+                console.print(_table(table, lang))
         # In a terminal broken between words; a pipe gets each line whole.
         console.print(_verdict(entry, lang), soft_wrap=not console.is_terminal)
-    console.print(f"{lang.say('Report')}: {escape(str(folder / 'report.html'))}", soft_wrap=True, highlight=False)
+    report = f"{lang.say('Report')}{lang.say(': ')}{escape(str(folder / 'report.html'))}"
+    console.print(report, soft_wrap=True, highlight=False)
 
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
@@ -162,27 +163,28 @@ def _coloured(outcome: Outcome) -> str:
     return f"[bold {COLOURS[outcome]}]{outcome}[/]"
 
 
-def _table(shown: charts.Table) -> Table:
+def _table(shown: charts.Table, lang: Language) -> Table:
     """Return the claim's table as rich draws it."""
-    table = Table(title=escape(shown.title), caption=escape(shown.note), title_justify="left", caption_justify="left")
+    title, note = escape(lang.label(shown.title)), escape(note_in_words(shown.note, lang))
+    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
     for name in shown.header:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(lang.label(name)), justify="right")
     for row in shown.rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(lang.label(cell)) for cell in row))
     return table
 
 
 def _verdict(entry: Entry, lang: Language) -> str:
     """Return the verdict with each part's effect and interval."""
     outcome = entry.verdict.verdict
-    lines = [f"[bold {COLOURS[outcome]}]{lang.say(outcome).upper()}[/]: {escape(lang.title(entry.claim))}"]
-    primary = entry.verdict.primary
-    lines.append(f"  {escape(primary.rule.effect)}: {escape(effect_in_words(primary, lang))}")
+    primary, colon = entry.verdict.primary, lang.say(": ")
+    lines = [f"[bold {COLOURS[outcome]}]{lang.say(outcome).upper()}[/]{colon}{escape(lang.title(entry.claim))}"]
+    lines.append(f"  {escape(lang.prose(primary.rule.effect))}{colon}{escape(effect_in_words(primary, lang))}")
     if reason := needed(entry.verdict, lang):
         lines.append(f"  {escape(reason)}")
     lines += [
-        f"  {lang.say('detail')}: {escape(part.rule.effect)}: {escape(effect_in_words(part, lang))}, "
-        f"{lang.say(part.outcome)}"
+        f"  {lang.say('detail')}{colon}{escape(lang.prose(part.rule.effect))}{colon}"
+        f"{escape(effect_in_words(part, lang))}{lang.say(', ')}{lang.say(part.outcome)}"
         for part in entry.verdict.details
     ]
     if entry.finished < entry.total:

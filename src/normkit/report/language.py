@@ -66,7 +66,11 @@ class Language:
         >>> language("zh").prose("The test data have no part in it. Nothing is trained.")
         '测试数据不参与选择。不训练任何网络。'
         """
-        found = [self.sentences.get(sentence) or self._fitting(sentence) for sentence in _SENTENCE_ENDS.split(english)]
+        # Only what is a whole sentence may fit a key with places: a part of one fits a figure's words by chance.
+        found = [
+            self.sentences.get(sentence) or (self._fitting(sentence) if sentence.endswith(".") else None)
+            for sentence in _SENTENCE_ENDS.split(english)
+        ]
         known = [sentence for sentence in found if sentence is not None]
         return "".join(known) if len(known) == len(found) and self.sentences else english
 
@@ -96,9 +100,12 @@ class Language:
         return not self.sentences or all(self.prose(text) != text or not re.search("[a-z]{3}", text) for text in texts)
 
     def _fitting(self, english: str) -> str | None:
-        """Return the translation of a key with places that these words fit, its places filled."""
+        """Return the translation of a key with places that these words fit, its places filled.
+
+        A sentence fits sentences only. Of several keys it is the one that has most words of its own.
+        """
         for form, said in _patterns(self.code).items():
-            if found := form.fullmatch(english):
+            if form.pattern.endswith(".") == english.endswith(".") and (found := form.fullmatch(english)):
                 return said.format(**{name: self.label(value) for name, value in found.groupdict().items()})
         return None
 
@@ -124,12 +131,10 @@ def language(code: str) -> Language:
 
 @lru_cache
 def _patterns(code: str) -> Mapping[re.Pattern[str], str]:
-    """Return a language's keys with places as regular expressions."""
-    return {
-        re.compile(re.sub(r"\\{(\w)(\w*)\\}", _place, re.escape(english))): said
-        for english, said in (language(code).labels.items() if code != ENGLISH.code else ())
-        if "{" in english
-    }
+    """Return a language's keys with places as regular expressions, those with most words of their own first."""
+    labels = language(code).labels if code != ENGLISH.code else {}
+    keys = sorted((key for key in labels if "{" in key), key=lambda key: len(re.sub(r"{\w+}", "", key)), reverse=True)
+    return {re.compile(re.sub(r"\\{(\w)(\w*)\\}", _place, re.escape(key))): labels[key] for key in keys}
 
 
 def _place(found: re.Match[str]) -> str:

@@ -90,7 +90,7 @@ def _section(entry: Entry, lang: Language) -> str:
     claim, say = entry.claim, lang.say
     # An anchor of its own: the one that is made of a heading follows its words, which change with the language.
     parts = [f'<a id="{claim.id}"></a>\n\n## {claim.number}. {_text(lang.title(claim))}']
-    parts.append(f"**{say(entry.verdict.verdict)}.** {_text(lang.prose(claim.means(entry.verdict.verdict)))}")
+    parts.append(f"**{say(entry.verdict.verdict)}{say('.')}** {_text(lang.prose(claim.means(entry.verdict.verdict)))}")
     if reason := needed(entry.verdict, lang):
         parts.append(_text(reason))
     if entry.finished < entry.total:
