@@ -90,7 +90,8 @@ def batch_norm(
         caller: the layer that errors should name.
 
     Returns:
-        y, in the type and memory format of the input.
+        y, in the type and memory format of the input. So a transposed ``(N, L, C)``, as of ``x.transpose(1, 2)``, stays
+        transposed, where torch gives contiguous memory: behind it ``reshape`` serves, and ``view`` may not.
 
     Raises:
         ShapeError: fewer than two dimensions, no channels, a parameter of another size, or one value per channel in
