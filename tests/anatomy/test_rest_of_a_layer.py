@@ -1,4 +1,4 @@
-"""What a layer holds besides a norm's state is tried too: at its initial value a gain makes no difference, and is one."""
+"""What a layer holds besides a norm's state is tried too: a gain that still is 1 makes no difference, and is one."""
 
 import pytest
 import torch

@@ -23,10 +23,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .forms import NormForm, candidates, misnamed, registered_form
-from .rest import rest_of, varied
 from .frozen import Frozen, thaw
+from .rest import rest_of, varied
 
-__all__ = ["Evidence", "bare_copy", "examined", "sample_input"]
+__all__ = ["Evidence", "bare_copy", "examined", "sample_input", "sample_inputs"]
 
 # Relative; room for a layer that goes through float32 on the way, as many do. What a formula differs from another by is
 # thousands of times as much: eps is a thirtieth of the variance here.
@@ -185,8 +185,8 @@ def _tried_with_the_rest(
         return _More(f"what {name} computes depends on {_listed(guilty)} too, which {kind} does not have")
     if held:
         return _More(
-            f"{name} holds {_listed(held)} besides the state of {kind}, which it does not use as it is set now: what it "
-            "computes when it does is not known"
+            f"{name} holds {_listed(held)} besides the state of {kind}, which it does not use as it is set now: "
+            "what it computes when it does is not known"
         )
     return found
 
@@ -273,22 +273,26 @@ def _input(work: nn.Module, form: NormForm, shape: tuple[int, ...], generator: t
     return x * math.sqrt(30 * form.eps_of(work) or 1.0) + centre
 
 
+def sample_inputs(work: nn.Module, form: NormForm) -> Iterator[Tensor]:
+    """Yield inputs that a copy (:func:`bare_copy`) of a layer may take, the likeliest first, and then in float32."""
+    channels = _channels(work, form)
+    for dtype in () if channels is None else (torch.float64, torch.float32):
+        for shape in _shapes(work, form, channels):
+            yield _input(work, form, shape, torch.Generator(device="cpu").manual_seed(1)).to(dtype)
+
+
 def sample_input(work: nn.Module, form: NormForm) -> Tensor | None:
     """Return an input that a copy (:func:`bare_copy`) of a layer takes, or None.
 
     In float64, unless the layer runs in float32 alone; the copy has then been given that type.
     """
-    channels = _channels(work, form)
-    for dtype in () if channels is None else (torch.float64, torch.float32):
-        work.to(dtype)
-        for shape in _shapes(work, form, channels):
-            x = _input(work, form, shape, torch.Generator(device="cpu").manual_seed(1)).to(dtype)
-            try:
-                with torch.no_grad():
-                    _call(work.eval(), x)
-            except Exception:  # noqa: S112  a forward of any house; the next shape may fit
-                continue
-            return x
+    for x in sample_inputs(work, form):
+        try:
+            with torch.no_grad():
+                _call(work.to(x.dtype).eval(), x)
+        except Exception:  # noqa: S112  a forward of any house; the next shape may fit
+            continue
+        return x
     return None
 
 

@@ -18,6 +18,7 @@ from ..functional.averages import is_plain_law
 from ..layers import SyncBatchNorm
 from ..layers.laws import law_of
 from ..spelling import alternatives
+from .convert_check import Before
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
 from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt
 from .convert_relatives import APART, is_relative, reason_of_relative, swap_relative, was_relative
@@ -149,7 +150,7 @@ def convert(
         fusions = job.fuse() if to == "normkit" and fuse and example is not None else Fusions()
         touched += [path for path in fusions.fused if path not in touched]
         refused = {path: reason for path, reason in refused.items() if path not in fusions.fused}
-        refuse_if_nothing_is_left("convert", len(touched), refused)
+        refuse_if_nothing_is_left("convert", len(touched), refused | job.aside, given, where)
         change, judged = (None, ()) if example is None else _measured(before, work, job, tolerance, compare)
     return Conversion(
         operation="convert",
@@ -199,6 +200,7 @@ class _Job:
         self.model, self.work, self.to, self.where = model, work, to, where
         self.example, self.call = example, call
         self.renamed: list[str] = []
+        self.aside: dict[str, str] = {}  # why a layer was left that nobody asked to be converted
         self.chosen = {id(layer.module) for layer in norm_layers(work, where)}
         if to == "torch":
             unfuse(work, self.chosen)
@@ -213,11 +215,13 @@ class _Job:
         touched, refused = [], {}
         for layer in layers:
             shape = shapes.get(id(layer.module))
-            reason = _reason_against(layer, self.to, shape) or self._convert(layer, shape, rebuild)
+            reason = _reason_against(layer, self.to, shape) or self._converted(layer, shape, rebuild)
             if reason is None:
                 touched.append(layer.path)
             elif self.where is not None or layer.kind in _BATCH_KINDS or (self.to == "sync" and layer.kind in APART):
                 refused[layer.path] = reason
+            else:
+                self.aside[layer.path] = reason
         return touched, refused
 
     def _freeze(
@@ -227,7 +231,7 @@ class _Job:
         foreign = [layer for layer in layers if layer.form is not None and layer.form.frozen]
         touched, refused = [], {}
         for layer in foreign:
-            reason = self._convert(layer, shapes.get(id(layer.module)), replace(rebuild, to="torch"))
+            reason = self._converted(layer, shapes.get(id(layer.module)), replace(rebuild, to="torch"))
             if reason is None:
                 touched.append(layer.path)
             else:
@@ -238,6 +242,20 @@ class _Job:
             frozen = freeze(self.work, None if everything else lambda layer: id(layer.module) in others)
             touched, refused = [*touched, *frozen.touched], refused | dict(frozen.refused)
         return touched, refused
+
+    def _converted(self, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
+        """Convert one layer, and hold it against what it was; return why it was not converted, if so.
+
+        Raises:
+            SurgeryError: its evaluation was to be kept, and is another.
+        """
+        before = None if KINDS[rebuild.to] == "retrain" else Before(layer, shape)
+        reason = self._convert(layer, shape, rebuild)
+        if reason is None and before is not None:
+            wrong = before.changed_to(self.work.get_submodule(layer.path))
+            if wrong is not None:
+                raise SurgeryError(f"convert: to={self.to!r} should keep the function, and {wrong}")
+        return reason
 
     def _convert(self, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
         """Convert one layer; return why not, if so."""
@@ -296,7 +314,12 @@ def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) ->
     if reason is not None:
         return reason
     if not layer.form.of_batch:
-        return f"a {name} is not one of the batch norms that can become another form"
+        return f"a {name} is none of the batch norms, which alone are given another form"
+    if to == "renorm" and not layer.tracks:
+        return (
+            "it keeps no running statistics (track_running_stats is off), and batch renormalization limits the batch's "
+            "by the running ones; convert it to 'ghost', or build it with track_running_stats=True"
+        )
     if isinstance(module, _BatchNorm) and _is_there_already(module, to, _target(to, layer, shape)):
         return f"it is a {name} already"
     return None
@@ -415,10 +438,11 @@ def _measured(
     """
     judge = Judge(copied(model).eval(), job.example, job.call, tolerance=tolerance, compare=compare)
     verdict = judge(copied(work).eval())
-    if KINDS[job.to] != "exact":
+    if KINDS[job.to] == "retrain":
         return verdict.change, ()
     if verdict.wrong is not None:
-        raise SurgeryError(f"convert: to={job.to!r} should keep the function, and {verdict.wrong.removeprefix('it ')}")
+        kept = "the function" if KINDS[job.to] == "exact" else "the function in evaluation"
+        raise SurgeryError(f"convert: to={job.to!r} should keep {kept}, and {verdict.wrong.removeprefix('it ')}")
     return verdict.change, (judge.words, str(verdict))
 
 

@@ -117,7 +117,7 @@ def fold(
         finder.see(judge.examples[1:])
         folder = Folder(inside, chosen, finder, judge)
         folded, verdict = folder.fold()
-        refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
+        refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused, inside, where)
         assert verdict is not None
         folded, verdict = folder.behind(*folder.merge(folded, verdict))
     into = {pair.norm: pair.neighbour for pair in folded.pairs}

@@ -117,8 +117,8 @@ def recalibrate(
     check_group(group)
     if aggregate not in ("pooled", "average"):
         raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
-    chosen, refused = _choose(model, where, include_frozen, layerwise)
-    refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+    chosen, refused, aside = _choose(model, where, include_frozen, layerwise)
+    refuse_if_nothing_is_left("recalibrate", len(chosen), refused | aside, model, where)
     settings = Pass(
         batches=batches, samples=samples, call=call, dropout=dropout, group=group, averaged=aggregate == "average"
     )
@@ -126,7 +126,7 @@ def recalibrate(
         run = _one_by_one(model, chosen, settings) if layerwise else _all_at_once(model, chosen, settings)
         refused |= {layer.path: "no batch reached it" for layer in chosen if layer.path not in run.moments}
         touched = [layer for layer in chosen if layer.path in run.moments]
-        refuse_if_nothing_is_left("recalibrate", len(touched), refused)
+        refuse_if_nothing_is_left("recalibrate", len(touched), refused | aside, model, where)
         change = max(run.changes.values())
     return Recalibration(
         operation="recalibrate",
@@ -191,16 +191,18 @@ def _one_by_one(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _R
 
 def _choose(
     model: nn.Module, where: Where, include_frozen: bool, layerwise: bool
-) -> tuple[list[NormLayer], dict[str, str]]:
-    """Take the layers that can be recalibrated, and say of the others why not."""
-    chosen, refused = [], {}
+) -> tuple[list[NormLayer], dict[str, str], dict[str, str]]:
+    """Take the layers that can be recalibrated, and say why not of the others; apart of those that nobody means."""
+    chosen, refused, aside = [], {}, {}
     for layer in norm_layers(model, where):
         reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)
         elif where is not None or layer.tracks or layer.kind in ("batch", "sync", "unknown"):
             refused[layer.path] = reason
-    return chosen, refused
+        else:
+            aside[layer.path] = reason
+    return chosen, refused, aside
 
 
 def _reason_against(layer: NormLayer, include_frozen: bool, layerwise: bool) -> str | None:
