@@ -29,7 +29,7 @@ from .fused import unfuse
 from .observe import observe
 from .record import Exactness, Model, Record, refuse_if_nothing_is_left
 from .transaction import copied, restored_on_error
-from .verify import Compare, Judge, second_size
+from .verify import Compare, Judge, check_judgement, second_size
 
 __all__ = ["Conversion", "convert"]
 
@@ -111,8 +111,9 @@ def convert(
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
         inplace: change the given model instead of a copy. Parameters stay the objects that they are, so that an
             optimizer goes on; if anything is refused, the model is bit for bit as before.
-        tolerance: the largest change of an exact conversion, relative to the largest output: by default 1e-9 where
-            both compute in float64, and ten times the model's own rounding in its own type.
+        tolerance: the largest change of an exact conversion, relative to the largest output, in float64 and in the
+            model's own type; without it 1e-9 where both compute in float64, and ten times the model's own rounding in
+            its own type.
         compare: ``lambda first, second: ...``, which returns how far two outputs are from each other, for outputs that
             are sorted or of varying number, as a detector's.
 
@@ -122,8 +123,8 @@ def convert(
         is converted, and ``notes`` says so.
 
     Raises:
-        ArgumentError: ``to``, ``groups`` or ``where`` is not as above, or the model is a program (a ScriptModule, an
-            exported program).
+        ArgumentError: ``to``, ``groups``, ``where`` or ``tolerance`` is not as above, the example holds no sample, or
+            the model is a program (a ScriptModule, an exported program).
         SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
@@ -139,6 +140,7 @@ def convert(
         raise ArgumentError(f"to={to!r} is no form of a layer; {alternatives(to, KINDS)}")
     if groups is not None and to != "group":
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
+    check_judgement(example, tolerance)
     given, wrapping = unwrapped(model)
     norm_layers(given)  # refuses what is no model to be read
     before = copied(given) if inplace else given
