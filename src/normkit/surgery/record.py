@@ -77,15 +77,16 @@ class Record(Generic[Model]):
 
         Args:
             path: ``.onnx``, or ``.pt2`` for ``torch.export``'s form.
-            example: one batch; the record's own if left out.
+            example: one batch, of any form that goes into the model; the record's own if left out.
             force: replace the file if it is there.
 
         Returns:
             The path.
 
         Raises:
-            ArgumentError: the ending is another, the file is there already, there is no model or no example, or onnx
-                and onnxscript are not installed.
+            ArgumentError: the ending is another, the file is there already, there is no model or no example that goes
+                into it, or onnx and onnxscript are not installed.
+            OSError: the disk is full, or may not be written.
             SurgeryError: the model cannot be exported.
 
         >>> import tempfile, torch, normkit
