@@ -276,7 +276,9 @@ def _input(work: nn.Module, form: NormForm, shape: tuple[int, ...], generator: t
 def sample_inputs(work: nn.Module, form: NormForm) -> Iterator[Tensor]:
     """Yield inputs that a copy (:func:`bare_copy`) of a layer may take, the likeliest first, and then in float32."""
     channels = _channels(work, form)
-    for dtype in () if channels is None else (torch.float64, torch.float32):
+    if channels is None:
+        return
+    for dtype in (torch.float64, torch.float32):
         for shape in _shapes(work, form, channels):
             yield _input(work, form, shape, torch.Generator(device="cpu").manual_seed(1)).to(dtype)
 

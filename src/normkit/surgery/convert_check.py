@@ -51,6 +51,6 @@ class Before:
                 if rank is not None and x.ndim != rank:
                     continue
                 try:
-                    yield tuple(module.to(x.dtype)(x.clone()) for module in (old, new))  # type: ignore[misc]
+                    yield tuple(module.to(x.dtype)(x.clone()) for module in (old, new))
                 except Exception:  # noqa: S112  a forward of any house; the next input may fit
                     continue

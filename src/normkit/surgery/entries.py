@@ -121,7 +121,8 @@ def _of_forward(path: str, block: nn.Module, args: Any, kwargs: Any, entries: En
 
 def _watch(path: str, block: nn.Module, name: str, found: list[Entry], undo: ExitStack) -> None:
     """Put a function in the place of a method, on the object, that notes its first call."""
-    bound, called = getattr(block, name), []
+    bound = getattr(block, name)
+    called: list[bool] = []
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         if not called:

@@ -165,9 +165,9 @@ class Judge:
             if not self._is_exact(exact):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
                 return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=wrong)
-        wrong = self._against_entries(changed, exactly)
-        if wrong is not None:
-            return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=wrong)
+        otherwise = self._against_entries(changed, exactly)
+        if otherwise is not None:
+            return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=otherwise)
         own = self._own_change(changed)
         allowed = self._allowed()
         times = ROUNDINGS if self._tolerance is None else 0
