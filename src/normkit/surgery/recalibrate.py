@@ -100,7 +100,8 @@ def recalibrate(
         The record. ``largest_change`` is the largest shift of a mean, in standard deviations of its channel.
 
     Raises:
-        ArgumentError: ``where`` takes nothing, a batch has an unknown form, or ``aggregate`` is neither word.
+        ArgumentError: ``where`` takes nothing, a batch has an unknown form, ``samples`` is no number of samples, or
+            ``aggregate`` is neither word.
         SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
             and layer), or another process of the group failed. Whatever is raised, also by the data or the model, the
             model is bit for bit as before.
@@ -117,6 +118,8 @@ def recalibrate(
     check_group(group)
     if aggregate not in ("pooled", "average"):
         raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise ArgumentError(f"samples={samples!r}; a number of samples of at least 1, or None for all")
     chosen, refused, aside = _choose(model, where, include_frozen, layerwise)
     refuse_if_nothing_is_left("recalibrate", len(chosen), refused | aside, model, where)
     settings = Pass(
