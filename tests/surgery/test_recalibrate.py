@@ -401,8 +401,8 @@ def test_averages_of_several_processes_are_those_of_all_batches():
 
 @pytest.mark.parametrize("samples", [-1, 0, "a", 2.5, True])
 def test_a_number_of_samples_that_is_none_is_refused(samples):
-    norm = nn.BatchNorm1d(3)
+    norm, x = nn.BatchNorm1d(3), torch.randn(8, 3)
     before = fingerprint(norm)
     with pytest.raises(ArgumentError, match=r"samples=.*; a number of samples of at least 1, or None for all"):
-        recalibrate(norm, [torch.randn(8, 3)] * 3, samples=samples)
+        recalibrate(norm, [x] * 3, samples=samples)
     assert fingerprint(norm) == before
