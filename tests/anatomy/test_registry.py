@@ -205,7 +205,15 @@ def test_a_registered_layer_is_seen_everywhere(fresh):
         ({"unbiased": False}, "registered otherwise than a training step shows: weighs_new=True, unbiased=True"),
         ({"weighs_new": False}, "registered otherwise"),
         ({"frozen": True}, "is said to be frozen"),
-        ({"tail": ("act",), "weight_is": "1 + weight"}, "does not compute"),
+        ({"weight_is": "1 + weight"}, "does not compute"),
+        (
+            {"tail": ("act",)},
+            "registered with tail[0]='act', and a Fresh has no act; known are: g, b, mu",
+        ),
+        ({"weight": "gg"}, "registered with weight='gg', and a Fresh has no gg; known are: g, b"),
+        ({"bias": "bias"}, "registered with bias='bias', and a Fresh has no bias"),
+        ({"momentum": "ratee"}, "has no ratee; did you mean 'rate'?"),
+        ({"momentum": 0.1}, "weighs a new batch by 0.2, which is neither its momentum"),
     ],
 )
 def test_a_registration_that_is_untrue_is_told(fresh, wrong, words):
@@ -213,6 +221,7 @@ def test_a_registration_that_is_untrue_is_told(fresh, wrong, words):
     found = examined(fresh(3))
     assert found.form is None
     assert words in found.reason
+    assert (only(fresh(3)).kind, only(fresh(3)).unread) == ("unknown", found.reason)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Conversions carry everything over, or refuse; the given model is never touched."""
 
+import functools
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from normkit import convert, freeze
 from normkit.anatomy import fingerprint, norm_layers
 from normkit.errors import ArgumentError, SurgeryError
 from normkit.layers.catalog import METHODS
+from normkit.surgery.convert_check import Before
 from normkit.surgery.convert_classes import KINDS
 from tolerances import assert_close
 
@@ -213,7 +215,7 @@ def test_layers_that_would_lose_something_are_refused():
         with pytest.raises(SurgeryError, match=why):
             convert(model, "torch")
         assert fingerprint(model) == before
-    with pytest.raises(SurgeryError, match="not one of the batch norms"):
+    with pytest.raises(SurgeryError, match="a GroupNorm is none of the batch norms"):
         convert(nn.Sequential(nn.GroupNorm(1, 3)), "torch", where="0")
     with pytest.raises(ArgumentError, match=r"to='pytorch' is no form of a layer; did you mean 'torch'. Known"):
         convert(nn.Sequential(nn.BatchNorm2d(3)), "pytorch")
@@ -240,9 +242,76 @@ def test_exact_conversion_that_is_not_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules["normkit.surgery.convert"].OURS, 2, Wrong)
     model = randomize(Small())
     before = fingerprint(model)
+    for example in (None, EXAMPLE):  # each layer by itself, before anything is run on an example
+        with pytest.raises(SurgeryError, match=r"and changes what bn0 \(.* gives in evaluation by 0\.001"):
+            convert(model, "normkit", example)
+        assert fingerprint(model) == before
+    monkeypatch.setattr(Before, "changed_to", lambda self, now: None)
     with pytest.raises(SurgeryError, match="should keep the function, and changes the output by"):
         convert(model, "normkit", EXAMPLE)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("to", ["ghost", "renorm"])
+def test_a_form_that_keeps_evaluation_is_held_to_it(monkeypatch, to):
+    cls = {"ghost": normkit.GhostBatchNorm2d, "renorm": normkit.BatchRenorm2d}[to]
+    wrong = type("Wrong", (cls,), {"forward": lambda self, x: cls.forward(self, x) * 1.001})
+    made = {2: wrong, 1: {"ghost": normkit.GhostBatchNorm1d, "renorm": normkit.BatchRenorm1d}[to]}
+    monkeypatch.setattr("normkit.surgery.convert_layers.family_class", lambda name, dimensions: made[dimensions])
+    model = randomize(Small())
+    before = fingerprint(model)
+    with pytest.raises(SurgeryError, match="should keep the function, and changes what bn0"):
+        convert(model, to)
+    monkeypatch.setattr(Before, "changed_to", lambda self, now: None)
+    with pytest.raises(SurgeryError, match="should keep the function in evaluation, and changes the output by"):
+        convert(model, to, EXAMPLE)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, normkit.BatchNorm2d, normkit.SyncBatchNorm])
+def test_without_running_statistics_a_form_that_needs_them_is_refused_and_the_others_run(norm):
+    x = torch.randn(6, 3, 9, 7)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4, track_running_stats=False))
+    for example in (None, x):
+        with pytest.raises(SurgeryError, match=r"1: it keeps no running statistics .*convert it to 'ghost'"):
+            convert(model, "renorm", example)
+    ghost = convert(model, "ghost", x).model
+    for training in (True, False):
+        torch.testing.assert_close(ghost.train(training)(x), model.train(training)(x), rtol=0, atol=1e-5)
+
+
+REFUSED = [
+    *((functools.partial(cls, 4), cls.__name__, "none of the batch norms") for cls in (
+        normkit.GhostBatchNorm2d, normkit.BatchRenorm2d, normkit.WhiteningBatchNorm2d, nn.InstanceNorm2d)),
+    (functools.partial(nn.GroupNorm, 2, 4), "GroupNorm", "none of the batch norms"),
+    (functools.partial(normkit.MaskedBatchNorm1d, 4), "MaskedBatchNorm1d", "none of the batch norms"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "name", "words"), REFUSED, ids=[row[1] for row in REFUSED])
+def test_where_nothing_qualifies_each_layer_is_named_with_its_reason(build, name, words):
+    with pytest.raises(SurgeryError, match=f"1: a {name} is {words}"):
+        convert(nn.Sequential(nn.ReLU(), build()), "torch")
+    with pytest.raises(SurgeryError, match=r"no layer to work on\. The model has no normalization layer$"):
+        convert(nn.Sequential(nn.ReLU()), "torch")
+
+
+OPERATIONS = [
+    functools.partial(convert, to="group"),
+    freeze,
+    normkit.unfreeze,
+    functools.partial(normkit.recalibrate, batches=[EXAMPLE]),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: getattr(one, "func", one).__name__)
+@pytest.mark.parametrize("where", [[], lambda layer: False], ids=["none", "no to each"])
+def test_a_choice_of_nothing_is_called_that(operation, where):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(ArgumentError, match=r"takes none of the model's normalization layers; they are 1 \(Batch"):
+        operation(model, where=where)
+    with pytest.raises(SurgeryError, match="has no normalization layer"):
+        operation(model[:1], where=where)
 
 
 def test_the_model_itself_may_be_the_layer():

@@ -407,3 +407,12 @@ def test_a_frozen_layer_is_converted_there_and_back_and_stays_frozen(cls):
     normkit.unfreeze(back)
     assert type(back[1]) is cls
     assert back[3].weight.requires_grad is True
+
+
+@pytest.mark.parametrize("decay", ["0.1", None, True, -0.1, float("nan"), float("inf")])
+def test_a_weight_decay_that_is_no_number_is_refused(decay):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ArgumentError, match=r"^weight_decay=.*; a number is needed that is finite"):
+        normkit.param_groups(model, decay)
+    with pytest.raises(ArgumentError, match=r"^norm_weight_decay=.*; a number is needed that is finite"):
+        normkit.param_groups(model, 0.1, norm_weight_decay=decay)

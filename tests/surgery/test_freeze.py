@@ -259,7 +259,9 @@ def test_freezing_nothing_is_refused_and_changes_nothing():
         freeze(model)
     with pytest.raises(SurgeryError, match="GroupNorm keeps no running statistics"):
         freeze(model, "0")
-    with pytest.raises(SurgeryError, match="no layer is frozen"):
+    with pytest.raises(SurgeryError, match="0: a GroupNorm keeps no running statistics; stop its weight"):
+        freeze(nn.Sequential(nn.GroupNorm(1, 3)))
+    with pytest.raises(SurgeryError, match="1: it was not frozen by"):
         unfreeze(model)
     with pytest.raises(SurgeryError, match="not frozen by"):
         unfreeze(model, "1")

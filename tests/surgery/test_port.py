@@ -205,6 +205,7 @@ def test_what_changed_is_said():
     ported = port_state({"gamma": np.ones(2)}, source="keras", target="torch", settings={"epsilon": 1e-3})
     assert ported.changes == (
         "momentum 0.99 becomes 0.01: it weighs the new value",
+        "the state has no stored statistics: track_running_stats=False, normalized with the batch's always",
         "bias was missing and is filled with 0",
         "input (N, *, C) becomes (N, C, *)",
     )
@@ -287,3 +288,96 @@ def test_numbers_in_lists_and_in_bfloat16_are_taken_and_words_are_not():
     for wrong in (["a", "b", "c"], [[1.0], [1.0, 2.0]], [1j, 1j, 1j], [True, True, True]):
         with pytest.raises(ArgumentError, match="gamma"):
             port_state(listed | {"gamma": wrong}, source="keras", target="torch")
+
+
+@pytest.mark.parametrize("source", FRAMEWORKS)
+@pytest.mark.parametrize("target", FRAMEWORKS)
+def test_what_was_given_is_taken_back(source, target):
+    first = named(source, arrays())
+    there = port_state(first, source=source, target=target)
+    back = port_state(there.state, source=target, target=source, settings=there.settings)
+    assert {name: value.tolist() for name, value in back.state.items() if name in first} == {
+        name: value.tolist() for name, value in first.items()
+    }
+    again = port_state(back.state, source=source, target=target, settings=back.settings)
+    assert again.settings == there.settings
+
+
+def test_the_biased_variance_that_a_torch_layer_was_told_of_is_one():
+    ported = port_state(named("keras", arrays()), source="keras", target="torch")
+    assert ported.settings["unbiased"] is False
+    back = port_state(ported.state, source="torch", target="keras", settings=ported.settings)
+    assert not any("variance" in change for change in back.changes)
+    unbiased = port_state(ported.state, source="torch", target="keras", settings={"unbiased": True})
+    assert "the stored variance is the unbiased one, carried as it is" in unbiased.changes
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "words"),
+    [
+        ("keras", {"momentum": 1.5}, r"momentum is 1\.5; in keras it is the weight of the old value, 0 to 1"),
+        ("keras", {"momentum": -3}, "momentum is -3; in keras"),
+        ("keras", {"momentum": "a"}, "momentum is 'a'"),
+        ("keras", {"momentum": None}, "momentum is None"),
+        ("keras", {"momentum": float("nan")}, "momentum is nan"),
+        ("torch", {"momentum": 1.5}, "in torch it is the weight of the new value"),
+        ("keras", {"epsilon": -1}, "epsilon is -1; it is finite and not negative"),
+        ("keras", {"epsilon": None}, "epsilon is None"),
+        ("keras", {"epsilon": float("inf")}, "epsilon is inf"),
+        ("keras", {"axis": 7}, "axis is 7; it counts the channels"),
+        ("keras", {"axis": 0}, "axis is 0; it counts the channels"),
+        ("keras", {"axis": "last"}, "axis is 'last'"),
+        ("torch", {"unbiased": "no"}, "unbiased is 'no'; True or False"),
+        ("torch", {"num_groups": 0}, "num_groups is 0; it is the number of groups"),
+    ],
+)
+def test_a_setting_that_no_layer_has_is_refused(source, settings, words):
+    with pytest.raises(ArgumentError, match=words):
+        port_state(named(source, arrays()), source=source, target="flax", settings=settings)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(FRAMEWORKS, FRAMEWORKS)))
+def test_an_empty_state_is_refused(source, target):
+    with pytest.raises(ArgumentError, match="the state is empty: pass one layer's arrays"):
+        port_state({}, source=source, target=target)
+
+
+def test_the_plain_average_has_no_word_elsewhere_and_that_is_told():
+    for target, default in (("keras", 0.99), ("flax", 0.99), ("onnx", 0.9)):
+        ported = port_state(torch.nn.BatchNorm2d(4, momentum=None), target=target)
+        assert "momentum" not in ported.settings
+        assert any(f"has no word in {target}: its layer goes on with {default}" in said for said in ported.changes)
+    assert port_state(torch.nn.BatchNorm2d(4, momentum=None), target="torch").settings["momentum"] is None
+
+
+def test_a_state_without_statistics_loads_into_the_layer_that_its_settings_build():
+    state = {"gamma": np.ones(4), "beta": np.zeros(4)}
+    ported = port_state(state, source="keras", target="torch")
+    assert ported.settings["track_running_stats"] is False
+    assert any("the state has no stored statistics" in said for said in ported.changes)
+    assert batch_layer(ported).running_mean is None
+    there = port_state(torch.nn.BatchNorm2d(4, track_running_stats=False), target="keras")
+    assert any("has no moving_mean and moving_variance" in said for said in there.changes)
+
+
+def test_channels_that_are_first_already_do_not_move():
+    state = named("keras", arrays())
+    assert not any("input" in said for said in port_state(
+        state, source="keras", target="torch", settings={"axis": 1}).changes)  # fmt: skip
+    assert any("input" in said for said in port_state(
+        state, source="keras", target="flax", settings={"axis": 1}).changes)  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_the_norm_of_a_fused_layer_is_ported(activation):
+    layer = normkit.BatchNormAct2d(4, activation=activation)
+    ported, plain = port_state(layer, target="keras"), port_state(layer.norm, target="keras")
+    assert ported.settings == plain.settings
+    assert all(np.array_equal(ported.state[name], plain.state[name]) for name in plain.state)
+    said = [change for change in ported.changes if change not in plain.changes]
+    assert said == ([] if activation is None else ["the relu after the layer is no part of it"])
+
+
+def test_a_method_that_has_no_word_elsewhere_is_named():
+    with pytest.raises(ArgumentError, match="a GhostBatchNorm2d cannot be ported: ghost normalization has no word"):
+        port_state(normkit.GhostBatchNorm2d(4), target="keras")

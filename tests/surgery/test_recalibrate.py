@@ -397,3 +397,12 @@ def test_averages_of_several_processes_are_those_of_all_batches():
     for unbiased in (True, False):
         assert_close(first.variance(unbiased=unbiased), whole.variance(unbiased=unbiased), dtype=torch.float64)
     assert_close(first.intervals().variance_low, whole.intervals().variance_low, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("samples", [-1, 0, "a", 2.5, True])
+def test_a_number_of_samples_that_is_none_is_refused(samples):
+    norm, x = nn.BatchNorm1d(3), torch.randn(8, 3)
+    before = fingerprint(norm)
+    with pytest.raises(ArgumentError, match=r"samples=.*; a number of samples of at least 1, or None for all"):
+        recalibrate(norm, [x] * 3, samples=samples)
+    assert fingerprint(norm) == before

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import ArgumentError
 
-__all__ = ["Call", "iterate", "run", "sample_count", "tensors"]
+__all__ = ["Call", "arguments", "iterate", "run", "sample_count", "tensors"]
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -63,9 +63,22 @@ def run(model: nn.Module, batch: Any, call: Call | None = None) -> Any:
     """
     if call is not None:
         return call(model, batch)
+    args, kwargs = arguments(model, batch)
+    return model(*args, **kwargs)
+
+
+def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what :func:`run` calls the model with, by position and by name, on the device of the model.
+
+    Raises:
+        ArgumentError: the batch has a form that cannot be turned into a call.
+
+    >>> arguments(nn.ReLU(), {"input": torch.zeros(1), "target": 3})
+    ((), {'input': tensor([0.])})
+    """
     args, kwargs = _arguments(model, batch)
     device = _device(model)
-    return model(*(_moved(value, device) for value in args), **{key: _moved(kwargs[key], device) for key in kwargs})
+    return tuple(_moved(value, device) for value in args), {key: _moved(kwargs[key], device) for key in kwargs}
 
 
 def sample_count(batch: Any) -> int:

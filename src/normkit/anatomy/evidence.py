@@ -1,8 +1,10 @@
 """Try on data what a layer of another house seems to be: nothing is claimed of it that float64 does not show.
 
-The layer is copied without its hooks, in float64 on the CPU. Each tensor that the form names gets random values, so
-that a name that means something else is noticed; then the output in evaluation, the output in training and what is
-stored after one training step are compared with the formula. The layer itself is not run and not written.
+The layer is copied without its hooks, in float64 on the CPU (in float32 where its code computes in that). Each tensor
+that the form names gets random values, so that a name that means something else is noticed; then the output in
+evaluation, the output in training and what is stored after one training step are compared with the formula. So it goes
+once more with random values in everything else that the layer holds, which must make no difference: a gain that still
+is 1 is a gain. The layer itself is not run and not written.
 """
 
 import copy
@@ -20,14 +22,17 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from .forms import NormForm, candidates, registered_form
+from .forms import NormForm, candidates, misnamed, registered_form
 from .frozen import Frozen, thaw
+from .rest import rest_of, varied
 
-__all__ = ["Evidence", "bare_copy", "examined", "sample_input"]
+__all__ = ["Evidence", "bare_copy", "examined", "sample_input", "sample_inputs"]
 
 # Relative; room for a layer that goes through float32 on the way, as many do. What a formula differs from another by is
 # thousands of times as much: eps is a thirtieth of the variance here.
 _CLOSE = 2e-6
+# Of a layer that computes in float32 whatever it is given: some hundred roundings of that type.
+_CLOSE_SINGLE = 2e-5
 
 _HOOKS = tuple(name for name in vars(nn.Identity()) if "hook" in name)
 
@@ -63,14 +68,14 @@ def examined(module: nn.Module) -> Evidence:
 
 def _settings(module: nn.Module) -> Iterator[Any]:
     """Yield what the answer may hang on besides the class: plain settings, functions, names and sizes of the state."""
-    for name, value in vars(module).items():
-        plain = isinstance(value, str | bool | int | float | None) or (callable(value) and not name.startswith("_"))
-        if plain and name != "training" and isinstance(value, Hashable):
-            yield name, value
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        yield name, None if tensor is None or is_lazy(tensor) else tuple(tensor.shape)
-    for name, child in module._modules.items():
-        yield name, type(child)
+    for path, inner in module.named_modules():
+        yield path, type(inner)
+        for name, value in vars(inner).items():
+            plain = isinstance(value, str | bool | int | float | None) or (callable(value) and not name.startswith("_"))
+            if plain and name != "training" and isinstance(value, Hashable):
+                yield path, name, value
+        for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
+            yield path, name, None if tensor is None or is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _examine(module: nn.Module) -> Evidence:
@@ -84,14 +89,22 @@ def _examine(module: nn.Module) -> Evidence:
         return Evidence(None, "its parameters are computed by a parametrization")
     if "forward" in vars(module):
         return Evidence(None, "its forward was replaced on the object, so that nothing is known of what it computes")
-    reason = ""
+    wrong = misnamed(module)
+    if wrong:
+        return Evidence(None, wrong)
+    reason: str = ""
     with _quietly():
         for form in (first, *forms):
             found = _tried(module, form)
             if isinstance(found, NormForm):
                 return Evidence(found)
-            reason = reason or found
-    return Evidence(None, reason)
+            # What a form says that the layer does compute, as far as it goes, is nearer than what it does not.
+            reason = found if not reason or (isinstance(found, _More) and not isinstance(reason, _More)) else reason
+    return Evidence(None, str(reason))
+
+
+class _More(str):
+    """The reason against a layer that computes the formula, and something else besides."""
 
 
 @contextmanager
@@ -138,26 +151,62 @@ def _tried(module: nn.Module, form: NormForm) -> NormForm | str:
     if channels is None:
         return f"{name} has state whose shape is not one value for each channel"
     reason = f"{name} could not be run on an example"
-    for shape in _shapes(work, form, channels):
-        try:
-            found = _tried_on(bare_copy(module), form, channels, shape)
-        except Exception:  # noqa: S112  a forward of any house; the next shape may fit
-            continue
-        if isinstance(found, NormForm):
-            return found
-        reason = found
+    has_run = False
+    for dtype in (torch.float64, torch.float32):
+        for shape in () if has_run else _shapes(work, form, channels):
+            try:
+                found = _tried_on(bare_copy(module).to(dtype), form, channels, shape)
+            except Exception:  # noqa: S112  a forward of any house; the next shape may fit
+                continue
+            has_run = True
+            if isinstance(found, NormForm):
+                return _tried_with_the_rest(module, form, found, channels, shape, dtype)
+            reason = found
     return reason
+
+
+def _tried_with_the_rest(
+    module: nn.Module, form: NormForm, found: NormForm, channels: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> NormForm | str:
+    """Try a layer again with other values in all that its form does not name; return what was found, or a reason."""
+
+    def makes_no_difference(names: list[tuple[str, str]]) -> bool:
+        work = bare_copy(module).to(dtype)
+        try:
+            varied(work, names)
+            return _tried_on(work, form, channels, shape) == found
+        except Exception:  # it takes the shape, so that it is the value that it does not take
+            return False
+
+    rest, held = rest_of(module, form)
+    name, kind = type(module).__name__, f"{form.method} normalization"
+    if rest and not makes_no_difference(rest):
+        guilty = [each for each in rest if not makes_no_difference([each])] or rest
+        return _More(f"what {name} computes depends on {_listed(guilty)} too, which {kind} does not have")
+    if held:
+        return _More(
+            f"{name} holds {_listed(held)} besides the state of {kind}, which it does not use as it is set now: "
+            "what it computes when it does is not known"
+        )
+    return found
+
+
+def _listed(names: list[tuple[str, str]]) -> str:
+    said = [f"{path}.{name}" if path else name for path, name in names]
+    return ", ".join(said[:4]) + (f" and {len(said) - 4} more" if len(said) > 4 else "")
 
 
 def _tried_on(work: nn.Module, form: NormForm, channels: int, shape: tuple[int, ...]) -> NormForm | str:
     """Compare a copy with the formula on one shape; an exception says that the layer does not take it."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    if form.of_batch or form.method == "instance":
-        _fill(work, form, channels, generator)
-    x = _input(work, form, shape, generator)
+    _fill(work, form, channels, generator)
+    if isinstance(form.momentum, str) and isinstance(vars(work).get(form.momentum), int | float):
+        # Neither a usual value, which the code may have of itself, nor the one at which both directions are the same.
+        setattr(work, form.momentum, 0.3)
+    x = _input(work, form, shape, generator).to(_type_of(work))
     # The formula first: it is to hold of what was stored before the call.
     expected = _expected(work.eval(), form, x, training=not form.stores(work))
-    if not _close(_call(work, x), expected):
+    if not _close(_call(work, x), expected, x):
         return f"{type(work).__name__} does not compute {_words(form)}"
     if not form.of_batch or not form.stores(work) or form.method == "sync" or _is_sync(work):
         return form
@@ -165,6 +214,12 @@ def _tried_on(work: nn.Module, form: NormForm, channels: int, shape: tuple[int, 
         return _after_a_step(work, form, x)
     except Exception as error:
         return f"{type(work).__name__} could not be trained on an example ({type(error).__name__})"
+
+
+def _type_of(work: nn.Module) -> torch.dtype:
+    """Return the type that a copy was given: float64, or float32."""
+    state = (*work.parameters(), *work.buffers())
+    return next((tensor.dtype for tensor in state if tensor.is_floating_point()), torch.float64)
 
 
 def _channels(work: nn.Module, form: NormForm) -> int | None:
@@ -218,14 +273,25 @@ def _input(work: nn.Module, form: NormForm, shape: tuple[int, ...], generator: t
     return x * math.sqrt(30 * form.eps_of(work) or 1.0) + centre
 
 
-def sample_input(work: nn.Module, form: NormForm) -> Tensor | None:
-    """Return an input in float64 that a copy (:func:`bare_copy`) of a layer takes, or None."""
+def sample_inputs(work: nn.Module, form: NormForm) -> Iterator[Tensor]:
+    """Yield inputs that a copy (:func:`bare_copy`) of a layer may take, the likeliest first, and then in float32."""
     channels = _channels(work, form)
-    for shape in () if channels is None else _shapes(work, form, channels):
-        x = _input(work, form, shape, torch.Generator(device="cpu").manual_seed(1))
+    if channels is None:
+        return
+    for dtype in (torch.float64, torch.float32):
+        for shape in _shapes(work, form, channels):
+            yield _input(work, form, shape, torch.Generator(device="cpu").manual_seed(1)).to(dtype)
+
+
+def sample_input(work: nn.Module, form: NormForm) -> Tensor | None:
+    """Return an input that a copy (:func:`bare_copy`) of a layer takes, or None.
+
+    In float64, unless the layer runs in float32 alone; the copy has then been given that type.
+    """
+    for x in sample_inputs(work, form):
         try:
             with torch.no_grad():
-                _call(work.eval(), x)
+                _call(work.to(x.dtype).eval(), x)
         except Exception:  # noqa: S112  a forward of any house; the next shape may fit
             continue
         return x
@@ -242,7 +308,7 @@ def _call(work: nn.Module, x: Tensor) -> Tensor:
 
 def _expected(work: nn.Module, form: NormForm, x: Tensor, *, training: bool = False) -> Tensor:
     """Compute the formula in float64."""
-    eps = form.eps_of(work)
+    eps, x = form.eps_of(work), x.double()
     mean, var = (form.tensor(work, what) for what in ("mean", "var"))
     space, sample = tuple(range(2, x.ndim)), tuple(range(1, x.ndim))
     if form.of_batch and not training:
@@ -266,9 +332,10 @@ def _expected(work: nn.Module, form: NormForm, x: Tensor, *, training: bool = Fa
         normalized = normalized * _wide(weight, x, along)
     if bias is not None:
         normalized = normalized + _wide(bias, x, along)
+    normalized = normalized.to(_type_of(work)) if form.tail else normalized
     for module in form.tail_of(work):
         normalized = module(normalized)
-    return normalized
+    return normalized.double()
 
 
 def _standardized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
@@ -282,8 +349,10 @@ def _wide(values: Tensor, x: Tensor, along: int = 1) -> Tensor:
     return values.reshape(shape)
 
 
-def _close(given: Tensor, expected: Tensor) -> bool:
-    return bool((given - expected).abs().max() <= _CLOSE * expected.abs().max().clamp_min(1e-300))
+def _close(given: Tensor, expected: Tensor, x: Tensor) -> bool:
+    """Say whether two are the same up to the rounding of the type that the layer was tried in, which is x's."""
+    allowed = _CLOSE if x.dtype == torch.float64 else _CLOSE_SINGLE
+    return bool((given - expected).abs().max() <= allowed * expected.abs().max().clamp_min(1e-300))
 
 
 def _words(form: NormForm) -> str:
@@ -311,11 +380,11 @@ def _after_a_step(work: nn.Module, form: NormForm, x: Tensor) -> NormForm | str:
     given = _call(work, x)
     after = [_own(form, work, what) for what in ("mean", "var")]
     still = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    if still and _close(given, stored):
+    if still and _close(given, stored, x):
         return replace(form, frozen=True)
     if form.frozen:
         return f"{name} is said to be frozen, and a training step changes what it gives or stores"
-    of_batch = _close(given, _expected(work, form, x, training=True))
+    of_batch = _close(given, _expected(work, form, x, training=True), x)
     if not of_batch:
         return f"{name} does not normalize with the batch's mean and biased variance in training"
     return _with_rate(work, form, before, after, x, steps)
@@ -324,7 +393,7 @@ def _after_a_step(work: nn.Module, form: NormForm, x: Tensor) -> NormForm | str:
 def _own(form: NormForm, work: nn.Module, what: Any) -> Tensor:
     tensor = form.tensor(work, what)
     assert tensor is not None
-    return tensor.detach().flatten()
+    return tensor.detach().double().flatten()
 
 
 def _with_rate(
@@ -332,19 +401,19 @@ def _with_rate(
 ) -> NormForm | str:
     """Find the rate from the mean, and which variance moved by it."""
     name, axes = type(work).__name__, (0, *range(2, x.ndim))
-    variance, mean = torch.var_mean(x, axes, correction=0)
+    variance, mean = torch.var_mean(x.double(), axes, correction=0)
     count = x.numel() // x.shape[1]
     aim = mean - before[0]
     rate = float(((after[0] - before[0]) * aim).sum() / aim.square().sum())
-    if not _close(after[0], before[0] + rate * aim):
+    if not _close(after[0], before[0] + rate * aim, x):
         return f"{name} stores something other than an average of the batches' means"
     for unbiased in (True, False):
         target = variance * count / (count - 1) if unbiased else variance
-        if _close(after[1], before[1] + rate * (target - before[1])):
+        if _close(after[1], before[1] + rate * (target - before[1]), x):
             break
     else:
         return f"{name} stores something other than an average of the batches' variances"
-    directed = _directed(work, form, rate, steps)
+    directed = _directed(work, form, rate, steps, 1e-6 if x.dtype == torch.float64 else 1e-5)
     if directed is None:
         return f"{name} weighs a new batch by {rate:.4g}, which is neither its momentum nor the rest to 1"
     if registered_form(work) is not None and (directed.weighs_new, unbiased) != (form.weighs_new, form.unbiased):
@@ -353,13 +422,13 @@ def _with_rate(
     return replace(directed, unbiased=unbiased)
 
 
-def _directed(work: nn.Module, form: NormForm, rate: float, steps: int) -> NormForm | None:
+def _directed(work: nn.Module, form: NormForm, rate: float, steps: int, close: float) -> NormForm | None:
     """Return the form with the direction of momentum that the rate shows; None where it shows neither."""
     value = getattr(work, form.momentum, None) if isinstance(form.momentum, str) else form.momentum
     if isinstance(value, int | float):
         near = [weighs_new for weighs_new in (form.weighs_new, not form.weighs_new)
-                if abs(rate - (value if weighs_new else 1 - value)) < 1e-6]  # fmt: skip
+                if abs(rate - (value if weighs_new else 1 - value)) < close]  # fmt: skip
         return replace(form, weighs_new=near[0]) if near else None
-    if abs(rate - 1 / (steps + 1)) < 1e-9:
+    if abs(rate - 1 / (steps + 1)) < close / 100:
         return replace(form, momentum=None)
     return replace(form, momentum=round(rate, 9), weighs_new=True)

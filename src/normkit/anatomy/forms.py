@@ -14,13 +14,15 @@ from ..layers.catalog import METHODS
 from ..spelling import alternatives
 from .tails import Tailed, tail_modules
 
-__all__ = ["NormForm", "WeightIs", "candidates", "known_form", "register_norm", "registered_form"]
+__all__ = ["NormForm", "WeightIs", "candidates", "known_form", "misnamed", "register_norm", "registered_form"]
 
 WeightIs = Literal["weight", "1 + weight", "|weight| + eps"]
 Class = TypeVar("Class", bound=type[nn.Module])
 
 # The methods that a registration may name: those that can be checked on data.
 REGISTRABLE = ("batch", "sync", "instance", "group", "layer", "rms")
+# The words of a registration that may name an attribute.
+_ATTRIBUTES = ("weight", "bias", "mean", "var", "counter", "eps", "momentum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,8 @@ _FIXED_EPS = (1e-5, 1e-3, 1e-6, 1e-8, 1e-12, 0.0)
 _TAILS = ("drop", "dropout", "act", "activation", "act_fn", "activate", "nonlinearity")
 
 _REGISTERED: dict[type[nn.Module], NormForm] = {}
+# The words of each registration that name attributes.
+_TOLD: dict[type[nn.Module], dict[str, str]] = {}
 
 # Classes known by name and not imported: what their structure alone cannot say. The names stand for the class in its
 # library and for the copies that people keep of it; all are tried on data like any other.
@@ -152,6 +156,20 @@ def known_form(module: nn.Module) -> NormForm | None:
 def registered_form(module: nn.Module) -> NormForm | None:
     """Return the form that :func:`register_norm` was given for the class, or for the nearest class above it."""
     return next((_REGISTERED[cls] for cls in type(module).__mro__ if cls in _REGISTERED), None)
+
+
+def misnamed(module: nn.Module) -> str:
+    """Say which attributes a registration names that the layer has not; empty where it has all."""
+    cls = next((cls for cls in type(module).__mro__ if cls in _REGISTERED), None)
+    told = {} if cls is None else _TOLD[cls]
+    wrong = {word: name for word, name in told.items() if not hasattr(module, name)}
+    if not wrong:
+        return ""
+    word, name = next(iter(wrong.items()))
+    state = {**module._parameters, **module._buffers, **vars(module), **module._modules}
+    own = [each for each in state if each[0] != "_" and each != "training"]
+    said = f"it is registered with {word}={name!r}, and a {type(module).__name__} has no {name}"
+    return f"{said}; {alternatives(name, own)}"
 
 
 def candidates(module: nn.Module) -> Iterator[NormForm]:
@@ -289,6 +307,8 @@ def register_norm(cls: Class, *, method: str = "batch", **names: Any) -> Class:
     _check_words(names)
     form = NormForm(method=method, **{**names, "tail": tuple(names.get("tail", ()))})
     _REGISTERED[cls] = form
+    _TOLD[cls] = {word: name for word, name in names.items() if word in _ATTRIBUTES and isinstance(name, str)}
+    _TOLD[cls] |= {f"tail[{place}]": name for place, name in enumerate(form.tail)}
     return cls
 
 

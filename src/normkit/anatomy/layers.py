@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .evidence import Evidence, examined
-from .forms import NormForm, known_form
+from .forms import NormForm, known_form, registered_form
 from .frozen import Frozen
 from .places import places_of
 from .programs import refuse_programs
@@ -43,7 +43,7 @@ class NormLayer:
         module: the layer.
         kind: ``"batch"``, ``"sync"``, ``"instance"``, ``"group"``, ``"layer"``, ``"rms"``, ``"response"``, a name of
             the catalog, ``"frozen"`` (its statistics or affine are held still), or ``"unknown"`` for a module that
-            keeps running statistics but is none of these.
+            keeps running statistics, or is registered, but is none of these as far as the data show.
         form: how it is read: the names of its state, its settings, its tail. Of torch's and our classes it is known;
             of a class of another house it is what the data confirm (:mod:`normkit.anatomy.evidence`), and None where
             they confirm nothing: then nothing may be claimed of what it computes.
@@ -179,6 +179,8 @@ def _read(module: nn.Module) -> tuple[str, Evidence] | None:
         return evidence.form.method, evidence
     if known is not None:
         return known.method, evidence
+    if registered_form(module) is not None:
+        return "unknown", evidence  # told to be one, and the data say otherwise: that is not to be passed over
     pairs = (("running_mean", "running_var"), ("moving_mean", "moving_var"), ("moving_mean", "moving_variance"))
     return ("unknown", evidence) if any(set(module._buffers.keys()) >= set(pair) for pair in pairs) else None
 

@@ -51,18 +51,37 @@ class Convention:
         """Return the settings in our words, defaults filled in.
 
         Raises:
-            ArgumentError: a setting the framework does not have, or several axes.
+            ArgumentError: a setting the framework does not have or a value that it cannot have, or several axes.
         """
         ours = {theirs: word for word, theirs in self.settings.items()}
         unknown = sorted(set(given) - set(ours) - self.ignored)
         if unknown:
             words = alternatives(unknown[0], sorted((*ours, *self.ignored)))
             raise ArgumentError(f"{self.name} has no setting {', '.join(unknown)}; {words}")
-        axis = given.get("axis")
-        if isinstance(axis, (tuple, list)) and len(axis) > 1 and method != "layer":
-            raise ArgumentError(f"axis is {axis}; only one channel axis can be ported")
+        self._check_values(method, given, ours)
         said = {ours[name]: value for name, value in given.items() if name in ours}
         return {**self.defaults[method], **said}
+
+    def _check_values(self, method: str, given: Mapping[str, Any], ours: Mapping[str, str]) -> None:
+        """Refuse numbers that no layer of the framework can have: they would be carried without a word."""
+        axis = given.get("axis")
+        axes = axis if isinstance(axis, (tuple, list)) else () if axis is None else (axis,)
+        if len(axes) > 1 and method != "layer":
+            raise ArgumentError(f"axis is {axis}; only one channel axis can be ported")
+        if not all(_is_int(each) and each != 0 and -5 <= each <= 4 for each in axes):
+            raise ArgumentError(f"axis is {axis!r}; it counts the channels: -1 for the last, 1 for the first behind N")
+        for name, value in given.items():
+            word = ours.get(name)
+            if word == "eps" and not (_is_number(value) and 0 <= value < float("inf")):
+                raise ArgumentError(f"{name} is {value!r}; it is finite and not negative, such as 1e-5")
+            is_average = value is None and self.name == "torch"
+            if word == "momentum" and not is_average and not (_is_number(value) and 0 <= value <= 1):
+                side = "new" if self.weighs_new else "old"
+                raise ArgumentError(f"{name} is {value!r}; in {self.name} it is the weight of the {side} value, 0 to 1")
+            if word == "groups" and value is not None and not (_is_int(value) and (value >= 1 or value == -1)):
+                raise ArgumentError(f"{name} is {value!r}; it is the number of groups, at least 1")
+            if name == "unbiased" and not isinstance(value, bool):
+                raise ArgumentError(f"unbiased is {value!r}; True or False is needed")
 
     def read_state(self, method: str, state: Mapping[str, Any]) -> dict[str, Array]:
         """Return the arrays in our words.
@@ -107,7 +126,8 @@ class Convention:
         said: dict[str, Any] = {}
         if self.name == "torch":
             key = {"layer": "normalized_shape", "group": "num_channels"}.get(method, "num_features")
-            said[key] = tuple(shape) if method == "layer" else (shape[0] if shape else None)
+            if shape:
+                said[key] = tuple(shape) if method == "layer" else shape[0]
         said |= {theirs: settings[word] for word, theirs in self.settings.items() if settings.get(word) is not None}
         has = {word: word in arrays for word in ("weight", "bias")}
         if self.name == "torch":
@@ -122,7 +142,17 @@ class Convention:
             said["momentum"] = said.pop("momentum", None)
             if biased:
                 said["unbiased"] = False
+            if "mean" not in arrays:
+                said["track_running_stats"] = False
         return said
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _as_array(name: str, value: Any) -> Array:
@@ -168,7 +198,10 @@ CONVENTIONS: Mapping[str, Convention] = {
         defaults=_defaults(1e-5, 0.1, 1e-5, None),
         weighs_new=True,
         unbiased=True,
-        ignored=frozenset({"num_features", "num_channels", "affine", "normalized_shape", "elementwise_affine"}),
+        ignored=frozenset(
+            {"num_features", "num_channels", "affine", "bias", "normalized_shape", "elementwise_affine"}
+            | {"track_running_stats", "unbiased"}
+        ),
     ),
     "keras": Convention(
         name="keras",

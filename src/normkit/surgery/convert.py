@@ -18,6 +18,7 @@ from ..functional.averages import is_plain_law
 from ..layers import SyncBatchNorm
 from ..layers.laws import law_of
 from ..spelling import alternatives
+from .convert_check import Before
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
 from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt
 from .convert_relatives import APART, is_relative, reason_of_relative, swap_relative, was_relative
@@ -28,7 +29,7 @@ from .fused import unfuse
 from .observe import observe
 from .record import Exactness, Model, Record, refuse_if_nothing_is_left
 from .transaction import copied, restored_on_error
-from .verify import Compare, Judge, second_size
+from .verify import Compare, Judge, check_judgement, second_size
 
 __all__ = ["Conversion", "convert"]
 
@@ -110,8 +111,9 @@ def convert(
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
         inplace: change the given model instead of a copy. Parameters stay the objects that they are, so that an
             optimizer goes on; if anything is refused, the model is bit for bit as before.
-        tolerance: the largest change of an exact conversion, relative to the largest output: by default 1e-9 where
-            both compute in float64, and ten times the model's own rounding in its own type.
+        tolerance: the largest change of an exact conversion, relative to the largest output, in float64 and in the
+            model's own type; without it 1e-9 where both compute in float64, and ten times the model's own rounding in
+            its own type.
         compare: ``lambda first, second: ...``, which returns how far two outputs are from each other, for outputs that
             are sorted or of varying number, as a detector's.
 
@@ -121,8 +123,8 @@ def convert(
         is converted, and ``notes`` says so.
 
     Raises:
-        ArgumentError: ``to``, ``groups`` or ``where`` is not as above, or the model is a program (a ScriptModule, an
-            exported program).
+        ArgumentError: ``to``, ``groups``, ``where`` or ``tolerance`` is not as above, the example holds no sample, or
+            the model is a program (a ScriptModule, an exported program).
         SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
@@ -138,6 +140,7 @@ def convert(
         raise ArgumentError(f"to={to!r} is no form of a layer; {alternatives(to, KINDS)}")
     if groups is not None and to != "group":
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
+    check_judgement(example, tolerance)
     given, wrapping = unwrapped(model)
     norm_layers(given)  # refuses what is no model to be read
     before = copied(given) if inplace else given
@@ -149,7 +152,7 @@ def convert(
         fusions = job.fuse() if to == "normkit" and fuse and example is not None else Fusions()
         touched += [path for path in fusions.fused if path not in touched]
         refused = {path: reason for path, reason in refused.items() if path not in fusions.fused}
-        refuse_if_nothing_is_left("convert", len(touched), refused)
+        refuse_if_nothing_is_left("convert", len(touched), refused | job.aside, given, where)
         change, judged = (None, ()) if example is None else _measured(before, work, job, tolerance, compare)
     return Conversion(
         operation="convert",
@@ -199,6 +202,7 @@ class _Job:
         self.model, self.work, self.to, self.where = model, work, to, where
         self.example, self.call = example, call
         self.renamed: list[str] = []
+        self.aside: dict[str, str] = {}  # why a layer was left that nobody asked to be converted
         self.chosen = {id(layer.module) for layer in norm_layers(work, where)}
         if to == "torch":
             unfuse(work, self.chosen)
@@ -213,11 +217,13 @@ class _Job:
         touched, refused = [], {}
         for layer in layers:
             shape = shapes.get(id(layer.module))
-            reason = _reason_against(layer, self.to, shape) or self._convert(layer, shape, rebuild)
+            reason = _reason_against(layer, self.to, shape) or self._converted(layer, shape, rebuild)
             if reason is None:
                 touched.append(layer.path)
             elif self.where is not None or layer.kind in _BATCH_KINDS or (self.to == "sync" and layer.kind in APART):
                 refused[layer.path] = reason
+            else:
+                self.aside[layer.path] = reason
         return touched, refused
 
     def _freeze(
@@ -227,7 +233,7 @@ class _Job:
         foreign = [layer for layer in layers if layer.form is not None and layer.form.frozen]
         touched, refused = [], {}
         for layer in foreign:
-            reason = self._convert(layer, shapes.get(id(layer.module)), replace(rebuild, to="torch"))
+            reason = self._converted(layer, shapes.get(id(layer.module)), replace(rebuild, to="torch"))
             if reason is None:
                 touched.append(layer.path)
             else:
@@ -238,6 +244,20 @@ class _Job:
             frozen = freeze(self.work, None if everything else lambda layer: id(layer.module) in others)
             touched, refused = [*touched, *frozen.touched], refused | dict(frozen.refused)
         return touched, refused
+
+    def _converted(self, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
+        """Convert one layer, and hold it against what it was; return why it was not converted, if so.
+
+        Raises:
+            SurgeryError: its evaluation was to be kept, and is another.
+        """
+        before = None if KINDS[rebuild.to] == "retrain" else Before(layer, shape)
+        reason = self._convert(layer, shape, rebuild)
+        if reason is None and before is not None:
+            wrong = before.changed_to(self.work.get_submodule(layer.path))
+            if wrong is not None:
+                raise SurgeryError(f"convert: to={self.to!r} should keep the function, and {wrong}")
+        return reason
 
     def _convert(self, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
         """Convert one layer; return why not, if so."""
@@ -296,7 +316,12 @@ def _reason_against(layer: NormLayer, to: str, shape: tuple[int, ...] | None) ->
     if reason is not None:
         return reason
     if not layer.form.of_batch:
-        return f"a {name} is not one of the batch norms that can become another form"
+        return f"a {name} is none of the batch norms, which alone are given another form"
+    if to == "renorm" and not layer.tracks:
+        return (
+            "it keeps no running statistics (track_running_stats is off), and batch renormalization limits the batch's "
+            "by the running ones; convert it to 'ghost', or build it with track_running_stats=True"
+        )
     if isinstance(module, _BatchNorm) and _is_there_already(module, to, _target(to, layer, shape)):
         return f"it is a {name} already"
     return None
@@ -415,10 +440,11 @@ def _measured(
     """
     judge = Judge(copied(model).eval(), job.example, job.call, tolerance=tolerance, compare=compare)
     verdict = judge(copied(work).eval())
-    if KINDS[job.to] != "exact":
+    if KINDS[job.to] == "retrain":
         return verdict.change, ()
     if verdict.wrong is not None:
-        raise SurgeryError(f"convert: to={job.to!r} should keep the function, and {verdict.wrong.removeprefix('it ')}")
+        kept = "the function" if KINDS[job.to] == "exact" else "the function in evaluation"
+        raise SurgeryError(f"convert: to={job.to!r} should keep {kept}, and {verdict.wrong.removeprefix('it ')}")
     return verdict.change, (judge.words, str(verdict))
 
 

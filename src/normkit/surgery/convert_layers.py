@@ -167,6 +167,8 @@ def _from_catalog(layer: NormLayer, to: str, channels: int, dimensions: int) -> 
         return f"the catalog has no {to!r} for {dimensions} spatial dimensions; convert knows {', '.join(KINDS)}"
     new = cls(channels)
     for name in ("eps", "momentum", "track_running_stats", "affine", "unbiased", "average", "variance", "ghost_size"):
-        if hasattr(new, name) and hasattr(layer.module, name):
+        said = hasattr(new, name) and hasattr(layer.module, name)
+        # A synchronized layer has a ghost size only where it was a ghost layer.
+        if said and not (name == "ghost_size" and layer.module.ghost_size is None):
             setattr(new, name, getattr(layer.module, name))
     return new

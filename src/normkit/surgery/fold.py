@@ -6,12 +6,13 @@ from typing import Any, cast
 
 from ..anatomy import Call, norm_layers, preserved, refuse_programs, unwrapped
 from ..anatomy.select import Where
+from .entries import Entries, entries_of
 from .fold_build import Folded, Folder
 from .fold_graph import Finder
 from .fold_pairs import Pair
 from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import copied
-from .verify import Compare, Judge, Verdict
+from .verify import Compare, Judge, Verdict, check_judgement
 
 __all__ = ["Folding", "fold"]
 
@@ -22,8 +23,9 @@ class Folding(Record[Model]):
 
     Attributes:
         into: by the path of each folded norm, the path of the layer that now does its work.
-        known_from: by the path of each folded norm, the block whose traced code shows that the two stand together:
-            ``""`` is the whole model, None says that only the recorded runs show it.
+        known_from: by the path of each folded norm, the block whose traced code shows that the two stand together, for
+            the arguments that hold no tensor as the example has them: ``""`` is the whole model, None says that only
+            the recorded runs show it. ``notes`` names the other ways that were tried.
         concatenated: by the path of each folded norm behind a concatenation, the paths of all layers that do its work,
             each for its own channels; ``into`` names the first.
         merged: by the path of a convolution the paths of the branches whose work it does besides.
@@ -71,15 +73,19 @@ def fold(
 
     The weights are computed in float64 and rounded once. The folded model is compared with the given one on the
     example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
-    type, where it may be off by ten times the given model's own rounding.
+    type, where it may be off by ten times the given model's own rounding. So are other ways into the code: forward with
+    the other value of each argument that is True or False, and the public methods that the code calls, each with what
+    it was given. A pair that one of them shows apart is not folded. Of other arguments the value of the example alone
+    is verified, and of methods that nothing calls nothing is; ``notes`` says which were.
 
     Args:
         model: in evaluation mode; it is not changed.
         example: one batch, of any form.
         where: which norms, as for ``norm_layers``; None takes all.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
-        tolerance: the largest relative change allowed; by default 1e-9 in float64, and in the model's own type 1e-5,
-            2e-3 and 2e-2 for float32, float16 and bfloat16, unless ten times the model's own rounding is larger.
+        tolerance: the largest relative change allowed, in float64 and in the model's own type; without it 1e-9 in
+            float64, and in the model's own type 1e-5, 2e-3 and 2e-2 for float32, float16 and bfloat16, or ten times the
+            model's own rounding where that is larger.
         compare: ``lambda first, second: ...``, which returns how far two outputs of the model are from each other,
             where they are sorted, nested or of varying number, as a detector's.
 
@@ -88,8 +94,8 @@ def fold(
         ``Identity`` stands where a norm was folded.
 
     Raises:
-        ArgumentError: ``where`` takes nothing, the example has an unknown form, or the model is a program and no
-            module.
+        ArgumentError: ``where`` takes nothing, the example has an unknown form or no sample, ``tolerance`` is no number
+            or negative, or the model is a program and no module.
         SurgeryError: no norm can be folded; the reasons are in the message.
 
     >>> import torch
@@ -106,6 +112,7 @@ def fold(
     ({'1': '0'}, True)
     """
     refuse_programs(model)
+    check_judgement(example, tolerance)
     inside, wrapping = unwrapped(model)
     chosen = norm_layers(inside, where)
     copied(inside)  # what cannot be copied is refused before anything is run
@@ -113,11 +120,12 @@ def fold(
         finder = Finder(inside, norm_layers(inside), example, call)
         # What no trace of the whole vouches for is looked at, and verified, on one size more.
         sizes = 1 if finder.is_traced else 2
-        judge = Judge(inside, example, call, tolerance=tolerance, compare=compare, sizes=sizes)
+        entries = entries_of(inside, example, call, {id(layer.module) for layer in chosen})
+        judge = Judge(inside, example, call, tolerance=tolerance, compare=compare, sizes=sizes, entries=entries)
         finder.see(judge.examples[1:])
         folder = Folder(inside, chosen, finder, judge)
         folded, verdict = folder.fold()
-        refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused)
+        refuse_if_nothing_is_left("fold", len(folded.pairs), folded.refused, inside, where)
         assert verdict is not None
         folded, verdict = folder.behind(*folder.merge(folded, verdict))
     into = {pair.norm: pair.neighbour for pair in folded.pairs}
@@ -136,7 +144,13 @@ def fold(
         refused=folded.refused,
         largest_change=verdict.change,
         measure="of the output, relative to its largest value, against float64",
-        notes=(judge.words, str(verdict), *_notes(folded, finder), *((wrapping,) if wrapping else ())),
+        notes=(
+            judge.words,
+            *_ways(judge.entries),
+            str(verdict),
+            *_notes(folded, finder),
+            *((wrapping,) if wrapping else ()),
+        ),
         example=example,
         into=into,
         known_from=known_from,
@@ -158,6 +172,21 @@ def _moved(place: str, moved: Mapping[str, str], into: str) -> str:
         if place == branch or place.startswith(f"{branch}."):
             return into
     return place
+
+
+def _ways(entries: Entries) -> tuple[str, ...]:
+    """Say which ways through the code were looked at besides that of the example, and which argument was not varied."""
+    said = []
+    if entries.found:
+        calls = [entry.words for entry in entries.found]
+        said.append(f"verified also by what these give: {_few(calls)}")
+    if entries.alone:
+        said.append(f"other values may take other ways, and were not tried: {_few(entries.alone)}")
+    return tuple(said)
+
+
+def _few(words: list[str]) -> str:
+    return ", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")
 
 
 def _notes(folded: Folded, finder: Finder) -> tuple[str, ...]:

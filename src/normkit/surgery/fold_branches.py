@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..anatomy import Call, NormLayer, affine_in_evaluation, preserved, run
 from ..anatomy.places import places_of
 from ..errors import SurgeryError
+from .entries import own_copy
 from .fold_own import plain_convolution
 from .fuse_code import is_plain_container, own_graph
 from .fused import Program, rewrite
@@ -184,7 +185,7 @@ def _shapes(
                     shapes[path] = args[0].shape
 
             hooks.callback(model.get_submodule(path).register_forward_pre_hook(note).remove)
-        run(model, example, call)
+        run(model, own_copy(example), call)
     return shapes, calls
 
 

@@ -204,6 +204,11 @@ class Folder:
             SurgeryError: it does.
         """
         verdict = self.judge(copied(self.model))
+        if verdict.is_rounding:
+            raise SurgeryError(
+                f"fold: of an unchanged copy could be said too that {verdict.wrong}: that is the model's own rounding. "
+                "Give a larger tolerance=, or fold model.double()"
+            )
         if verdict.wrong is not None:
             raise SurgeryError(
                 f"fold: an unchanged copy of the model differs from it: {verdict.wrong}. Something in it is random or "

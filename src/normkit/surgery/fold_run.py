@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
+from .entries import own_copy
 from .verify import plain
 
 __all__ = ["Recording", "record_run"]
@@ -87,7 +88,7 @@ def record_run(model: nn.Module, example: Any, call: Call | None, is_layer: Call
             hooks.callback(module.register_forward_hook(recorder.leave, with_kwargs=True).remove)
         hooks.enter_context(_Operators(recorder))
         hooks.enter_context(_Functions(recorder))
-        output = run(model, example, call)
+        output = run(model, own_copy(example), call)
         recorder.finish(output)
     return recorder.done
 

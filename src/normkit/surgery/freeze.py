@@ -66,14 +66,16 @@ def freeze(
     """
     if statistics not in ("running", "batch"):
         raise ArgumentError(f"statistics={statistics!r}; {alternatives(statistics, ('running', 'batch'))}")
-    chosen, refused = [], {}
+    chosen, refused, aside = [], {}, {}
     for layer in norm_layers(model, where):
         reason = _reason_against(layer, statistics, track)
         if reason is None:
             chosen.append(layer)
         elif where is not None or layer.kind in ("batch", "sync", "frozen", "unknown", *_RELATIVES):
             refused[layer.path] = reason
-    refuse_if_nothing_is_left("freeze", len(chosen), refused)
+        else:
+            aside[layer.path] = reason
+    refuse_if_nothing_is_left("freeze", len(chosen), refused | aside, model, where)
     with restored_on_error(model):
         for layer in chosen:
             _freeze(layer.module, statistics, track, affine)
@@ -101,8 +103,9 @@ def unfreeze(model: Model, where: Where = None, *, affine: bool = True) -> Recor
     layers = norm_layers(model, where)
     chosen = [layer for layer in layers if isinstance(layer.module, Frozen)]
     others = [layer for layer in layers if not isinstance(layer.module, Frozen)]
-    refused = {} if where is None else {layer.path: "it was not frozen by normkit.freeze" for layer in others}
-    refuse_if_nothing_is_left("unfreeze", len(chosen), refused or {"": "no layer is frozen"})
+    reasons = {layer.path: "it was not frozen by normkit.freeze" for layer in others}
+    refuse_if_nothing_is_left("unfreeze", len(chosen), reasons, model, where)
+    refused = {} if where is None else reasons
     with restored_on_error(model):
         for layer in chosen:
             _unfreeze(layer.module, affine)

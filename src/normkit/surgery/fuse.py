@@ -15,6 +15,7 @@ from ..anatomy.batches import tensors
 from ..anatomy.places import places_of
 from ..anatomy.tails import fused_activation
 from .convert_classes import OURS
+from .entries import own_copy
 from .fuse_code import is_plain_container, own_graph, shapes_of
 from .fuse_sites import Site, find_site, fuse_site
 from .fused import Absorbed, Program, hold, is_ours, rewrite, unfuse
@@ -210,5 +211,5 @@ def _observe(model: nn.Module, example: Any, call: Call | None) -> tuple[Observe
         for module in model.modules():
             if not is_plain_container(module) and list(module.children()):
                 hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-        run(model, example, call)
+        run(model, own_copy(example), call)
     return observe(model, example, call), {key: value for key, value in given.items() if key not in spoiled}

@@ -48,14 +48,16 @@ def mask_padding(model: Model, mask: Callable[..., Tensor], where: Where = None)
     """
     if not callable(mask):
         raise ArgumentError(f"mask is a {type(mask).__name__}; give a function of what the model is called with")
-    chosen, refused = [], {}
+    chosen, refused, aside = [], {}, {}
     for layer in norm_layers(model, where):
         reason = _reason_against(layer)
         if reason is None:
             chosen.append(layer)
         elif where is not None or layer.kind in ("batch", "sync"):
             refused[layer.path] = reason
-    refuse_if_nothing_is_left("mask_padding", len(chosen), refused)
+        else:
+            aside[layer.path] = reason
+    refuse_if_nothing_is_left("mask_padding", len(chosen), refused | aside, model, where)
     with restored_on_error(model):
         now = _Now(mask)
         model.register_forward_pre_hook(_Ask(now), with_kwargs=True)

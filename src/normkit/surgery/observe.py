@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
+from .entries import own_copy
 
 __all__ = ["Observed", "observe"]
 
@@ -49,7 +50,7 @@ def observe(model: nn.Module, example: Any, call: Call | None) -> Observed:
     with preserved(model), torch.no_grad(), ExitStack() as hooks:
         for module in model.modules():
             hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
-        run(model, example, call)
+        run(model, own_copy(example), call)
     return observed
 
 

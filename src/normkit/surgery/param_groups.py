@@ -29,16 +29,17 @@ def param_groups(model: nn.Module, weight_decay: float, *, norm_weight_decay: fl
         one, once, in the order of ``model.parameters()``.
 
     Raises:
-        ArgumentError: a decay is negative or not finite.
+        ArgumentError: a decay is no number, negative or not finite.
         SurgeryError: a lazy parameter has no shape yet, or nothing learns.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     >>> [(group["name"], group["weight_decay"], len(group["params"])) for group in param_groups(model, 0.1)]
     [('weights', 0.1, 1), ('norms and biases', 0.0, 3)]
     """
-    for value in (weight_decay, norm_weight_decay):
-        if not 0 <= value < float("inf"):
-            raise ArgumentError(f"weight_decay={value}; it is finite and not negative")
+    for name, value in (("weight_decay", weight_decay), ("norm_weight_decay", norm_weight_decay)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < float("inf"):
+            raise ArgumentError(f"{name}={value!r}; a number is needed that is finite and not negative, such as 0.01")
     # A ScriptModule shows no layers, and its parameters all the same: norms are known there by their one dimension.
     layers = [] if isinstance(model, torch.jit.ScriptModule) else norm_layers(model)
     of_norms = {id(parameter) for layer in layers for parameter in layer.module.parameters()}

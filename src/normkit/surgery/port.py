@@ -1,6 +1,6 @@
 """Carry a normalization layer's state between frameworks that use the same words for different things."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..anatomy import norm_layers
 from ..errors import ArgumentError, ShapeError
 from ..functional.averages import is_plain_law
+from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from ..layers.laws import law_of
 from ..spelling import alternatives
 from .conventions import CONVENTIONS, Convention
@@ -71,13 +72,15 @@ def port_state(
         source: "torch", "keras", "flax" or "onnx"; not with a layer.
         target: likewise.
         method: "batch", "layer", "group" or "instance".
-        settings: the source layer's, by its own names; what is left out has the source's default.
+        settings: the source layer's, by its own names; what is left out has the source's default. Those that this
+            function returned for a torch layer are among them.
         convert_variance: translate the stored variance too. Needs ``count``.
         count: values per channel in a training batch: samples times positions.
 
     Raises:
-        ArgumentError: an unknown framework, method, name or setting; several axes; a variance to convert without the
-            count; a negative variance, NaN or infinity; arrays without names; or a layer that cannot be read.
+        ArgumentError: an unknown framework, method, name or setting; a setting out of range; several axes; no arrays; a
+            variance to convert without the count; a negative variance, NaN or infinity; arrays without names; or a
+            layer that cannot be read.
         ShapeError: arrays that do not fit each other.
 
     Example:
@@ -91,16 +94,22 @@ def port_state(
     taking = _convention("target", target)
     changes: list[str] = []
     kind: str
+    layer, is_frozen = state, False
     if isinstance(state, nn.Module):
         if source is not None or settings is not None:
             raise ArgumentError("source= and settings= go with arrays; a layer says them itself")
-        giving, kind, state, settings = _of_layer(state, changes)
+        giving, kind, state, settings, is_frozen = _of_layer(state, changes)
     else:
         giving, kind = _convention("source", source), method
     if kind not in giving.names:
         raise ArgumentError(f"method is {kind!r}; {alternatives(kind, giving.names)}")
-    given = giving.read_settings(kind, settings or {})
+    settings = settings or {}
+    given = giving.read_settings(kind, settings)
+    if settings.get("unbiased") is False:
+        giving = replace(giving, unbiased=False)
     arrays = giving.read_state(kind, state)
+    if not arrays and kind == "batch" and not isinstance(layer, nn.Module):
+        raise ArgumentError(f"the state is empty: pass one layer's arrays, {', '.join(giving.names[kind].values())}")
     _check_shapes(arrays)
     _check_values(arrays, giving.names[kind])
     if "var" in arrays:
@@ -111,10 +120,13 @@ def port_state(
         given["momentum"] = float(1 - Decimal(repr(float(before))))
         side = "new" if taking.weighs_new else "old"
         changes.append(f"momentum {before} becomes {given['momentum']}: it weighs the {side} value")
+    if kind == "batch":
+        changes.extend(_unsaid(giving, taking, given, arrays, is_frozen=is_frozen))
     _fill(arrays, taking, kind, changes)
-    if giving.channels_last != taking.channels_last and kind != "layer":
+    was_last = giving.channels_last and settings.get("axis") not in (1, [1], (1,))
+    if was_last != taking.channels_last and kind != "layer":
         order = ("(N, *, C)", "(N, C, *)")
-        changes.append(f"input {order[not giving.channels_last]} becomes {order[not taking.channels_last]}")
+        changes.append(f"input {order[not was_last]} becomes {order[not taking.channels_last]}")
     kept_biased = "var" in arrays and not giving.unbiased and not convert_variance
     return Ported(
         state=taking.write_state(kind, arrays),
@@ -123,10 +135,14 @@ def port_state(
     )
 
 
-def _of_layer(module: nn.Module, changes: list[str]) -> tuple[Convention, str, dict[str, Any], dict[str, Any]]:
+def _of_layer(module: nn.Module, changes: list[str]) -> tuple[Convention, str, dict[str, Any], dict[str, Any], bool]:
     """Read a layer in PyTorch by the registry, in torch's words; say what its state does not hold."""
-    layer = next((layer for layer in norm_layers(module) if layer.path == ""), None)
     name = type(module).__name__
+    if isinstance(module, (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)):
+        if module.activation is not None:
+            changes.append(f"the {module.activation} after the layer is no part of it")
+        module = module.norm
+    layer = next((layer for layer in norm_layers(module) if layer.path == ""), None)
     if layer is None or layer.form is None:
         reason = "it is no normalization layer that is known" if layer is None else layer.unread
         raise ArgumentError(f"a {name} cannot be ported: {reason}; normkit.register_norm says how a layer is read")
@@ -150,7 +166,27 @@ def _of_layer(module: nn.Module, changes: list[str]) -> tuple[Convention, str, d
         said = f"the statistics were averaged by average={law[0]!r}, variance={law[1]!r}"
         changes.append(f"{said}, which the state does not say: they are carried as they are, and go on by momentum")
     changes.extend(f"the {type(step).__name__} after the layer is no part of it" for step in layer.tail)
-    return giving, method, arrays, settings
+    if method not in giving.names:
+        raise ArgumentError(f"a {name} cannot be ported: {method} normalization has no word in other frameworks here")
+    return giving, method, arrays, settings, layer.form.frozen
+
+
+def _unsaid(
+    giving: Convention, taking: Convention, given: Mapping[str, Any], arrays: Mapping[str, Array], *, is_frozen: bool
+) -> Iterator[str]:
+    """Say of a batch norm what the target has no word for."""
+    if "momentum" in given and given["momentum"] is None and taking.name != "torch" and not is_frozen:
+        default = taking.defaults["batch"]["momentum"]
+        said = f"momentum None, the plain average of all batches, has no word in {taking.name}"
+        yield f"{said}: its layer goes on with {default}"
+    if "mean" not in arrays:
+        names = f"{taking.names['batch']['mean']} and {taking.names['batch']['var']}"
+        if taking.name == "torch":
+            yield "the state has no stored statistics: track_running_stats=False, normalized with the batch's always"
+        else:
+            yield f"the state has no {names}, which a layer of {taking.name} has: measure them before it predicts"
+    if given.get("eps") == 0:
+        yield "eps is 0: a channel whose variance is 0 has no finite output"
 
 
 def _values(tensor: Tensor, of_layers: bool) -> Tensor:

@@ -100,7 +100,8 @@ def recalibrate(
         The record. ``largest_change`` is the largest shift of a mean, in standard deviations of its channel.
 
     Raises:
-        ArgumentError: ``where`` takes nothing, a batch has an unknown form, or ``aggregate`` is neither word.
+        ArgumentError: ``where`` takes nothing, a batch has an unknown form, ``samples`` is no number of samples, or
+            ``aggregate`` is neither word.
         SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
             and layer), or another process of the group failed. Whatever is raised, also by the data or the model, the
             model is bit for bit as before.
@@ -117,8 +118,10 @@ def recalibrate(
     check_group(group)
     if aggregate not in ("pooled", "average"):
         raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
-    chosen, refused = _choose(model, where, include_frozen, layerwise)
-    refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise ArgumentError(f"samples={samples!r}; a number of samples of at least 1, or None for all")
+    chosen, refused, aside = _choose(model, where, include_frozen, layerwise)
+    refuse_if_nothing_is_left("recalibrate", len(chosen), refused | aside, model, where)
     settings = Pass(
         batches=batches, samples=samples, call=call, dropout=dropout, group=group, averaged=aggregate == "average"
     )
@@ -126,7 +129,7 @@ def recalibrate(
         run = _one_by_one(model, chosen, settings) if layerwise else _all_at_once(model, chosen, settings)
         refused |= {layer.path: "no batch reached it" for layer in chosen if layer.path not in run.moments}
         touched = [layer for layer in chosen if layer.path in run.moments]
-        refuse_if_nothing_is_left("recalibrate", len(touched), refused)
+        refuse_if_nothing_is_left("recalibrate", len(touched), refused | aside, model, where)
         change = max(run.changes.values())
     return Recalibration(
         operation="recalibrate",
@@ -191,16 +194,18 @@ def _one_by_one(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _R
 
 def _choose(
     model: nn.Module, where: Where, include_frozen: bool, layerwise: bool
-) -> tuple[list[NormLayer], dict[str, str]]:
-    """Take the layers that can be recalibrated, and say of the others why not."""
-    chosen, refused = [], {}
+) -> tuple[list[NormLayer], dict[str, str], dict[str, str]]:
+    """Take the layers that can be recalibrated, and say why not of the others; apart of those that nobody means."""
+    chosen, refused, aside = [], {}, {}
     for layer in norm_layers(model, where):
         reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)
         elif where is not None or layer.tracks or layer.kind in ("batch", "sync", "unknown"):
             refused[layer.path] = reason
-    return chosen, refused
+        else:
+            aside[layer.path] = reason
+    return chosen, refused, aside
 
 
 def _reason_against(layer: NormLayer, include_frozen: bool, layerwise: bool) -> str | None:

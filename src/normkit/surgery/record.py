@@ -7,6 +7,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from torch import nn
 
+from ..anatomy import norm_layers
+from ..anatomy.select import Where
 from ..errors import ArgumentError, SurgeryError
 from ..printable import printable
 
@@ -75,15 +77,16 @@ class Record(Generic[Model]):
 
         Args:
             path: ``.onnx``, or ``.pt2`` for ``torch.export``'s form.
-            example: one batch; the record's own if left out.
+            example: one batch, of any form that goes into the model; the record's own if left out.
             force: replace the file if it is there.
 
         Returns:
             The path.
 
         Raises:
-            ArgumentError: the ending is another, the file is there already, there is no model or no example, or onnx
-                and onnxscript are not installed.
+            ArgumentError: the ending is another, the file is there already, there is no model or no example that goes
+                into it, or onnx and onnxscript are not installed.
+            OSError: the disk is full, or may not be written.
             SurgeryError: the model cannot be exported.
 
         >>> import tempfile, torch, normkit
@@ -104,16 +107,34 @@ class Record(Generic[Model]):
         return write_program(self.model, given, path, force=force)
 
 
-def refuse_if_nothing_is_left(operation: str, chosen: int, refused: Mapping[str, str]) -> None:
+def refuse_if_nothing_is_left(
+    operation: str, chosen: int, refused: Mapping[str, str], model: nn.Module, where: Where = None
+) -> None:
     """Raise where an operation has no layer to work on, with the reasons.
 
+    Args:
+        operation: its name.
+        chosen: how many layers it has.
+        refused: of every layer that ``where`` takes, why it is none of them.
+        model: whose layers they are.
+        where: which of them were asked for.
+
     Raises:
-        SurgeryError: ``chosen`` is 0.
+        ArgumentError: ``where`` takes no layer of a model that has some.
+        SurgeryError: ``chosen`` is 0 for another reason.
     """
     if chosen:
         return
-    reasons = "; ".join(f"{path or '(the model itself)'}: {reason}" for path, reason in list(refused.items())[:5])
-    raise SurgeryError(f"{operation}: no layer to work on. {reasons or 'The model has no normalization layer'}")
+    reasons = [f"{path or '(the model itself)'}: {reason}" for path, reason in refused.items()]
+    if not reasons:
+        layers = norm_layers(model)
+        if layers and where is not None:
+            named = ", ".join(map(str, layers[:5])) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+            raise ArgumentError(f"{operation}: where= takes none of the model's normalization layers; they are {named}")
+        assert not layers, "each of them was to be refused with its reason"
+        reasons = ["The model has no normalization layer"]
+    more = [f"and {len(reasons) - 5} more layers"] if len(reasons) > 5 else []
+    raise SurgeryError(f"{operation}: no layer to work on. {'; '.join([*reasons[:5], *more])}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, run
 from ..anatomy.batches import tensors
+from .entries import own_copy
 from .transaction import copied
 from .verify import as_double, plain
 
@@ -51,7 +52,7 @@ def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) ->
     work = work.double() if double else work
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = list(tensors(plain(run(work, as_double(example) if double else example, call))))
+        outputs = list(tensors(plain(run(work, own_copy(as_double(example) if double else example), call))))
         learnt = [parameter for parameter in work.parameters() if parameter.requires_grad]
         generator = torch.Generator().manual_seed(1)
         scores = [

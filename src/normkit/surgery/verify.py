@@ -16,10 +16,21 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
-from ..errors import SurgeryError
+from ..errors import ArgumentError, SurgeryError
+from .entries import Entries, Entry, own_copy
 from .transaction import copied
 
-__all__ = ["Compare", "Judge", "Verdict", "as_double", "change_between", "other_sizes", "plain", "second_size"]
+__all__ = [
+    "Compare",
+    "Judge",
+    "Verdict",
+    "as_double",
+    "change_between",
+    "check_judgement",
+    "other_sizes",
+    "plain",
+    "second_size",
+]
 
 Compare = Callable[[Any, Any], float]
 
@@ -76,13 +87,16 @@ class Judge:
         model: what is right; it is not changed.
         example: one batch, of any form.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
-        tolerance: the largest relative change allowed in float64 and in the model's own type; by default 1e-9, and
-            1e-5, 2e-3 and 2e-2 in float32, float16 and bfloat16. Ten times the model's own rounding is always allowed.
+        tolerance: the largest relative change allowed in float64 and in the model's own type, whichever way it was
+            come by; without it 1e-9, and 1e-5, 2e-3 and 2e-2 in float32, float16 and bfloat16 or, where that is more,
+            ten times the model's own rounding.
         compare: ``lambda first, second: ...``, which returns how far two outputs of the model are from each other, for
             outputs that are sorted, nested or of varying number.
         sizes: how many other sizes are tried.
+        entries: other ways into the model's code, which are to give the same too; those that it does not take are left.
 
     Raises:
+        ArgumentError: the tolerance is no number, negative or not finite, or the example holds no sample.
         SurgeryError: the output holds no tensor, or no finite number, so that nothing can be compared.
     """
 
@@ -95,7 +109,9 @@ class Judge:
         tolerance: float | None = None,
         compare: Compare | None = None,
         sizes: int = 1,
+        entries: Entries | None = None,
     ) -> None:
+        check_judgement(example, tolerance)
         self.model, self.call, self._compare = model, call, compare
         self._own = [_outputs(model, example, call)]
         others = _tried_sizes(model, example, call, most=sizes)
@@ -110,6 +126,8 @@ class Judge:
         self._rounding = [
             _measured(self._change, first, second) for first, second in zip(self.reference, self._own, strict=True)
         ]
+        self._entered: list[_Entered] = []
+        self.entries = self._enter(entries or Entries())
 
     @property
     def runs_in_float64(self) -> bool:
@@ -144,23 +162,32 @@ class Judge:
             with _Taps(in64, sites) as taps:
                 exact = self._largest(self._exact, self._outputs64(in64))
             exact = max(exact, self._change_at(taps))
-            allowed = _EXACT if self._tolerance is None else max(self._tolerance, _EXACT)
-            if not exact <= allowed and not exact <= max(allowed, self._noise()):
+            if not self._is_exact(exact):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
                 return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=wrong)
+        otherwise = self._against_entries(changed, exactly)
+        if otherwise is not None:
+            return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=otherwise)
         own = self._own_change(changed)
         allowed = self._allowed()
-        if own is not None and not own <= max(allowed, ROUNDINGS * self._largest_rounding()):
-            rounding = max(self._largest_rounding(), self._weights_rounding())
-            if not own <= max(allowed, ROUNDINGS * rounding):
-                wrong = (
-                    f"it changes the output by {own:.3g} in the model's own type; {allowed:.3g} or {ROUNDINGS} times "
-                    f"the model's own rounding, {rounding:.3g}, is allowed"
-                )
+        times = ROUNDINGS if self._tolerance is None else 0
+        if own is not None and not own <= max(allowed, times * self._largest_rounding()):
+            rounding = max(self._largest_rounding(), self._weights_rounding() if times else 0.0)
+            if not own <= max(allowed, times * rounding):
+                said = f"{allowed:.3g} or {ROUNDINGS} times the model's own rounding, {rounding:.3g},"
+                if not times:
+                    said = f"tolerance={allowed:.3g}"
+                wrong = f"it changes the output by {own:.3g} in the model's own type; {said} is allowed"
                 return Verdict(exact=exact, own=own, rounding=rounding, wrong=wrong, is_rounding=exact is not None)
         if own is None and exact is None:
             raise SurgeryError("the outputs differ in number or shape, so that nothing can be compared; give compare=")
         return Verdict(exact=exact, own=own, rounding=self._largest_rounding())
+
+    def _is_exact(self, change: float) -> bool:
+        """Say whether a change in float64 is none: within the tolerance, or what the model is worth there."""
+        if self._tolerance is not None:
+            return change <= self._tolerance
+        return change <= _EXACT or change <= self._noise()
 
     def _in_float64(self) -> list[Any] | None:
         """Return the outputs in float64, or None where the model does not run in it."""
@@ -171,6 +198,34 @@ class Judge:
 
     def _outputs64(self, model: nn.Module) -> list[Any]:
         return [_outputs(model, as_double(example), self.call) for example in self.examples]
+
+    def _enter(self, entries: Entries) -> Entries:
+        """Take the other ways into the model, twice: what fails, or differs from itself, is no judge."""
+        failed = []
+        for entry in entries.found:
+            for exactly in (True, False)[0 if self._exact is not None else 1 :]:
+                model = self._exact_model if exactly else self.model
+                found, again = (_entered(model, entry, exactly) for _ in range(2))
+                if found is not None and again is not None and _measured(_difference, found, again) == 0:
+                    self._entered.append(_Entered(entry, exactly, found))
+                    break
+            else:
+                failed.append(entry)
+        return entries.without(failed)
+
+    def _against_entries(self, changed: nn.Module, exactly: nn.Module | None) -> str | None:
+        """Say which of the other ways into the model gives something else in a changed copy, or return None."""
+        in64 = exactly
+        for entered in self._entered:
+            if entered.exactly and in64 is None:
+                in64 = copied(changed).double()
+            now = _entered(in64 if entered.exactly and in64 is not None else changed, entered.entry, entered.exactly)
+            change = None if now is None else _measured(_difference, entered.output, now)
+            right = change is not None and (self._is_exact(change) if entered.exactly else change <= self._allowed())
+            if not right:
+                by = "" if change is None else f" by {change:.3g}"
+                return f"it changes what {entered.entry.words} gives{by}, for the same input"
+        return None
 
     def _is_something(self) -> None:
         if self._compare is None and not any(_numbers(output) for output in self.reference):
@@ -228,6 +283,29 @@ class Judge:
             found = _measured(self._largest, self.reference, outputs)
             largest = max(largest, found if found is not None and found == found else 0.0)
         return largest
+
+
+@dataclass(frozen=True)
+class _Entered:
+    """What another way into the model gave, in float64 or in the model's own type."""
+
+    entry: Entry
+    exactly: bool
+    output: Any
+
+
+def _entered(model: nn.Module, entry: Entry, exactly: bool) -> Any | None:
+    """Take another way into a model; return what holds tensors of what it gives, or None where it fails."""
+    try:
+        with preserved(model), torch.no_grad():
+            output = entry(model, (lambda value: own_copy(as_double(value))) if exactly else own_copy)
+            return None if next(tensors(plain(output)), None) is None else copy.deepcopy(output)
+    except Exception:  # whatever the model's code raises at an argument that its example does not give
+        return None
+
+
+def _difference(first: Any, second: Any) -> float:
+    return _largest(list(tensors(plain(first))), list(tensors(plain(second))))
 
 
 class _Taps:
@@ -288,6 +366,27 @@ def _jittered(model: nn.Module, size: float | None) -> nn.Module:
     return model
 
 
+def check_judgement(example: Any, tolerance: float | None) -> None:
+    """Refuse what nothing can be judged by.
+
+    Raises:
+        ArgumentError: the tolerance is no number, negative or not finite, or the example holds no sample.
+    """
+    if tolerance is not None:
+        is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+        if not is_number or not 0 <= tolerance < float("inf"):
+            raise ArgumentError(
+                f"tolerance={tolerance!r}: a number is needed that is finite and not negative, such as 1e-5; without "
+                "it the model's own rounding decides"
+            )
+    first = next(tensors(example), None)
+    if first is not None and not first.numel():
+        raise ArgumentError(
+            f"the example holds no sample, but a tensor of shape {tuple(first.shape)}; nothing can be seen or compared "
+            "on it: give one batch, of two samples or more"
+        )
+
+
 def change_between(
     before: nn.Module, after: nn.Module, example: Any, call: Call | None, compare: Compare | None = None
 ) -> float:
@@ -336,7 +435,7 @@ def second_size(model: nn.Module, example: Any, call: Call | None) -> tuple[Any,
 def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
     """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
     with preserved(model), torch.no_grad():
-        output = run(model, example, call)
+        output = run(model, own_copy(example), call)
         if next(tensors(plain(output)), None) is None:
             raise SurgeryError(
                 f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
