@@ -1,19 +1,22 @@
 """Micro-batches that advance together: each call of a batch norm is one node of autograd over all of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..axes import channel_shape
 from ..errors import ArgumentError
 from ..functional.agreement import SyncCall
 from ..functional.inplace import is_recorded
 from ..functional.pooled import Pool, apply_pooled, local_statistics, normalize_pooled
 from ..functional.sync import first_pool
+from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may_be_repeated, repeats_function
 from .lockstep import Lockstep
+from .module_state import ModuleState
 from .norm_calls import NormCall, answered, pooled_norms
 from .pooling import Updates, pool_calls, stores_unbiased
 from .sharded import gathered_around
@@ -48,7 +51,8 @@ class Together:
 
     def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
         self.layers = pooled_norms(model, exactly=True)
-        self._together = Lockstep(parts, self._combine, self._missed, in_one_thread())
+        self._state = ModuleState(model, parts)
+        self._together = Lockstep(parts, self._combine, self._missed, in_one_thread(), self._state)
         self._updates = updates
         self._gathered = gathered_around(model, self.layers)
         self._calls = [0] * parts
@@ -61,9 +65,11 @@ class Together:
     def run(self, work: Callable[[int], Tensor]) -> list[Tensor]:
         """Return the losses of all micro-batches."""
         self._advancing = True
+        self._state.begin()
         try:
             return self._together.run(work, apart=True)
         finally:
+            self._state.end()
             self._advancing = False
 
     def _answer(self, call: NormCall) -> Tensor:
@@ -103,21 +109,19 @@ class Together:
         calls, first = [each.call for each in brought], brought[0]
         self._check_alike(brought)
         layer = first.call.layer
-        with torch.set_grad_enabled(first.recorded):
+        with self._state.seen_by(0), torch.set_grad_enabled(first.recorded):
             pool = pool_calls(calls, [each.repeated for each in brought])
-            pool = Pool(pool.mean, pool.var, pool.count, pool.differentiated, pool.call, self._check_backward)
-            outputs = normalize_pooled(
-                [call.input for call in calls], layer.weight, layer.bias, [call.residual for call in calls], pool
-            )
-        if first.call.tracks:
-            self._updates.add(layer, pool.mean, pool.stored(stores_unbiased(layer)))
+            pool = replace(pool, check_backward=self._check_backward)
+            outputs = _normalize(calls, pool)
+            if first.call.tracks:
+                self._updates.add(layer, first.call.running, pool.mean, pool.stored(stores_unbiased(layer)))
         return list(outputs)
 
     def _check_alike(self, brought: list[_Brought]) -> None:
         def kind(each: _Brought) -> tuple[object, ...]:
             call = each.call
             residual = call.residual is not None
-            return id(call.layer), call.layer.training, call.activation, residual, call.input.dtype, each.recorded
+            return id(call.layer), call.training, call.activation, residual, call.input.dtype, each.recorded
 
         if len({kind(each) for each in brought}) > 1:
             words = ("recorded" if each.recorded else "not recorded" for each in brought)
@@ -145,3 +149,24 @@ class Together:
                 "are not there yet: it would not be the large batch's. Leave gradient penalties to a large batch, or "
                 'use kind="statistics"'
             )
+
+
+def _normalize(calls: list[NormCall], pool: Pool) -> Sequence[Tensor]:
+    """Normalize all micro-batches in one node, but for weights and biases that each of them brought for itself."""
+    first, inputs, residuals = calls[0], [call.input for call in calls], [call.residual for call in calls]
+    if all(call.weight is first.weight and call.bias is first.bias for call in calls):
+        return normalize_pooled(inputs, first.weight, first.bias, residuals, pool)
+    bare = replace(pool, call=replace(pool.call, activation=None))
+    outputs = normalize_pooled(inputs, None, None, [None] * len(calls), bare)
+    return [_scaled(y, call) for y, call in zip(outputs, calls, strict=True)]
+
+
+def _scaled(y: Tensor, call: NormCall) -> Tensor:
+    shape = channel_shape(y.dim(), y.shape[1])
+    if call.weight is not None:
+        y = y * call.weight.reshape(shape)
+    if call.bias is not None:
+        y = y + call.bias.reshape(shape)
+    if call.residual is not None:
+        y = y + call.residual
+    return plain.activate(y, call.activation).to(call.input.dtype)

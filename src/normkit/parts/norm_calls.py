@@ -13,7 +13,7 @@ from ..functional.masked import check_mask, over_valid
 from ..kernels.dispatch import Activation
 from ..layers.batch import _BatchNorm
 
-__all__ = ["Answer", "NormCall", "answered", "pooled_norms"]
+__all__ = ["Answer", "NormCall", "Running", "answered", "pooled_norms"]
 
 _GHOSTS = ("ghost",)
 # What these keep is not the mean and variance of a batch, or hangs on what they keep.
@@ -22,6 +22,9 @@ _CUT_ELSEWHERE = (
     'kind="statistics" takes it'
 )
 _OTHERS = ("renorm", "masked", "whitening", "instance")
+
+
+Running = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class NormCall:
         activation: what is applied last, where the layer has it fused in.
         residual: what is added before that.
         ordinary: computes what the layer itself would have.
+        weight: the layer's at this moment, which may be another's for the next caller.
+        bias: likewise.
+        training: likewise.
+        running: likewise, the mean, the variance and the counter of batches.
     """
 
     layer: Any
@@ -43,18 +50,20 @@ class NormCall:
     activation: Activation | None
     residual: Tensor | None
     ordinary: Callable[[], Tensor]
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    running: Running
 
     @property
     def uses_batch(self) -> bool:
         """Whether it normalizes with the statistics of the batch."""
-        layer = self.layer
-        return bool(layer.training) or (layer.running_mean is None and layer.running_var is None)
+        return self.training or (self.running[0] is None and self.running[1] is None)
 
     @property
     def tracks(self) -> bool:
         """Whether it moves running statistics."""
-        layer = self.layer
-        return bool(layer.training and layer.track_running_stats) and layer.running_mean is not None
+        return self.training and bool(self.layer.track_running_stats) and self.running[0] is not None
 
     def check_dimensions(self) -> None:
         """Refuse an input that the layer does not take."""
@@ -67,6 +76,20 @@ class NormCall:
 
 
 Answer = Callable[[NormCall], Tensor]
+
+
+def _noted(
+    layer: Any,
+    path: str,
+    input: Tensor,
+    activation: Activation | None,
+    residual: Tensor | None,
+    ordinary: Callable[[], Tensor],
+) -> NormCall:
+    """Return a call with what the layer holds at this moment."""
+    running = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    held = (layer.weight, layer.bias, bool(layer.training), running)
+    return NormCall(layer, path, input, activation, residual, ordinary, *held)
 
 
 def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
@@ -122,7 +145,7 @@ def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor
     if not isinstance(module, _BatchNorm):
 
         def forward(input: Tensor) -> Tensor:
-            return answer(NormCall(module, path, input, None, None, lambda: type(module).forward(module, input)))
+            return answer(_noted(module, path, input, None, None, lambda: type(module).forward(module, input)))
 
         return "forward", forward
 
@@ -141,6 +164,6 @@ def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor
         def ordinary() -> Tensor:
             return type(module).normalize(module, input, activation, residual, inplace)
 
-        return answer(NormCall(module, path, input, activation, residual, ordinary))
+        return answer(_noted(module, path, input, activation, residual, ordinary))
 
     return "normalize", normalize

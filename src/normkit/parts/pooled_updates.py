@@ -12,7 +12,7 @@ from ..functional.exchange import exchange_of
 from ..functional.pooled import merge_parts, normalize_pooled
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from ..layers import SyncBatchNorm
-from .norm_calls import NormCall, answered, pooled_norms
+from .norm_calls import NormCall, Running, answered, pooled_norms
 from .pooling import Updates, pool_calls, stores_unbiased
 
 __all__ = ["Apart"]
@@ -30,7 +30,7 @@ class Apart:
         self._layers = pooled_norms(model, exactly=False)
         self._updates = updates
         # By layer: for each of its calls in a forward, the statistics of that call in each micro-batch.
-        self._seen: dict[Any, list[list[tuple[Tensor, Tensor, int]]]] = {}
+        self._seen: dict[Any, list[tuple[Running, list[tuple[Tensor, Tensor, int]]]]] = {}
         self._calls: dict[Any, int] = {}
 
     def answered(self) -> Any:
@@ -44,9 +44,9 @@ class Apart:
     def end(self) -> None:
         """Hand on what all micro-batches together move the running statistics by, one update for each call."""
         for layer, calls in self._seen.items():
-            for parts in calls:
+            for running, parts in calls:
                 mean, var, count = merge_parts(parts)
-                self._updates.add(layer, mean, var * (count / (count - 1)) if stores_unbiased(layer) else var)
+                self._updates.add(layer, running, mean, var * (count / (count - 1)) if stores_unbiased(layer) else var)
 
     def _answer(self, call: NormCall) -> Tensor:
         if not call.tracks:
@@ -69,16 +69,16 @@ class Apart:
             biased = var.double() * ((count - 1) / count) if stores_unbiased(layer) and count else var
             seen = (mean.double(), biased.double(), count)
         if not again and seen[2]:
-            self._note(layer, seen)
+            self._note(layer, call.running, seen)
         return y
 
-    def _note(self, layer: Any, seen: tuple[Tensor, Tensor, int]) -> None:
+    def _note(self, layer: Any, running: Running, seen: tuple[Tensor, Tensor, int]) -> None:
         place = self._calls.get(layer, 0)
         self._calls[layer] = place + 1
         calls = self._seen.setdefault(layer, [])
         if place == len(calls):
-            calls.append([])
-        calls[place].append(seen)
+            calls.append((running, []))
+        calls[place][1].append(seen)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ..functional.pooled import Pool, check_total, local_statistics, merge_parts
 from ..functional.sync import channels_of, check_part, keep_pool, pool_of_ranks
 from ..layers import SyncBatchNorm
 from ..layers.laws import law_of
-from .norm_calls import NormCall
+from .norm_calls import NormCall, Running
 
 __all__ = ["Updates", "pool_calls", "stores_unbiased"]
 
@@ -30,19 +30,18 @@ class Updates:
     """What running statistics are moved by, once the step has come to its end: until then nothing has changed."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Any, Tensor, Tensor]] = []
+        self._waiting: list[tuple[Any, Running, Tensor, Tensor]] = []
 
-    def add(self, layer: Any, mean: Tensor, stored: Tensor) -> None:
-        """Note an update of one layer."""
-        self._waiting.append((layer, mean, stored))
+    def add(self, layer: Any, running: Running, mean: Tensor, stored: Tensor) -> None:
+        """Note an update of what one layer held in its call."""
+        self._waiting.append((layer, running, mean, stored))
 
     def apply(self) -> None:
         """Make the updates, in the order of the calls."""
-        for layer, mean, stored in self._waiting:
+        for layer, running, mean, stored in self._waiting:
             momentum = layer.momentum
-            if momentum is None and layer.num_batches_tracked is None:
+            if momentum is None and running[2] is None:
                 momentum = 0.0
-            running = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
             update_statistics(*running, mean, stored, momentum, *law_of(layer))
 
 
@@ -61,7 +60,7 @@ def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
         said = "torch.nn.SyncBatchNorm exchanges by itself in every micro-batch"
         raise ArgumentError(f'accumulate: {first}: {said}; use normkit.convert(model, to="sync")')
 
-    recorded = any(is_recorded(call.input, layer.weight, layer.bias, call.residual) for call in calls)
+    recorded = any(is_recorded(call.input, call.weight, call.bias, call.residual) for call in calls)
     differentiated = recorded and any(call.input.requires_grad for call in calls)
 
     def check() -> None:

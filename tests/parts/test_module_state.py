@@ -1,0 +1,211 @@
+"""What a forward leaves on modules is each micro-batch's own while they take turns, and what lies elsewhere is refused."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+import normkit
+from normkit.errors import ArgumentError
+from normkit.parts.turns import in_threads
+from tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("turns")
+SPLIT = (4, 1, 7)
+
+
+@pytest.fixture(params=["one thread", "threads"], autouse=True)
+def turns(request, monkeypatch):
+    if request.param == "threads":
+        monkeypatch.setattr("normkit.parts.exact.in_one_thread", in_threads)
+    else:
+        pytest.importorskip("greenlet")
+    return request.param
+
+
+class Net(nn.Module):
+    """An encoder, two norms, and a head."""
+
+    def __init__(self, norm=nn.BatchNorm1d):
+        super().__init__()
+        self.enter, self.first, self.middle, self.second = nn.Linear(5, 8), norm(8), nn.Linear(8, 8), norm(8)
+        self.leave = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.leave(self.second(self.middle(self.first(self.enter(x)).relu())).relu())
+
+
+class Skip(Net):
+    """The encoder leaves its skip on the module, as many U-Nets do."""
+
+    def forward(self, x):
+        self.skip = self.enter(x)
+        z = self.second(self.middle(self.first(self.skip).relu()))
+        z, self.deep = z + self.skip, z
+        return self.leave(z)
+
+
+class Auxiliary(Net):
+    """A loss on the module, deleted and counted."""
+
+    def forward(self, x):
+        if hasattr(self, "calls"):
+            self.calls += 1
+        h = self.enter(x)
+        self.middle.kept = h.pow(2).mean()
+        z = self.leave(self.second(self.middle(self.first(h).relu())).relu())
+        self.auxiliary = self.middle.kept
+        del self.middle.kept
+        return z
+
+
+def data(samples=12):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(samples, 5, generator=generator).double() + torch.linspace(-2, 2, samples).double()[:, None]
+    return x, torch.randint(3, (samples,), generator=generator)
+
+
+def network(make=Net):
+    torch.manual_seed(1)
+    model = make().double()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, 1.0, 0.3)
+    return model
+
+
+def micro(x, y, split=SPLIT):
+    return list(zip(x.split(split), y.split(split), strict=True))
+
+
+def plain_loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def assert_is_the_large_batch(model, loss):
+    """Compare loss, gradients and buffers with the large batch's, and return both models."""
+    (x, y), large = data(), copy.deepcopy(model)
+    expected = loss(large, (x, y))
+    expected.backward()
+    got = normkit.accumulate(model, micro(x, y), loss, kind="exact")
+    assert_close(got, expected.detach(), dtype=torch.float64, what="loss")
+    for (name, value), other in zip(model.named_parameters(), large.parameters(), strict=True):
+        assert (value.grad is None) == (other.grad is None), name
+        if other.grad is not None:
+            assert_close(value.grad, other.grad, dtype=torch.float64, what=f"gradient of {name}")
+    for (name, value), other in zip(model.named_buffers(), large.buffers(), strict=True):
+        assert_close(value, other, dtype=torch.float64, what=name)
+    return model, large
+
+
+def test_what_a_forward_keeps_on_its_modules_is_each_micro_batchs_own():
+    model, _ = assert_is_the_large_batch(network(Skip), plain_loss)
+    # What the last one left stays, as after plain accumulation.
+    assert len(model.skip) == len(model.deep) == SPLIT[-1]
+
+    def with_auxiliary(model, batch):
+        return plain_loss(model, batch) + model.auxiliary
+
+    model = network(Auxiliary)
+    model.calls = 7
+    model, large = assert_is_the_large_batch(model, with_auxiliary)
+    assert model.calls == large.calls == 8
+    assert not hasattr(model.middle, "kept")
+
+
+def test_hooks_modes_and_parameters_to_learn_are_each_micro_batchs_own():
+    def loss(model, batch):
+        found = {}
+        handle = model.enter.register_forward_hook(lambda module, given, y: found.setdefault("y", y))
+        assert model.middle.training
+        model.middle.eval()
+        model.leave.requires_grad_(False)
+        calm = model(batch[0])
+        assert not model.middle.training
+        handle.remove()
+        model.middle.train()
+        model.leave.requires_grad_(True)
+        return plain_loss(model, batch) + calm.pow(2).mean() + found["y"].pow(4).mean()
+
+    model, _ = assert_is_the_large_batch(network(), loss)
+    assert not model.enter._forward_hooks
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, normkit.BatchNorm1d, normkit.SyncBatchNorm])
+def test_functional_call_is_exact_and_leaves_the_parameters(norm):
+    model = network(lambda: Net(norm))
+    before = dict(model.named_parameters())
+
+    def loss(model, batch):
+        scaled = {name: value * (1.1 + batch[0].mean() * 0) for name, value in model.named_parameters()}
+        return F.cross_entropy(torch.func.functional_call(model, scaled, (batch[0],)), batch[1])
+
+    assert_is_the_large_batch(model, loss)
+    after = dict(model.named_parameters())
+    assert all(after[name] is value for name, value in before.items())
+    assert all(isinstance(value, nn.Parameter) for value in after.values())
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_functional_call_with_activation_residual_and_buffers_of_its_own(activation):
+    class Fused(Net):
+        def __init__(self):
+            super().__init__(lambda channels: normkit.BatchNormAct1d(channels, activation=activation))
+
+        def forward(self, x):
+            h = self.enter(x)
+            return self.leave(self.second(self.middle(self.first(h)), h))
+
+    model = network(Fused)
+    own = {name: value.clone() for name, value in model.named_buffers()}
+    others = {name: value.clone() for name, value in model.named_buffers()}
+
+    def loss(model, batch, buffers=own):
+        scaled = {name: value * 1.1 for name, value in model.named_parameters()}
+        return F.cross_entropy(torch.func.functional_call(model, (scaled, buffers), (batch[0],)), batch[1])
+
+    large, (x, y) = copy.deepcopy(model), data()
+    loss(large, (x, y), others).backward()
+    normkit.accumulate(model, micro(x, y), loss, kind="exact")
+    for (name, value), other in zip(model.named_parameters(), large.parameters(), strict=True):
+        assert_close(value.grad, other.grad, dtype=torch.float64, what=name)
+    for name, value in model.named_buffers():
+        assert torch.equal(value, large.get_buffer(name)), name
+        assert_close(own[name], others[name], dtype=torch.float64, what=name)
+        assert not torch.equal(value, own[name])
+
+
+def test_cached_parametrizations_of_each_micro_batch():
+    model = network()
+    parametrizations.weight_norm(model.middle)
+
+    def loss(model, batch):
+        with parametrize.cached():
+            return plain_loss(model, batch) + model.middle.weight.pow(2).mean()
+
+    assert_is_the_large_batch(model, loss)
+    assert not parametrize._cache
+    assert not parametrize._cache_enabled
+
+
+def test_after_an_error_modules_are_as_they_were():
+    model, (x, y) = network(Auxiliary), data()
+    model.calls = 7
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+
+    def loss(model, batch):
+        model.extra, model.leave.training = batch, False
+        value = plain_loss(model, batch)
+        if len(batch[1]) == 1:
+            raise OverflowError
+        return value
+
+    with pytest.raises(OverflowError):
+        normkit.accumulate(model, micro(x, y), loss, kind="exact")
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
