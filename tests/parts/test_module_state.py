@@ -1,7 +1,6 @@
 """What a forward leaves on modules is each micro-batch's own while they take turns, and what lies elsewhere is refused."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -209,3 +208,84 @@ def test_after_an_error_modules_are_as_they_were():
     with pytest.raises(OverflowError):
         normkit.accumulate(model, micro(x, y), loss, kind="exact")
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+
+
+def refused(model, loss, match, split=SPLIT):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    (x, y), before = data(), {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ArgumentError, match=match):
+        normkit.accumulate(model, micro(x, y, split), loss, kind="exact")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(bool((parameter.grad == 1).all()) for parameter in model.parameters())
+
+
+class Elsewhere:
+    """What is kept outside of modules, where all micro-batches meet."""
+
+    def __init__(self):
+        self.one, self.stack = {}, []
+
+    def by_a_hook(self, model, batch):
+        handle = model.enter.register_forward_hook(lambda module, given, y: self.one.__setitem__("y", y))
+        value = plain_loss(model, batch)
+        handle.remove()
+        return value + self.one["y"].pow(2).mean()
+
+    def read_before_a_norm(self, model, batch):
+        self.one["y"] = model.enter(batch[0])
+        h = model.first(self.one["y"])
+        return F.cross_entropy(model.leave(model.second(model.middle(h) + self.one["y"])), batch[1])
+
+    def of_a_norm(self, model, batch):
+        self.one["y"] = model.first(model.enter(batch[0]))
+        z = model.second(model.middle(self.one["y"]))
+        return F.cross_entropy(model.leave(z + self.one["y"]), batch[1])
+
+    def stacked(self, model, batch):
+        self.stack.append(model.middle(batch[0].repeat(1, 2)[:, :8]))
+        h = model.second(model.first(model.enter(batch[0])))
+        return F.cross_entropy(model.leave(h + self.stack.pop().mean(0)), batch[1])
+
+
+@pytest.mark.parametrize("way", ["by_a_hook", "read_before_a_norm", "of_a_norm", "stacked"])
+def test_what_is_kept_elsewhere_is_refused(way, turns):
+    split = (4, 4, 4)
+    if way == "stacked" and turns == "threads":
+        pytest.skip("each is used once, by another: in threads nothing tells whose it was")
+    said = r"micro-batch \d used what micro-batch \d computed.*outside the modules.*kind=\"statistics\""
+    refused(network(), getattr(Elsewhere(), way), said, split)
+
+
+def test_a_residual_of_another_micro_batch_is_refused():
+    model = network(lambda: Net(normkit.BatchNormAct1d))
+    kept = {}
+
+    def loss(model, batch):
+        kept["h"] = model.enter(batch[0])
+        h = model.first(kept["h"])
+        return F.cross_entropy(model.leave(model.second(model.middle(h), kept["h"])), batch[1])
+
+    refused(model, loss, "used what micro-batch", (4, 4, 4))
+
+
+def test_what_was_computed_before_is_no_micro_batchs(turns):
+    if turns == "threads":
+        pytest.skip("told apart by order, which threads do not have in common")
+    model = network()
+
+    def loss_with(model):
+        scale = model.leave.weight.pow(2).mean() + 1
+        return lambda model, batch: plain_loss(model, batch) * scale
+
+    large, (x, y) = copy.deepcopy(model), data()
+    loss_with(large)(large, (x, y)).backward()
+    normkit.accumulate(model, micro(x, y), loss_with(model), kind="exact")
+    assert_close(model.leave.weight.grad, large.leave.weight.grad, dtype=torch.float64)
+
+
+def test_casts_that_autocast_keeps_are_no_micro_batchs():
+    model, (x, y) = network().float(), data()
+    with torch.autocast("cpu", torch.bfloat16):
+        normkit.accumulate(model, micro(x.float(), y), plain_loss, kind="exact")
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -15,6 +15,7 @@ from ..functional.pooled import Pool, apply_pooled, local_statistics, normalize_
 from ..functional.sync import first_pool
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may_be_repeated, repeats_function
+from .lineage import Lineage
 from .lockstep import Lockstep
 from .module_state import ModuleState
 from .norm_calls import NormCall, answered, pooled_norms
@@ -52,7 +53,9 @@ class Together:
     def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
         self.layers = pooled_norms(model, exactly=True)
         self._state = ModuleState(model, parts)
-        self._together = Lockstep(parts, self._combine, self._missed, in_one_thread(), self._state)
+        turns = in_one_thread()
+        self._lineage = Lineage(parts, turns.ordered)
+        self._together = Lockstep(parts, self._combine, self._missed, turns, self)
         self._updates = updates
         self._gathered = gathered_around(model, self.layers)
         self._calls = [0] * parts
@@ -66,11 +69,28 @@ class Together:
         """Return the losses of all micro-batches."""
         self._advancing = True
         self._state.begin()
+        self._lineage.begin()
+
+        def checked(part: int) -> Tensor:
+            value = work(part)
+            self._lineage.check(part, (value,))
+            return value
+
         try:
-            return self._together.run(work, apart=True)
+            return self._together.run(checked, apart=True)
         finally:
             self._state.end()
+            self._lineage.begin()
             self._advancing = False
+
+    def take_off(self, part: int) -> None:
+        """Keep what a part has for itself, as it begins to wait."""
+        self._state.take_off(part)
+
+    def put_on(self, part: int) -> None:
+        """Give a part what it has for itself, as it goes on."""
+        self._state.put_on(part)
+        self._lineage.turn(part)
 
     def _answer(self, call: NormCall) -> Tensor:
         part = self._together.part()
@@ -84,6 +104,7 @@ class Together:
         recorded = torch.is_grad_enabled()
         if is_inside_function():
             raise ArgumentError(f"accumulate: {call}: {_REENTRANT}")
+        self._lineage.check(part, (call.input, call.residual, call.weight, call.bias))
         self._calls[part] += 1
         y: Tensor = self._together.meet(_Brought(call, self._calls[part], recorded, recorded and may_be_repeated()))
         if call.layer in self._gathered:
@@ -112,10 +133,26 @@ class Together:
         with self._state.seen_by(0), torch.set_grad_enabled(first.recorded):
             pool = pool_calls(calls, [each.repeated for each in brought])
             pool = replace(pool, check_backward=self._check_backward)
-            outputs = _normalize(calls, pool)
+            outputs = self._normalize(calls, pool)
             if first.call.tracks:
                 self._updates.add(layer, first.call.running, pool.mean, pool.stored(stores_unbiased(layer)))
         return list(outputs)
+
+    def _normalize(self, calls: list[NormCall], pool: Pool) -> Sequence[Tensor]:
+        """Normalize all micro-batches in one node, but for weights and biases that each of them brought for itself."""
+        first, inputs, residuals = calls[0], [call.input for call in calls], [call.residual for call in calls]
+        if all(call.weight is first.weight and call.bias is first.bias for call in calls):
+            outputs = normalize_pooled(inputs, first.weight, first.bias, residuals, pool)
+            self._lineage.join(outputs)
+            return outputs
+        bare = replace(pool, call=replace(pool.call, activation=None))
+        outputs = normalize_pooled(inputs, None, None, [None] * len(calls), bare)
+        self._lineage.join(outputs)
+        scaled = []
+        for part, (y, call) in enumerate(zip(outputs, calls, strict=True)):
+            self._lineage.turn(part)
+            scaled.append(_scaled(y, call))
+        return scaled
 
     def _check_alike(self, brought: list[_Brought]) -> None:
         def kind(each: _Brought) -> tuple[object, ...]:
@@ -149,16 +186,6 @@ class Together:
                 "are not there yet: it would not be the large batch's. Leave gradient penalties to a large batch, or "
                 'use kind="statistics"'
             )
-
-
-def _normalize(calls: list[NormCall], pool: Pool) -> Sequence[Tensor]:
-    """Normalize all micro-batches in one node, but for weights and biases that each of them brought for itself."""
-    first, inputs, residuals = calls[0], [call.input for call in calls], [call.residual for call in calls]
-    if all(call.weight is first.weight and call.bias is first.bias for call in calls):
-        return normalize_pooled(inputs, first.weight, first.bias, residuals, pool)
-    bare = replace(pool, call=replace(pool.call, activation=None))
-    outputs = normalize_pooled(inputs, None, None, [None] * len(calls), bare)
-    return [_scaled(y, call) for y, call in zip(outputs, calls, strict=True)]
 
 
 def _scaled(y: Tensor, call: NormCall) -> Tensor:

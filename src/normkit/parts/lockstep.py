@@ -20,7 +20,7 @@ class Kept(Protocol):
         """Called in a part that is about to wait, or has come to its end."""
 
     def put_on(self, part: int) -> None:
-        """Called before it goes on; and for the last part, when all have come to their end without an error."""
+        """Called in a part that begins or goes on; and when all have ended without an error, for the last part."""
 
 
 class Lockstep:
@@ -82,6 +82,8 @@ class Lockstep:
 
         def live(part: int) -> None:
             try:
+                if self._kept is not None:
+                    self._kept.put_on(part)
                 self._go_on(part)
                 if apart and part:
                     torch.manual_seed(seeds[part])
