@@ -1,5 +1,6 @@
-"""What a forward leaves on modules is each micro-batch's own while they take turns, and what lies elsewhere is refused."""
+"""What a forward leaves on modules is each micro-batch's own while they take turns; what lies elsewhere is refused."""
 
+import contextlib
 import copy
 
 import pytest
@@ -289,3 +290,86 @@ def test_casts_that_autocast_keeps_are_no_micro_batchs():
     with torch.autocast("cpu", torch.bfloat16):
         normkit.accumulate(model, micro(x.float(), y), plain_loss, kind="exact")
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def averaged(model, averages, through_data=False):
+    """Put averages in the place of a model's weights, as exponential moving averages are evaluated."""
+    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    places = [parameter.data if through_data else parameter.detach() for parameter in model.parameters()]
+    for place, average in zip(places, averages, strict=True):
+        place.copy_(average)
+    try:
+        yield
+    finally:
+        for place, before in zip(places, kept, strict=True):
+            place.copy_(before)
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(through_data, layout):
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)
+    )
+    model = model.to(memory_format=layout)
+    averages = [parameter.detach() * 0.9 for parameter in model.parameters()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def loss(model, x):
+        with torch.no_grad(), averaged(model, averages, through_data):
+            wished = model(x).softmax(1)
+        return F.cross_entropy(model(x), wished)
+
+    x = torch.randn(8, 2, 6, 6)
+    said = r"0\.weight was changed inside loss, in micro-batch 0.*before 1 \(BatchNorm2d\).*functional_call"
+    with pytest.raises(ArgumentError, match=said):
+        normkit.accumulate(model, x.split(4), loss, kind="exact")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    # Where no norm of the batch's stands between, nobody else sees it.
+    def without_norms(model, x):
+        model.eval()
+        with torch.no_grad(), averaged(model, averages, through_data):
+            wished = model(x).softmax(1)
+        model.train()
+        return F.cross_entropy(model(x), wished)
+
+    if through_data:
+        normkit.accumulate(model, x.split(4), without_norms, kind="exact")
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    else:
+        # Autograd counts the writes into what the first micro-batch's backward is to use.
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            normkit.accumulate(model, x.split(4), without_norms, kind="exact")
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_a_weight_that_stays_changed_is_refused_at_the_end():
+    def loss(model, batch):
+        value = plain_loss(model, batch)
+        model.leave.bias.data.add_(1)
+        return value
+
+    with pytest.raises(ArgumentError, match=r"leave\.bias was changed inside loss, in micro-batch 0.*at its end"):
+        normkit.accumulate(network(), micro(*data()), loss, kind="exact")
+
+
+def test_weights_of_every_type_and_size_can_be_probed():
+    class Odd(Net):
+        def __init__(self):
+            super().__init__()
+            self.none, self.one = nn.Parameter(torch.empty(0)), nn.Parameter(torch.tensor(float("nan")))
+            self.narrow, self.turned = nn.Parameter(torch.ones(7).half()), nn.Parameter(torch.ones(3, 5).t())
+            self.complex = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+            self.expanded = nn.Parameter(torch.ones(1).expand(4, 3), requires_grad=False)
+
+    (x, y), model = data(), Odd()
+    normkit.accumulate(model, micro(x.float(), y), plain_loss, kind="exact")
+
+    def loss(model, batch):
+        model.narrow.data.mul_(2)
+        return plain_loss(model, batch)
+
+    with pytest.raises(ArgumentError, match="narrow was changed"):
+        normkit.accumulate(model, micro(x.float(), y), loss, kind="exact")

@@ -22,6 +22,7 @@ from .norm_calls import NormCall, answered, pooled_norms
 from .pooling import Updates, pool_calls, stores_unbiased
 from .sharded import gathered_around
 from .turns import in_one_thread
+from .weights import Weights
 
 __all__ = ["Together"]
 
@@ -52,7 +53,7 @@ class Together:
 
     def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
         self.layers = pooled_norms(model, exactly=True)
-        self._state = ModuleState(model, parts)
+        self._model, self._state = model, ModuleState(model, parts)
         turns = in_one_thread()
         self._lineage = Lineage(parts, turns.ordered)
         self._together = Lockstep(parts, self._combine, self._missed, turns, self)
@@ -70,9 +71,11 @@ class Together:
         self._advancing = True
         self._state.begin()
         self._lineage.begin()
+        self._weights = Weights(self._model)
 
         def checked(part: int) -> Tensor:
             value = work(part)
+            self._weights.check(part, "at its end")
             self._lineage.check(part, (value,))
             return value
 
@@ -104,6 +107,7 @@ class Together:
         recorded = torch.is_grad_enabled()
         if is_inside_function():
             raise ArgumentError(f"accumulate: {call}: {_REENTRANT}")
+        self._weights.check(part, f"before {call}")
         self._lineage.check(part, (call.input, call.residual, call.weight, call.bias))
         self._calls[part] += 1
         y: Tensor = self._together.meet(_Brought(call, self._calls[part], recorded, recorded and may_be_repeated()))

@@ -16,9 +16,9 @@ __all__ = ["ModuleState"]
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _ABSENT, _END = object(), object()
 
-_Places = list[dict[str, Any]]
+_Places = list[dict[Any, Any]]
 # By place, what differs there from how all was at the beginning.
-_Changes = dict[int, dict[str, Any]]
+_Changes = dict[int, dict[Any, Any]]
 
 
 class ModuleState:
@@ -107,7 +107,7 @@ class ModuleState:
             parameter.requires_grad_(not parameter.requires_grad)
 
 
-def _places(modules: Iterable[nn.Module], model: nn.Module) -> Iterator[dict[str, Any]]:
+def _places(modules: Iterable[nn.Module], model: nn.Module) -> Iterator[dict[Any, Any]]:
     # Under fully_shard all micro-batches have the weights in common that are gathered for them: torch exchanges them
     # once, for the first.
     sharded = any(type(module).__name__.startswith("FSDP") for module in model.modules())
@@ -125,7 +125,7 @@ def _values(places: _Places) -> Iterator[Any]:
     return chain.from_iterable(map(dict.values, places))
 
 
-def _difference(place: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+def _difference(place: dict[Any, Any], base: dict[Any, Any]) -> dict[Any, Any]:
     """Return the entries that are others than in ``base``, and those that are absent."""
     changed = {key: value for key, value in place.items() if base.get(key, _ABSENT) is not value}
     if len(place) - sum(key not in base for key in changed) < len(base):
@@ -133,7 +133,7 @@ def _difference(place: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _write(place: dict[str, Any], entries: dict[str, Any]) -> None:
+def _write(place: dict[Any, Any], entries: dict[Any, Any]) -> None:
     for key, value in entries.items():
         if value is _ABSENT:
             place.pop(key, None)
