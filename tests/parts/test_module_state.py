@@ -293,22 +293,27 @@ def test_casts_that_autocast_keeps_are_no_micro_batchs():
 
 
 @contextlib.contextmanager
-def averaged(model, averages, through_data=False):
+def averaged(model, averages, way):
     """Put averages in the place of a model's weights, as exponential moving averages are evaluated."""
     kept = [parameter.detach().clone() for parameter in model.parameters()]
-    places = [parameter.data if through_data else parameter.detach() for parameter in model.parameters()]
-    for place, average in zip(places, averages, strict=True):
-        place.copy_(average)
+
+    def put(values):
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            if way == "another storage":
+                parameter.data = value.clone()
+            else:
+                (parameter.data if way == "through data" else parameter.detach()).copy_(value)
+
+    put(averages)
     try:
         yield
     finally:
-        for place, before in zip(places, kept, strict=True):
-            place.copy_(before)
+        put(kept)
 
 
-@pytest.mark.parametrize("through_data", [False, True])
+@pytest.mark.parametrize("way", ["counted", "through data", "another storage"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(through_data, layout):
+def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, layout):
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)
     )
@@ -317,7 +322,7 @@ def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(throug
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
     def loss(model, x):
-        with torch.no_grad(), averaged(model, averages, through_data):
+        with torch.no_grad(), averaged(model, averages, way):
             wished = model(x).softmax(1)
         return F.cross_entropy(model(x), wished)
 
@@ -330,12 +335,12 @@ def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(throug
     # Where no norm of the batch's stands between, nobody else sees it.
     def without_norms(model, x):
         model.eval()
-        with torch.no_grad(), averaged(model, averages, through_data):
+        with torch.no_grad(), averaged(model, averages, way):
             wished = model(x).softmax(1)
         model.train()
         return F.cross_entropy(model(x), wished)
 
-    if through_data:
+    if way != "counted":
         normkit.accumulate(model, x.split(4), without_norms, kind="exact")
         assert all(parameter.grad is not None for parameter in model.parameters())
     else:

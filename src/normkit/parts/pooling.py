@@ -42,7 +42,8 @@ class Updates:
             momentum = layer.momentum
             if momentum is None and running[2] is None:
                 momentum = 0.0
-            assert running[0] is not None and running[1] is not None
+            assert running[0] is not None
+            assert running[1] is not None
             update_statistics(running[0], running[1], running[2], mean, stored, momentum, *law_of(layer))
 
 
