@@ -14,7 +14,7 @@ __all__ = ["ModuleState"]
 # The entries of a module that are registries themselves, in which a forward may put one thing in the place of another
 # (torch.func.functional_call), or a hook.
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_ABSENT, _END = object(), object()
+_ABSENT = object()
 
 _Places = list[dict[Any, Any]]
 # By place, what differs there from how all was at the beginning.
@@ -61,7 +61,9 @@ class ModuleState:
     def _begin_with(self, places: _Places, parameters: list[nn.Parameter]) -> None:
         self._places, self._parameters = places, parameters
         self._base = [dict(place) for place in places]
-        self._values = [*_values(self._base), _END]
+        # Most are empty, and to look into an empty one takes as long as to compare five values.
+        self._lengths, self._filled = list(map(len, places)), [place for place in places if place]
+        self._values = list(_values(self._filled))
         self._learning = [parameter.requires_grad for parameter in parameters]
         self._changes: list[_Changes] = [{} for _ in range(self._parts)]
         self._turned: list[list[int]] = [[] for _ in range(self._parts)]
@@ -69,7 +71,7 @@ class ModuleState:
     def take_off(self, part: int) -> None:
         """Keep what the part has changed, and put all back as it was at the beginning."""
         self._changes[part], self._turned[part] = {}, []
-        if not all(map(is_, chain(_values(self._places), (_END,)), self._values)):
+        if list(map(len, self._places)) != self._lengths or not all(map(is_, _values(self._filled), self._values)):
             for number, (place, base) in enumerate(zip(self._places, self._base, strict=True)):
                 changed = _difference(place, base)
                 if changed:
