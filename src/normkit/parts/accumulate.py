@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..anatomy import iterate, norm_layers, sample_count
+from ..anatomy import norm_layers
 from ..anatomy.programs import refuse_programs
 from ..errors import ArgumentError
 from ..spelling import alternatives
@@ -18,6 +18,7 @@ from .exact import Together
 from .offload import Offload, check_offload, offloaded
 from .pooled_updates import Apart
 from .pooling import Updates
+from .shares import micro_batches, shares
 from .surroundings import refuse_modes
 
 __all__ = ["accumulate"]
@@ -32,6 +33,7 @@ def accumulate(
     *,
     kind: Literal["statistics", "exact"] = "statistics",
     offload: Offload | None = None,
+    samples: Callable[[Any], int] | None = None,
 ) -> Tensor:
     """Take one step's gradients from several micro-batches, with the batch statistics of all of them together.
 
@@ -52,7 +54,8 @@ def accumulate(
       operation needs. Activation checkpointing inside goes on working (``use_reentrant=False``).
 
     Conventions:
-        The mean over samples: a batch's samples are the length of its first tensor.
+        The mean over samples: a batch's samples are the length that its tensors have in common, those of no dimension
+            aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is.
         Layers: batch norms of torch's and ours, with activation and residual, and :class:`normkit.SyncBatchNorm`, whose
         ranks each bring their micro-batches. A layer called several times is pooled call by call.
         DistributedDataParallel sends buffers round in every forward: give every rank equally many micro-batches, or
@@ -66,12 +69,15 @@ def accumulate(
 
     Args:
         model: what trains; it is called by ``loss``, as often as that likes.
-        batches: the micro-batches of one step, of any form and of different sizes.
+        batches: the micro-batches of one step, of different sizes if need be: tensors, dicts, lists, tuples,
+            dataclasses or other objects that hold tensors. A generator is read to its end before the first forward.
         loss: ``lambda model, batch: ...``, the mean over the batch's samples, a scalar. What it computes besides, such
             as a penalty on weights, is averaged.
         kind: ``"statistics"`` or ``"exact"``.
         offload: where what autograd keeps waits for the backward: ``"cpu"`` for a model on another device, ``"disk"``
             for a file in the system's temporary folder (``TMPDIR`` chooses another), mapped back into memory.
+        samples: ``lambda batch: ...``, the number over which ``loss`` takes its mean in this batch (samples, tokens,
+            pixels that count); None where the lengths of the tensors tell it.
 
     Returns:
         The mean loss over all samples, detached.
@@ -110,12 +116,12 @@ def accumulate(
         raise ArgumentError("accumulate: gradients are not recorded here; call it outside torch.no_grad()")
     stays = list(chain(model.parameters(), model.buffers()))
     check_offload(offload, stays)
-    parts = list(iterate(batches))
-    shares = _shares(parts)
+    parts = micro_batches(batches)
+    weights = shares(parts, samples)
     updates, versions = Updates(), _versions(model)
 
     def part(place: int) -> Tensor:
-        return _weighed(loss(model, parts[place]), shares[place], place)
+        return _weighed(loss(model, parts[place]), weights[place], place)
 
     if kind == "exact":
         together = Together(model, len(parts), updates)
@@ -159,21 +165,6 @@ def _check_model(model: nn.Module) -> None:
             words = "has not seen its first input; call the model once before"
         if words:
             raise ArgumentError(f"accumulate: {path or 'the model'} {words}")
-
-
-def _shares(parts: Sequence[Any]) -> list[float]:
-    """Return what each micro-batch's mean counts for in the mean of all.
-
-    Raises:
-        ArgumentError: there is none, or one without samples.
-    """
-    counts = [sample_count(batch) for batch in parts]
-    if not parts:
-        raise ArgumentError("accumulate: there are no micro-batches. An iterator that was read once is empty")
-    for place, count in enumerate(counts):
-        if count == 0:
-            raise ArgumentError(f"accumulate: micro-batch {place} holds no samples, or no tensor to count them by")
-    return [count / sum(counts) for count in counts]
 
 
 def _weighed(value: object, share: float, place: int) -> Tensor:
