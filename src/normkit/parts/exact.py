@@ -15,6 +15,7 @@ from ..functional.pooled import Pool, apply_pooled, local_statistics, normalize_
 from ..functional.sync import first_pool
 from ..kernels.plain import channels as plain
 from ..kernels.repeated import in_backward, is_inside_function, is_repeated, may_be_repeated, repeats_function
+from . import strangers
 from .lineage import Lineage
 from .lockstep import Lockstep
 from .module_state import ModuleState
@@ -73,14 +74,18 @@ class Together:
         self._lineage.begin()
         self._weights = Weights(self._model)
 
+        enter = strangers.inside(self._model)
+
         def checked(part: int) -> Tensor:
+            enter()
             value = work(part)
             self._weights.check(part, "at its end")
             self._lineage.check(part, (value,))
             return value
 
         try:
-            return self._together.run(checked, apart=True)
+            with strangers.refused():
+                return self._together.run(checked, apart=True)
         finally:
             self._state.end()
             self._lineage.begin()

@@ -74,8 +74,8 @@ def _length(batch: Any, place: int) -> int:
     if not lengths:
         raise ArgumentError(
             f"accumulate: micro-batch {place} is a {type(batch).__name__}, in which no tensor was found to count "
-            "samples by. Looked into are dicts, lists, tuples, dataclasses and other objects; for others, say how many samples "
-            "it holds: samples=lambda batch: ..."
+            "samples by. Looked into are dicts, lists, tuples, dataclasses and other objects; for others, say how many "
+            "samples it holds: samples=lambda batch: ..."
         )
     if len(lengths) > 1:
         shown = ", ".join(f"{path} has {length}" for length, path in list(lengths.items())[:4])
