@@ -144,7 +144,7 @@ class Together:
             pool = replace(pool, check_backward=self._check_backward)
             outputs = self._normalize(calls, pool)
             if first.call.tracks:
-                self._updates.add(layer, first.call.running, pool.mean, pool.stored(stores_unbiased(layer)))
+                self._updates.add(layer, first.call.running, pool.mean, pool.stored(stores_unbiased(layer)), pool.count)
         return list(outputs)
 
     def _normalize(self, calls: list[NormCall], pool: Pool) -> Sequence[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.hold import update_later
 from ..errors import ArgumentError
 from ..functional.masked import check_mask, over_valid
 from ..kernels.dispatch import Activation
@@ -132,6 +133,7 @@ def _refuse(layer: NormLayer, said: str) -> None:
 def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
     """Let the calls of these layers be answered, inside, in any thread."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(update_later([layer.module for layer in layers]))
         for layer in layers:
             name, method = _method(layer, answer)
             vars(layer.module)[name] = method

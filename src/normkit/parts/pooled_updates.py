@@ -46,7 +46,8 @@ class Apart:
         for layer, calls in self._seen.items():
             for running, parts in calls:
                 mean, var, count = merge_parts(parts)
-                self._updates.add(layer, running, mean, var * (count / (count - 1)) if stores_unbiased(layer) else var)
+                stored = var * (count / (count - 1)) if stores_unbiased(layer) else var
+                self._updates.add(layer, running, mean, stored, count)
 
     def _answer(self, call: NormCall) -> Tensor:
         if not call.tracks:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anatomy.hold import tell_of_update
 from ..errors import ArgumentError
 from ..functional.agreement import SyncCall
 from ..functional.averages import update_statistics
@@ -30,21 +31,23 @@ class Updates:
     """What running statistics are moved by, once the step has come to its end: until then nothing has changed."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Any, Running, Tensor, Tensor]] = []
+        self._waiting: list[tuple[Any, Running, Tensor, Tensor, int]] = []
 
-    def add(self, layer: Any, running: Running, mean: Tensor, stored: Tensor) -> None:
+    def add(self, layer: Any, running: Running, mean: Tensor, stored: Tensor, count: int) -> None:
         """Note an update of what one layer held in its call."""
-        self._waiting.append((layer, running, mean, stored))
+        self._waiting.append((layer, running, mean, stored, count))
 
     def apply(self) -> None:
         """Make the updates, in the order of the calls."""
-        for layer, running, mean, stored in self._waiting:
+        for layer, running, mean, stored, count in self._waiting:
             momentum = layer.momentum
             if momentum is None and running[2] is None:
                 momentum = 0.0
             assert running[0] is not None
             assert running[1] is not None
             update_statistics(running[0], running[1], running[2], mean, stored, momentum, *law_of(layer))
+            if running[0] is layer.running_mean:
+                tell_of_update(layer, count)
 
 
 def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
