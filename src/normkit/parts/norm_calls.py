@@ -12,6 +12,7 @@ from ..anatomy.hold import update_later
 from ..errors import ArgumentError
 from ..functional.masked import check_mask, over_valid
 from ..kernels.dispatch import Activation
+from ..layers import MaskedBatchNorm1d
 from ..layers.batch import _BatchNorm
 
 __all__ = ["Answer", "NormCall", "Running", "answered", "pooled_norms"]
@@ -22,7 +23,19 @@ _CUT_ELSEWHERE = (
     "normalizes parts of a batch, and the large batch is cut elsewhere than its micro-batches; "
     'kind="statistics" takes it'
 )
-_OTHERS = ("renorm", "masked", "whitening", "instance")
+_REPLACED = "build the model with a batch norm in its place, or put it into eval()"
+_OTHERS = {
+    "renorm": f"normalizes with what it has stored too, which moves with every micro-batch; {_REPLACED}",
+    "whitening": f"normalizes by the covariance of channels together, which is not pooled here; {_REPLACED}",
+    "instance": (
+        "stores the mean over samples of what it computes for each, which is not pooled here; build it with "
+        "track_running_stats=False, or put it into eval()"
+    ),
+}
+_OWN_FORWARD = (
+    "is a batch norm with a forward of its own, of which only its author knows what it does with a batch; make it a "
+    "module around one (self.norm = nn.BatchNorm1d(...), called in its forward), or put it into eval()"
+)
 
 
 Running = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -116,12 +129,13 @@ def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
             if exactly:
                 _refuse(layer, _CUT_ELSEWHERE)
             chosen.append(layer)
-        elif layer.kind in _OTHERS and (layer.tracks or layer.kind != "instance"):
-            said = "keeps statistics that micro-batches cannot put together"
-            _refuse(layer, f"{said}; put it into eval(), or normkit.convert(model, to=...) another")
-        elif layer.kind in ("batch", "sync", "unknown"):
-            said = "is a batch norm with a forward of its own, of which only its author knows what it does with a batch"
-            _refuse(layer, f'{said}; use normkit.convert(model, to="batch")')
+        elif layer.kind == "masked" and not layer.overridden:
+            chosen.append(layer)
+        elif layer.kind in _OTHERS and not layer.overridden:
+            if layer.tracks or layer.kind != "instance":
+                _refuse(layer, _OTHERS[layer.kind])
+        elif layer.kind in ("batch", "sync", "masked", "unknown", *_OTHERS):
+            _refuse(layer, _OWN_FORWARD)
     return chosen
 
 
@@ -144,6 +158,15 @@ def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
 def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor]]:
     """Return the method of a layer by which its calls are answered, and its name: ours can be called fused."""
     module, path = layer.module, layer.path
+    if isinstance(module, MaskedBatchNorm1d):
+
+        def masked(input: Tensor, mask: Tensor | None = None) -> Tensor:
+            if mask is not None:
+                check_mask(mask, input, module)
+                return over_valid(input, mask, None, lambda rows, _: masked(rows))
+            return answer(_noted(module, path, input, None, None, lambda: type(module).forward(module, input)))
+
+        return "forward", masked
     if not isinstance(module, _BatchNorm):
 
         def forward(input: Tensor) -> Tensor:
