@@ -113,3 +113,18 @@ def test_what_is_refused_says_why_and_its_advice_works(norm, said, kind):
     model[1].eval()
     normkit.accumulate(model, batches, cost, kind=kind)
     assert model(x).shape == (12, 3)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, normkit.BatchNorm1d])
+def test_frozen_norms_are_taken_but_where_they_track(norm):
+    x, model = sequences()[0].float(), nn.Sequential(nn.Conv1d(3, 6, 1), norm(6), nn.Flatten(), nn.Linear(30, 3))
+    model(x)
+    tracking, still = (normkit.freeze(model, track=track).model.train() for track in (True, False))
+    cost = lambda model, x: F.softplus(model(x)).mean()  # noqa: E731
+    with pytest.raises(
+        ArgumentError, match="frozen and goes on tracking; freeze it without track, or normkit.unfreeze"
+    ):
+        normkit.accumulate(tracking, x.split(SPLIT), cost, kind="exact")
+    normkit.accumulate(still, x.split(SPLIT), cost, kind="exact")
+    normkit.unfreeze(tracking)
+    normkit.accumulate(tracking, x.split(SPLIT), cost, kind="exact")

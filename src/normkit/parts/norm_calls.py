@@ -116,10 +116,14 @@ def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
     for layer in norm_layers(model):
         module = layer.module
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not layer.overridden:
-            if not isinstance(module, _BatchNorm) and getattr(module, "frozen_statistics", None) == "running":
-                if getattr(module, "frozen_track", False):
-                    _refuse(layer, 'is frozen and goes on tracking; use normkit.convert(model, to="batch") before')
-                continue
+            if getattr(module, "frozen_statistics", None) == "running":
+                ours = isinstance(module, _BatchNorm)
+                if getattr(module, "frozen_track", False) and (exactly or not ours):
+                    _refuse(
+                        layer, "is frozen and goes on tracking; freeze it without track, or normkit.unfreeze(model)"
+                    )
+                if not ours:
+                    continue
             if exactly and getattr(module, "ghost_size", None) is not None and module.training:
                 _refuse(layer, _CUT_ELSEWHERE)
             chosen.append(layer)
