@@ -119,10 +119,10 @@ def test_what_is_refused_says_why_and_its_advice_works(norm, said, kind):
 def test_frozen_norms_are_taken_but_where_they_track(norm):
     x, model = sequences()[0].float(), nn.Sequential(nn.Conv1d(3, 6, 1), norm(6), nn.Flatten(), nn.Linear(30, 3))
     model(x)
-    tracking, still = (normkit.freeze(model, track=track).model.train() for track in (True, False))
+    tracking, still = (normkit.freeze(copy.deepcopy(model), track=track).model.train() for track in (True, False))
     cost = lambda model, x: F.softplus(model(x)).mean()  # noqa: E731
     with pytest.raises(
-        ArgumentError, match="frozen and goes on tracking; freeze it without track, or normkit.unfreeze"
+        ArgumentError, match=r"frozen and goes on tracking; freeze it without track, or normkit\.unfreeze"
     ):
         normkit.accumulate(tracking, x.split(SPLIT), cost, kind="exact")
     normkit.accumulate(still, x.split(SPLIT), cost, kind="exact")

@@ -1,6 +1,7 @@
 """One step of several micro-batches that is the step of the large batch."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -110,6 +111,7 @@ def accumulate(
     """
     if kind not in ("statistics", "exact"):
         raise ArgumentError(f"kind={kind!r}; {alternatives(kind, ('statistics', 'exact'))}")
+    _check_loss(loss)
     _check_model(model)
     refuse_modes("accumulate")
     if not torch.is_grad_enabled():
@@ -121,7 +123,7 @@ def accumulate(
     updates, versions = Updates(), _versions(model)
 
     def part(place: int) -> Tensor:
-        return _weighed(loss(model, parts[place]), weights[place], place)
+        return _weighed(loss(model, parts[place]), weights[place], place, model)
 
     if kind == "exact":
         together = Together(model, len(parts), updates)
@@ -130,7 +132,7 @@ def accumulate(
             mean = torch.stack([one.reshape(()) for one in losses]).sum()
             mean.backward()
     else:
-        apart, losses = Apart(model, updates), []
+        apart, losses = Apart(model, len(parts), updates), []
         with _gradients_kept(model), apart.answered(), offloaded(offload, stays):
             for place in range(len(parts)):
                 apart.begin()
@@ -142,6 +144,32 @@ def accumulate(
     updates.apply()
     _tell_of_others(model, versions, len(parts))
     return mean.detach()
+
+
+def _check_loss(loss: Any) -> None:
+    """Refuse what cannot be called with a model and a batch.
+
+    Raises:
+        ArgumentError: it cannot.
+    """
+    given = "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
+    if not callable(loss):
+        raise ArgumentError(f"accumulate: loss={loss!r} is no function; give {given}")
+    kind = loss if inspect.isroutine(loss) else type(loss)
+    if str(getattr(kind, "__module__", "")).startswith(("torch.nn.", "torch._C")):
+        raise ArgumentError(
+            f"accumulate: loss is torch's {kind.__name__}, which takes an output and a target; give {given}"
+        )
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise ArgumentError(
+            f"accumulate: loss takes {signature}, and is called as loss(model, batch); give {given}"
+        ) from None
 
 
 def _check_model(model: nn.Module) -> None:
@@ -167,7 +195,7 @@ def _check_model(model: nn.Module) -> None:
             raise ArgumentError(f"accumulate: {path or 'the model'} {words}")
 
 
-def _weighed(value: object, share: float, place: int) -> Tensor:
+def _weighed(value: object, share: float, place: int, model: nn.Module) -> Tensor:
     """Return a micro-batch's part of the mean loss.
 
     Raises:
@@ -179,6 +207,11 @@ def _weighed(value: object, share: float, place: int) -> Tensor:
             f"accumulate: the loss of micro-batch {place} is {got}; return the mean over the batch's samples, a scalar"
         )
     if not value.requires_grad:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ArgumentError(
+                f"accumulate: the loss of micro-batch {place} has no gradient, and no parameter of the model asks for "
+                "one; call model.requires_grad_() for those that are to learn"
+            )
         raise ArgumentError(
             f"accumulate: the loss of micro-batch {place} has no gradient; return it as it is, not detached"
         )
@@ -193,6 +226,13 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
         parameter.grad = None
     try:
         yield
+        # A weight that ranks share out gets its gradient later, where they add up.
+        learning = [parameter for parameter, _ in before if parameter.requires_grad]
+        if learning and all(type(each) is nn.Parameter and each.grad is None for each in learning):
+            raise ArgumentError(
+                "accumulate: loss reached no parameter of the model; it is to call the model that it is given, its "
+                "first argument"
+            )
     except BaseException:
         for parameter, gradient in before:
             parameter.grad = gradient

@@ -115,6 +115,11 @@ def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
     chosen = []
     for layer in norm_layers(model):
         module = layer.module
+        if any(hasattr(vars(module).get(name), "answers") for name in ("forward", "normalize")):
+            raise ArgumentError(
+                "accumulate: accumulate is at work on this model already: loss is to compute a loss, and the gradients "
+                "are taken around it"
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not layer.overridden:
             if getattr(module, "frozen_statistics", None) == "running":
                 ours = isinstance(module, _BatchNorm)
@@ -154,6 +159,7 @@ def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
         stack.enter_context(update_later([layer.module for layer in layers]))
         for layer in layers:
             name, method = _method(layer, answer)
+            method.answers = True  # type: ignore[attr-defined]
             vars(layer.module)[name] = method
             stack.callback(vars(layer.module).pop, name)
         yield

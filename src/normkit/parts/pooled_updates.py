@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..axes import values_per_channel
+from ..errors import ArgumentError
 from ..functional.exchange import exchange_of
 from ..functional.pooled import merge_parts, normalize_pooled
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
@@ -23,12 +24,16 @@ class Apart:
 
     Args:
         model: whose batch norms they are.
+        parts: how many micro-batches.
         updates: takes what the running statistics are to be moved by.
     """
 
-    def __init__(self, model: nn.Module, updates: Updates) -> None:
+    def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
         self._layers = pooled_norms(model, exactly=False)
         self._updates = updates
+        # Each micro-batch exchanges by itself: ranks with other numbers of them would meet in different ones.
+        self._agreed = ("accumulate", "statistics", parts)
+        self._place = -1
         # By layer: for each of its calls in a forward, the statistics of that call in each micro-batch.
         self._seen: dict[Any, list[tuple[Running, list[tuple[Tensor, Tensor, int]]]]] = {}
         self._calls: dict[Any, int] = {}
@@ -40,6 +45,7 @@ class Apart:
     def begin(self) -> None:
         """Begin the next micro-batch."""
         self._calls = {}
+        self._place += 1
 
     def end(self) -> None:
         """Hand on what all micro-batches together move the running statistics by, one update for each call."""
@@ -55,7 +61,7 @@ class Apart:
         layer, again = call.layer, in_backward() and is_repeated()
         exchanged = isinstance(layer, SyncBatchNorm) and exchange_of(layer.process_group, layer.timeout) is not None
         if exchanged and not again:
-            pool = pool_calls([call], [may_be_repeated()])
+            pool = pool_calls([call], [may_be_repeated()], self._agreed)
             if layer.ghost_size is None:
                 y = normalize_pooled([call.input], layer.weight, layer.bias, [call.residual], pool)[0]
             else:
@@ -64,9 +70,14 @@ class Apart:
                     y = call.ordinary()
             seen = (pool.mean, pool.var, pool.count)
         else:
+            count = values_per_channel(tuple(call.input.shape))
+            if count == 1:
+                raise ArgumentError(
+                    f"accumulate: micro-batch {self._place} brings {call} one value per channel, which by itself has "
+                    'no variance; make it larger, or use kind="exact", which normalizes all micro-batches together'
+                )
             with _fresh_statistics(layer) as (mean, var):
                 y = call.ordinary()
-            count = values_per_channel(tuple(call.input.shape))
             biased = var.double() * ((count - 1) / count) if stores_unbiased(layer) and count else var
             seen = (mean.double(), biased.double(), count)
         if not again and seen[2]:

@@ -50,12 +50,13 @@ class Updates:
                 tell_of_update(layer, count)
 
 
-def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
+def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool], agreed: tuple[object, ...] = ()) -> Pool:
     """Return the statistics of what all these calls of one layer are to normalize, over its ranks too.
 
     Args:
         calls: one for each micro-batch.
         repeated: for each, whether a backward may run it again: then its statistics are kept for that.
+        agreed: what the ranks must have in common beside the layer's settings.
     """
     first, layer = calls[0], calls[0].layer
     is_torchs = type(layer).__module__.startswith("torch.")
@@ -81,7 +82,7 @@ def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
     else:
         weight, bias = layer.weight, layer.bias
         law = (layer.unbiased, layer.average, layer.variance)
-        settings = (layer.momentum, layer.eps, *law, layer.running_mean is None, weight is None, bias is None)
+        settings = (layer.momentum, layer.eps, *law, layer.running_mean is None, weight is None, bias is None, *agreed)
         own, pool = pool_of_ranks(
             [call.input for call in calls],
             check,
