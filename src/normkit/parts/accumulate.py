@@ -50,15 +50,20 @@ def accumulate(
     - ``"exact"``: all micro-batches normalize with the statistics of the large batch, and the backward goes through
       them: loss, gradients and running statistics are those of the large batch, to rounding. The micro-batches advance
       together, in turns from one norm to the next (in the caller's thread by ``greenlet``; where that is missing in a
-      thread each); each call of a batch norm is one node of autograd over all of them. The graphs of all micro-batches
+      thread each); each call of a batch norm is one node of autograd over all of them. What a forward changes on the
+      model's modules is each micro-batch's own, and the last one's stays. The graphs of all micro-batches
       live until the backward: without ``offload`` they take the memory of the large batch, less what its largest
       operation needs. Activation checkpointing inside goes on working (``use_reentrant=False``).
 
     Conventions:
         The mean over samples: a batch's samples are the length that its tensors have in common, those of no dimension
             aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is.
-        Layers: batch norms of torch's and ours, with activation and residual, and :class:`normkit.SyncBatchNorm`, whose
-        ranks each bring their micro-batches. A layer called several times is pooled call by call.
+        Layers: batch norms of torch's and ours, with activation and residual, masked ones, and
+        :class:`normkit.SyncBatchNorm`, whose ranks each bring their micro-batches. A layer called several times is
+        pooled call by call. Several models go as one: ``nn.ModuleList([D, G])``.
+        Statistics that :func:`normkit.hold_statistics` holds do not move.
+        DistributedDataParallel averages gradients over ranks: where ranks hold different numbers of samples, ``loss``
+            must be the sum over the batch's samples / those of all ranks * the number of ranks.
         DistributedDataParallel sends buffers round in every forward: give every rank equally many micro-batches, or
             build it with ``forward_sync_buffers=False`` (``broadcast_buffers`` in older versions of torch).
         fully_shard gathers weights in every forward and backward: give every rank equally many micro-batches; with
@@ -84,10 +89,13 @@ def accumulate(
         The mean loss over all samples, detached.
 
     Raises:
-        ArgumentError: no micro-batch, an empty one, a loss that is no scalar or has no gradient; a layer whose
-            statistics cannot be put together; a compiled or wrapped model; or, with ``"exact"``, micro-batches that
-            call different norms, a sharded module that lets its weights go, reentrant checkpointing, or a gradient
-            through a norm inside ``loss``.
+        ArgumentError: no micro-batch, an empty one or one whose samples cannot be told; a loss that is no scalar, has
+            no gradient or reaches no parameter; a layer whose statistics cannot be put together; a compiled or wrapped
+            model; with ``"statistics"`` a micro-batch of one value per channel; or, with ``"exact"``, micro-batches
+            that call different norms or use what another computed, weights changed in place inside ``loss``, batch
+            norms that are no layers of the model, a sharded module that lets its weights go, reentrant checkpointing,
+            or a gradient through a norm inside ``loss``.
+        SyncError: ranks accumulate in other kinds, or by ``"statistics"`` with other numbers of micro-batches.
         ShapeError, DtypeError, StatisticsError: as for the layer.
 
     Warns:
