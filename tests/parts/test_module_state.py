@@ -378,3 +378,50 @@ def test_weights_of_every_type_and_size_can_be_probed():
 
     with pytest.raises(ArgumentError, match="narrow was changed"):
         normkit.accumulate(model, micro(x.float(), y), loss, kind="exact")
+
+
+def test_what_is_registered_where_nothing_was_is_each_micro_batchs_own():
+    def loss(model, batch):
+        assert "seen" not in model.middle._buffers
+        assert not model.leave._forward_pre_hooks
+        model.middle.register_buffer("seen", batch[0])
+        model.leave.register_forward_pre_hook(lambda module, given: (given[0] * len(batch[0]),))
+        value = plain_loss(model, batch)
+        assert len(model.leave._forward_pre_hooks) == 1
+        return value
+
+    model, (x, y) = network(), data()
+    normkit.accumulate(model, micro(x, y), loss, kind="exact")
+    assert len(model.middle.seen) == SPLIT[-1]
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_weights_of_a_norm_that_differ_from_one_micro_batch_to_the_next(activation):
+    norm = normkit.BatchNormAct1d(5, activation=activation).double()
+    (x, _), factors = data(), torch.arange(1, 13).double()
+
+    def loss(norm, batch):
+        own = {"weight": norm.weight * batch[1][0], "bias": norm.bias + batch[1][0]}
+        return torch.func.functional_call(norm, own, (batch[0],)).pow(3).mean()
+
+    normkit.accumulate(norm, list(zip(x.split(SPLIT), factors.split(SPLIT), strict=True)), loss, kind="exact")
+    weight, bias = (torch.full((5,), value).double().requires_grad_() for value in (1.0, 0.0))
+    scale = torch.cat([each[:1].expand(len(each)) for each in factors.split(SPLIT)])[:, None]
+    y = F.batch_norm(x, None, None, training=True) * weight * scale + bias + scale
+    (y.relu() if activation else y).pow(3).mean().backward()
+    assert_close(norm.weight.grad, weight.grad, dtype=torch.float64)
+    assert_close(norm.bias.grad, bias.grad, dtype=torch.float64)
+
+
+def test_a_model_that_loss_puts_into_training_mode_is_synchronized():
+    model, (x, y) = network(lambda: Net(normkit.SyncBatchNorm)).eval(), data()
+    large, ranks = copy.deepcopy(model).train(), normkit.simulate(model, ranks=2)
+
+    def loss(model, batch):
+        return plain_loss(model.train(), batch)
+
+    plain_loss(large, (x, y))
+    step = lambda model, x, y: normkit.accumulate(model, micro(x, y, 2), loss, kind="exact")  # noqa: E731
+    ranks.run(step, x.split(6), y.split(6))
+    assert_close(ranks.models[1].first.running_mean, large.first.running_mean, dtype=torch.float64)
+    assert_close(ranks.models[1].second.running_var, large.second.running_var, dtype=torch.float64)
