@@ -330,8 +330,8 @@ def test_what_cannot_be_exact_is_refused_in_words():
 
     check(elsewhere, "in a thread that is no micro-batch's")
     check(loss, "use_reentrant=False", network(lambda: resnet(normkit.BatchNorm2d, Recomputed, reentrant=True)))
-    for odd in (normkit.BatchRenorm2d, normkit.WhiteningBatchNorm2d):
-        check(loss, "keeps statistics that micro-batches cannot put together", network(lambda odd=odd: resnet(odd)))
+    for odd, said in ((normkit.BatchRenorm2d, "what it has stored"), (normkit.WhiteningBatchNorm2d, "the covariance")):
+        check(loss, said, network(lambda odd=odd: resnet(odd)))
 
     class Own(nn.BatchNorm2d):
         def forward(self, x):

@@ -1,7 +1,7 @@
 """Run forwards that leave the running statistics alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from .forms import NormForm
 from .layers import norm_layers
 from .select import Where
 
-__all__ = ["hold_statistics", "is_held"]
+__all__ = ["hold_statistics", "is_held", "listening", "tell_of_update", "update_later"]
 
 _held: Counter[int] = Counter()  # modules that write to copies just now, by identity
+_Listener = Callable[[nn.Module, int], None]
+_listeners: list[_Listener] = []
 
 
 @contextmanager
@@ -62,3 +64,33 @@ def hold_statistics(model: nn.Module, where: Where = None) -> Iterator[None]:
 def is_held(module: nn.Module) -> bool:
     """Say whether a layer writes to copies just now."""
     return _held[id(module)] > 0
+
+
+@contextmanager
+def update_later(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Say, for the block, that forwards of these layers write nothing: what they saw is written once, later.
+
+    Who does so announces it then, by `tell_of_update`.
+    """
+    numbers = [id(module) for module in modules]
+    _held.update(numbers)
+    try:
+        yield
+    finally:
+        _held.subtract(numbers)
+
+
+def tell_of_update(module: nn.Module, values: int) -> None:
+    """Tell those who listen that a layer's statistics have just been updated, by so many values per channel."""
+    for listener in tuple(_listeners):
+        listener(module, values)
+
+
+@contextmanager
+def listening(listener: _Listener) -> Iterator[None]:
+    """Hear, inside the block, of updates that are made outside a forward."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

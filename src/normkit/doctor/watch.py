@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.forms import NormForm
 from ..anatomy.frozen import moved
-from ..anatomy.hold import is_held
+from ..anatomy.hold import is_held, listening
 from ..anatomy.programs import unwrapped
 from .checks import CHECK_NAMES
 from .checks.ranks import rank_agreement
@@ -71,7 +71,8 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None, group: An
     kept = [s for s in subjects_of_model(model) if s.running_mean is not None and not s.is_fixed]
     watcher = _Watcher(model, kept, waivers)
     try:
-        yield watcher.ledger
+        with listening(watcher.hear):
+            yield watcher.ledger
     finally:
         watcher.close()
     if group is not None:
@@ -116,6 +117,13 @@ class _Watcher:
             self._notice_outside(name, module)
         self._check_finite()
         self._read_flags()
+
+    def hear(self, module: nn.Module, values: int) -> None:
+        """Note an update that was made once for several forwards, by who took them together."""
+        for name, own in self._modules.items():
+            if own is module:
+                self._seen[name] = _stamp(module._buffers, self._forms[name])
+                self.ledger.record(Write(self.ledger.steps + 1, name, "forward", self._caller(), 0, values))
 
     def compare(self, group: Any) -> None:
         """Compare what the processes hold now, and keep what is found in the ledger."""

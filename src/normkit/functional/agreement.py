@@ -99,7 +99,7 @@ def check_heads(heads: dict[str, list[float]], call: SyncCall) -> None:
         own = heads["settings"][own_rank]
         apart(
             "the ranks have different settings (momentum, eps, unbiased, average, variance, ghost_size, which tensors "
-            "there are)",
+            'there are; under accumulate its kind, and with "statistics" how many micro-batches)',
             lambda rank: "as here" if heads["settings"][rank] == own else "others",
         )
     if len(set(heads["recorded"])) > 1:

@@ -1,8 +1,9 @@
 """One step of several micro-batches that is the step of the large batch."""
 
 import contextlib
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..anatomy import iterate, norm_layers, sample_count
+from ..anatomy import norm_layers
 from ..anatomy.programs import refuse_programs
 from ..errors import ArgumentError
 from ..spelling import alternatives
@@ -18,6 +19,7 @@ from .exact import Together
 from .offload import Offload, check_offload, offloaded
 from .pooled_updates import Apart
 from .pooling import Updates
+from .shares import micro_batches, shares
 from .surroundings import refuse_modes
 
 __all__ = ["accumulate"]
@@ -32,6 +34,7 @@ def accumulate(
     *,
     kind: Literal["statistics", "exact"] = "statistics",
     offload: Offload | None = None,
+    samples: Callable[[Any], int] | None = None,
 ) -> Tensor:
     """Take one step's gradients from several micro-batches, with the batch statistics of all of them together.
 
@@ -47,14 +50,20 @@ def accumulate(
     - ``"exact"``: all micro-batches normalize with the statistics of the large batch, and the backward goes through
       them: loss, gradients and running statistics are those of the large batch, to rounding. The micro-batches advance
       together, in turns from one norm to the next (in the caller's thread by ``greenlet``; where that is missing in a
-      thread each); each call of a batch norm is one node of autograd over all of them. The graphs of all micro-batches
+      thread each); each call of a batch norm is one node of autograd over all of them. What a forward changes on the
+      model's modules is each micro-batch's own, and the last one's stays. The graphs of all micro-batches
       live until the backward: without ``offload`` they take the memory of the large batch, less what its largest
       operation needs. Activation checkpointing inside goes on working (``use_reentrant=False``).
 
     Conventions:
-        The mean over samples: a batch's samples are the length of its first tensor.
-        Layers: batch norms of torch's and ours, with activation and residual, and :class:`normkit.SyncBatchNorm`, whose
-        ranks each bring their micro-batches. A layer called several times is pooled call by call.
+        The mean over samples: a batch's samples are the length that its tensors have in common, those of no dimension
+            aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is.
+        Layers: batch norms of torch's and ours, with activation and residual, masked ones, and
+        :class:`normkit.SyncBatchNorm`, whose ranks each bring their micro-batches. A layer called several times is
+        pooled call by call. Several models go as one: ``nn.ModuleList([D, G])``.
+        Statistics that :func:`normkit.hold_statistics` holds do not move.
+        DistributedDataParallel averages gradients over ranks: where ranks hold different numbers of samples, ``loss``
+            must be the sum over the batch's samples / those of all ranks * the number of ranks.
         DistributedDataParallel sends buffers round in every forward: give every rank equally many micro-batches, or
             build it with ``forward_sync_buffers=False`` (``broadcast_buffers`` in older versions of torch).
         fully_shard gathers weights in every forward and backward: give every rank equally many micro-batches; with
@@ -66,21 +75,27 @@ def accumulate(
 
     Args:
         model: what trains; it is called by ``loss``, as often as that likes.
-        batches: the micro-batches of one step, of any form and of different sizes.
+        batches: the micro-batches of one step, of different sizes if need be: tensors, dicts, lists, tuples,
+            dataclasses or other objects that hold tensors. A generator is read to its end before the first forward.
         loss: ``lambda model, batch: ...``, the mean over the batch's samples, a scalar. What it computes besides, such
             as a penalty on weights, is averaged.
         kind: ``"statistics"`` or ``"exact"``.
         offload: where what autograd keeps waits for the backward: ``"cpu"`` for a model on another device, ``"disk"``
             for a file in the system's temporary folder (``TMPDIR`` chooses another), mapped back into memory.
+        samples: ``lambda batch: ...``, the number over which ``loss`` takes its mean in this batch (samples, tokens,
+            pixels that count); None where the lengths of the tensors tell it.
 
     Returns:
         The mean loss over all samples, detached.
 
     Raises:
-        ArgumentError: no micro-batch, an empty one, a loss that is no scalar or has no gradient; a layer whose
-            statistics cannot be put together; a compiled or wrapped model; or, with ``"exact"``, micro-batches that
-            call different norms, a sharded module that lets its weights go, reentrant checkpointing, or a gradient
-            through a norm inside ``loss``.
+        ArgumentError: no micro-batch, an empty one or one whose samples cannot be told; a loss that is no scalar, has
+            no gradient or reaches no parameter; a layer whose statistics cannot be put together; a compiled or wrapped
+            model; with ``"statistics"`` a micro-batch of one value per channel; or, with ``"exact"``, micro-batches
+            that call different norms or use what another computed, weights changed in place inside ``loss``, batch
+            norms that are no layers of the model, a sharded module that lets its weights go, reentrant checkpointing,
+            or a gradient through a norm inside ``loss``.
+        SyncError: ranks accumulate in other kinds, or by ``"statistics"`` with other numbers of micro-batches.
         ShapeError, DtypeError, StatisticsError: as for the layer.
 
     Warns:
@@ -104,18 +119,19 @@ def accumulate(
     """
     if kind not in ("statistics", "exact"):
         raise ArgumentError(f"kind={kind!r}; {alternatives(kind, ('statistics', 'exact'))}")
+    _check_loss(loss)
     _check_model(model)
     refuse_modes("accumulate")
     if not torch.is_grad_enabled():
         raise ArgumentError("accumulate: gradients are not recorded here; call it outside torch.no_grad()")
     stays = list(chain(model.parameters(), model.buffers()))
     check_offload(offload, stays)
-    parts = list(iterate(batches))
-    shares = _shares(parts)
+    parts = micro_batches(batches)
+    weights = shares(parts, samples)
     updates, versions = Updates(), _versions(model)
 
     def part(place: int) -> Tensor:
-        return _weighed(loss(model, parts[place]), shares[place], place)
+        return _weighed(loss(model, parts[place]), weights[place], place, model)
 
     if kind == "exact":
         together = Together(model, len(parts), updates)
@@ -124,7 +140,7 @@ def accumulate(
             mean = torch.stack([one.reshape(()) for one in losses]).sum()
             mean.backward()
     else:
-        apart, losses = Apart(model, updates), []
+        apart, losses = Apart(model, len(parts), updates), []
         with _gradients_kept(model), apart.answered(), offloaded(offload, stays):
             for place in range(len(parts)):
                 apart.begin()
@@ -136,6 +152,32 @@ def accumulate(
     updates.apply()
     _tell_of_others(model, versions, len(parts))
     return mean.detach()
+
+
+def _check_loss(loss: Any) -> None:
+    """Refuse what cannot be called with a model and a batch.
+
+    Raises:
+        ArgumentError: it cannot.
+    """
+    given = "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
+    if not callable(loss):
+        raise ArgumentError(f"accumulate: loss={loss!r} is no function; give {given}")
+    kind = loss if inspect.isroutine(loss) else type(loss)
+    if str(getattr(kind, "__module__", "")).startswith(("torch.nn.", "torch._C")):
+        raise ArgumentError(
+            f"accumulate: loss is torch's {kind.__name__}, which takes an output and a target; give {given}"
+        )
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise ArgumentError(
+            f"accumulate: loss takes {signature}, and is called as loss(model, batch); give {given}"
+        ) from None
 
 
 def _check_model(model: nn.Module) -> None:
@@ -161,22 +203,7 @@ def _check_model(model: nn.Module) -> None:
             raise ArgumentError(f"accumulate: {path or 'the model'} {words}")
 
 
-def _shares(parts: Sequence[Any]) -> list[float]:
-    """Return what each micro-batch's mean counts for in the mean of all.
-
-    Raises:
-        ArgumentError: there is none, or one without samples.
-    """
-    counts = [sample_count(batch) for batch in parts]
-    if not parts:
-        raise ArgumentError("accumulate: there are no micro-batches. An iterator that was read once is empty")
-    for place, count in enumerate(counts):
-        if count == 0:
-            raise ArgumentError(f"accumulate: micro-batch {place} holds no samples, or no tensor to count them by")
-    return [count / sum(counts) for count in counts]
-
-
-def _weighed(value: object, share: float, place: int) -> Tensor:
+def _weighed(value: object, share: float, place: int, model: nn.Module) -> Tensor:
     """Return a micro-batch's part of the mean loss.
 
     Raises:
@@ -188,6 +215,11 @@ def _weighed(value: object, share: float, place: int) -> Tensor:
             f"accumulate: the loss of micro-batch {place} is {got}; return the mean over the batch's samples, a scalar"
         )
     if not value.requires_grad:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ArgumentError(
+                f"accumulate: the loss of micro-batch {place} has no gradient, and no parameter of the model asks for "
+                "one; call model.requires_grad_() for those that are to learn"
+            )
         raise ArgumentError(
             f"accumulate: the loss of micro-batch {place} has no gradient; return it as it is, not detached"
         )
@@ -202,6 +234,13 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
         parameter.grad = None
     try:
         yield
+        # A weight that ranks share out gets its gradient later, where they add up.
+        learning = [parameter for parameter, _ in before if parameter.requires_grad]
+        if learning and all(type(each) is nn.Parameter and each.grad is None for each in learning):
+            raise ArgumentError(
+                "accumulate: loss reached no parameter of the model; it is to call the model that it is given, its "
+                "first argument"
+            )
     except BaseException:
         for parameter, gradient in before:
             parameter.grad = gradient

@@ -1,7 +1,7 @@
 """Computations that advance together: one computes at a time, until it waits for all others."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -11,6 +11,16 @@ __all__ = ["Lockstep"]
 
 # Of the processor, and of every GPU.
 _RandomState = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+class Kept(Protocol):
+    """What each part has for itself beside what torch keeps for a thread."""
+
+    def take_off(self, part: int) -> None:
+        """Called in a part that is about to wait, or has come to its end."""
+
+    def put_on(self, part: int) -> None:
+        """Called in a part that begins or goes on; and when all have ended without an error, for the last part."""
 
 
 class Lockstep:
@@ -26,6 +36,7 @@ class Lockstep:
         missed: makes the error of those that wait, from what they brought, when others have come to their end: by part,
             None for those.
         turns: how the parts take turns; in a thread each where nothing is said.
+        kept: what each part has for itself.
 
     >>> def add(part):
     ...     return together.meet(part) + together.meet(10 * part)
@@ -40,9 +51,11 @@ class Lockstep:
         combine: Callable[[list[Any]], list[Any]],
         missed: Callable[[list[Any]], Exception],
         turns: Turns | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.parts, self._combine, self._missed = parts, combine, missed
         self._turns = in_threads() if turns is None else turns
+        self._kept = kept
         self._living: list[int] = []
         self._brought: list[Any] = [None] * parts
         self._made: list[Any] = [None] * parts
@@ -69,6 +82,8 @@ class Lockstep:
 
         def live(part: int) -> None:
             try:
+                if self._kept is not None:
+                    self._kept.put_on(part)
                 self._go_on(part)
                 if apart and part:
                     torch.manual_seed(seeds[part])
@@ -77,6 +92,8 @@ class Lockstep:
                 errors[part] = error
             finally:
                 self._random[part] = _random_state()
+                if self._kept is not None:
+                    self._kept.take_off(part)
                 self._living.remove(part)
 
         self._living = list(range(self.parts))
@@ -95,6 +112,8 @@ class Lockstep:
         waited = self._stopped
         for part in sorted(errors, key=lambda part: (errors[part] is waited, part)):
             raise errors[part]
+        if self._kept is not None:
+            self._kept.put_on(self.parts - 1)
         return results
 
     def meet(self, brought: Any) -> Any:
@@ -105,7 +124,15 @@ class Lockstep:
             raise self._stopped
         self._brought[part] = (brought,)
         self._random[part] = _random_state()
-        self._turns.wait(part)
+        if self._kept is None:
+            self._turns.wait(part)
+        else:
+            self._kept.take_off(part)
+            try:
+                self._turns.wait(part)
+            finally:
+                # Also where it may not wait, and where the others ended in an error: it has to clear away its own.
+                self._kept.put_on(part)
         self._go_on(part)
         return self._made[part]
 

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..anatomy import NormLayer, norm_layers
+from ..anatomy.hold import update_later
 from ..errors import ArgumentError
 from ..functional.masked import check_mask, over_valid
 from ..kernels.dispatch import Activation
+from ..layers import MaskedBatchNorm1d
 from ..layers.batch import _BatchNorm
 
-__all__ = ["Answer", "NormCall", "answered", "pooled_norms"]
+__all__ = ["Answer", "NormCall", "Running", "answered", "pooled_norms"]
 
 _GHOSTS = ("ghost",)
 # What these keep is not the mean and variance of a batch, or hangs on what they keep.
@@ -21,7 +23,22 @@ _CUT_ELSEWHERE = (
     "normalizes parts of a batch, and the large batch is cut elsewhere than its micro-batches; "
     'kind="statistics" takes it'
 )
-_OTHERS = ("renorm", "masked", "whitening", "instance")
+_REPLACED = "build the model with a batch norm in its place, or put it into eval()"
+_OTHERS = {
+    "renorm": f"normalizes with what it has stored too, which moves with every micro-batch; {_REPLACED}",
+    "whitening": f"normalizes by the covariance of channels together, which is not pooled here; {_REPLACED}",
+    "instance": (
+        "stores the mean over samples of what it computes for each, which is not pooled here; build it with "
+        "track_running_stats=False, or put it into eval()"
+    ),
+}
+_OWN_FORWARD = (
+    "is a batch norm with a forward of its own, of which only its author knows what it does with a batch; make it a "
+    "module around one (self.norm = nn.BatchNorm1d(...), called in its forward), or put it into eval()"
+)
+
+
+Running = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,10 @@ class NormCall:
         activation: what is applied last, where the layer has it fused in.
         residual: what is added before that.
         ordinary: computes what the layer itself would have.
+        weight: the layer's at this moment, which may be another's for the next caller.
+        bias: likewise.
+        training: likewise.
+        running: likewise, the mean, the variance and the counter of batches.
     """
 
     layer: Any
@@ -43,18 +64,20 @@ class NormCall:
     activation: Activation | None
     residual: Tensor | None
     ordinary: Callable[[], Tensor]
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    running: Running
 
     @property
     def uses_batch(self) -> bool:
         """Whether it normalizes with the statistics of the batch."""
-        layer = self.layer
-        return bool(layer.training) or (layer.running_mean is None and layer.running_var is None)
+        return self.training or (self.running[0] is None and self.running[1] is None)
 
     @property
     def tracks(self) -> bool:
         """Whether it moves running statistics."""
-        layer = self.layer
-        return bool(layer.training and layer.track_running_stats) and layer.running_mean is not None
+        return self.training and bool(self.layer.track_running_stats) and self.running[0] is not None
 
     def check_dimensions(self) -> None:
         """Refuse an input that the layer does not take."""
@@ -69,6 +92,20 @@ class NormCall:
 Answer = Callable[[NormCall], Tensor]
 
 
+def _noted(
+    layer: Any,
+    path: str,
+    input: Tensor,
+    activation: Activation | None,
+    residual: Tensor | None,
+    ordinary: Callable[[], Tensor],
+) -> NormCall:
+    """Return a call with what the layer holds at this moment."""
+    running = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    held = (layer.weight, layer.bias, bool(layer.training), running)
+    return NormCall(layer, path, input, activation, residual, ordinary, *held)
+
+
 def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
     """Return the batch norms whose statistics micro-batches are to have in common.
 
@@ -78,11 +115,20 @@ def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
     chosen = []
     for layer in norm_layers(model):
         module = layer.module
+        if any(hasattr(vars(module).get(name), "answers") for name in ("forward", "normalize")):
+            raise ArgumentError(
+                "accumulate: accumulate is at work on this model already: loss is to compute a loss, and the gradients "
+                "are taken around it"
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not layer.overridden:
-            if not isinstance(module, _BatchNorm) and getattr(module, "frozen_statistics", None) == "running":
-                if getattr(module, "frozen_track", False):
-                    _refuse(layer, 'is frozen and goes on tracking; use normkit.convert(model, to="batch") before')
-                continue
+            if getattr(module, "frozen_statistics", None) == "running":
+                ours = isinstance(module, _BatchNorm)
+                if getattr(module, "frozen_track", False) and (exactly or not ours):
+                    _refuse(
+                        layer, "is frozen and goes on tracking; freeze it without track, or normkit.unfreeze(model)"
+                    )
+                if not ours:
+                    continue
             if exactly and getattr(module, "ghost_size", None) is not None and module.training:
                 _refuse(layer, _CUT_ELSEWHERE)
             chosen.append(layer)
@@ -92,12 +138,13 @@ def pooled_norms(model: nn.Module, *, exactly: bool) -> list[NormLayer]:
             if exactly:
                 _refuse(layer, _CUT_ELSEWHERE)
             chosen.append(layer)
-        elif layer.kind in _OTHERS and (layer.tracks or layer.kind != "instance"):
-            said = "keeps statistics that micro-batches cannot put together"
-            _refuse(layer, f"{said}; put it into eval(), or normkit.convert(model, to=...) another")
-        elif layer.kind in ("batch", "sync", "unknown"):
-            said = "is a batch norm with a forward of its own, of which only its author knows what it does with a batch"
-            _refuse(layer, f'{said}; use normkit.convert(model, to="batch")')
+        elif layer.kind == "masked" and not layer.overridden:
+            chosen.append(layer)
+        elif layer.kind in _OTHERS and not layer.overridden:
+            if layer.tracks or layer.kind != "instance":
+                _refuse(layer, _OTHERS[layer.kind])
+        elif layer.kind in ("batch", "sync", "masked", "unknown", *_OTHERS):
+            _refuse(layer, _OWN_FORWARD)
     return chosen
 
 
@@ -109,8 +156,10 @@ def _refuse(layer: NormLayer, said: str) -> None:
 def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
     """Let the calls of these layers be answered, inside, in any thread."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(update_later([layer.module for layer in layers]))
         for layer in layers:
             name, method = _method(layer, answer)
+            method.answers = True  # type: ignore[attr-defined]
             vars(layer.module)[name] = method
             stack.callback(vars(layer.module).pop, name)
         yield
@@ -119,10 +168,19 @@ def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
 def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor]]:
     """Return the method of a layer by which its calls are answered, and its name: ours can be called fused."""
     module, path = layer.module, layer.path
+    if isinstance(module, MaskedBatchNorm1d):
+
+        def masked(input: Tensor, mask: Tensor | None = None) -> Tensor:
+            if mask is not None:
+                check_mask(mask, input, module)
+                return over_valid(input, mask, None, lambda rows, _: masked(rows))
+            return answer(_noted(module, path, input, None, None, lambda: type(module).forward(module, input)))
+
+        return "forward", masked
     if not isinstance(module, _BatchNorm):
 
         def forward(input: Tensor) -> Tensor:
-            return answer(NormCall(module, path, input, None, None, lambda: type(module).forward(module, input)))
+            return answer(_noted(module, path, input, None, None, lambda: type(module).forward(module, input)))
 
         return "forward", forward
 
@@ -141,6 +199,6 @@ def _method(layer: NormLayer, answer: Answer) -> tuple[str, Callable[..., Tensor
         def ordinary() -> Tensor:
             return type(module).normalize(module, input, activation, residual, inplace)
 
-        return answer(NormCall(module, path, input, activation, residual, ordinary))
+        return answer(_noted(module, path, input, activation, residual, ordinary))
 
     return "normalize", normalize

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..axes import values_per_channel
+from ..errors import ArgumentError
 from ..functional.exchange import exchange_of
 from ..functional.pooled import merge_parts, normalize_pooled
 from ..kernels.repeated import in_backward, is_repeated, may_be_repeated
 from ..layers import SyncBatchNorm
-from .norm_calls import NormCall, answered, pooled_norms
+from .norm_calls import NormCall, Running, answered, pooled_norms
 from .pooling import Updates, pool_calls, stores_unbiased
 
 __all__ = ["Apart"]
@@ -23,14 +24,18 @@ class Apart:
 
     Args:
         model: whose batch norms they are.
+        parts: how many micro-batches.
         updates: takes what the running statistics are to be moved by.
     """
 
-    def __init__(self, model: nn.Module, updates: Updates) -> None:
+    def __init__(self, model: nn.Module, parts: int, updates: Updates) -> None:
         self._layers = pooled_norms(model, exactly=False)
         self._updates = updates
+        # Each micro-batch exchanges by itself: ranks with other numbers of them would meet in different ones.
+        self._agreed = ("accumulate", "statistics", parts)
+        self._place = -1
         # By layer: for each of its calls in a forward, the statistics of that call in each micro-batch.
-        self._seen: dict[Any, list[list[tuple[Tensor, Tensor, int]]]] = {}
+        self._seen: dict[Any, list[tuple[Running, list[tuple[Tensor, Tensor, int]]]]] = {}
         self._calls: dict[Any, int] = {}
 
     def answered(self) -> Any:
@@ -40,13 +45,15 @@ class Apart:
     def begin(self) -> None:
         """Begin the next micro-batch."""
         self._calls = {}
+        self._place += 1
 
     def end(self) -> None:
         """Hand on what all micro-batches together move the running statistics by, one update for each call."""
         for layer, calls in self._seen.items():
-            for parts in calls:
+            for running, parts in calls:
                 mean, var, count = merge_parts(parts)
-                self._updates.add(layer, mean, var * (count / (count - 1)) if stores_unbiased(layer) else var)
+                stored = var * (count / (count - 1)) if stores_unbiased(layer) else var
+                self._updates.add(layer, running, mean, stored, count)
 
     def _answer(self, call: NormCall) -> Tensor:
         if not call.tracks:
@@ -54,7 +61,7 @@ class Apart:
         layer, again = call.layer, in_backward() and is_repeated()
         exchanged = isinstance(layer, SyncBatchNorm) and exchange_of(layer.process_group, layer.timeout) is not None
         if exchanged and not again:
-            pool = pool_calls([call], [may_be_repeated()])
+            pool = pool_calls([call], [may_be_repeated()], self._agreed)
             if layer.ghost_size is None:
                 y = normalize_pooled([call.input], layer.weight, layer.bias, [call.residual], pool)[0]
             else:
@@ -63,22 +70,27 @@ class Apart:
                     y = call.ordinary()
             seen = (pool.mean, pool.var, pool.count)
         else:
+            count = values_per_channel(tuple(call.input.shape))
+            if count == 1:
+                raise ArgumentError(
+                    f"accumulate: micro-batch {self._place} brings {call} one value per channel, which by itself has "
+                    'no variance; make it larger, or use kind="exact", which normalizes all micro-batches together'
+                )
             with _fresh_statistics(layer) as (mean, var):
                 y = call.ordinary()
-            count = values_per_channel(tuple(call.input.shape))
             biased = var.double() * ((count - 1) / count) if stores_unbiased(layer) and count else var
             seen = (mean.double(), biased.double(), count)
         if not again and seen[2]:
-            self._note(layer, seen)
+            self._note(layer, call.running, seen)
         return y
 
-    def _note(self, layer: Any, seen: tuple[Tensor, Tensor, int]) -> None:
+    def _note(self, layer: Any, running: Running, seen: tuple[Tensor, Tensor, int]) -> None:
         place = self._calls.get(layer, 0)
         self._calls[layer] = place + 1
         calls = self._seen.setdefault(layer, [])
         if place == len(calls):
-            calls.append([])
-        calls[place].append(seen)
+            calls.append((running, []))
+        calls[place][1].append(seen)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anatomy.hold import tell_of_update
 from ..errors import ArgumentError
 from ..functional.agreement import SyncCall
 from ..functional.averages import update_statistics
@@ -16,7 +17,7 @@ from ..functional.pooled import Pool, check_total, local_statistics, merge_parts
 from ..functional.sync import channels_of, check_part, keep_pool, pool_of_ranks
 from ..layers import SyncBatchNorm
 from ..layers.laws import law_of
-from .norm_calls import NormCall
+from .norm_calls import NormCall, Running
 
 __all__ = ["Updates", "pool_calls", "stores_unbiased"]
 
@@ -30,28 +31,32 @@ class Updates:
     """What running statistics are moved by, once the step has come to its end: until then nothing has changed."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Any, Tensor, Tensor]] = []
+        self._waiting: list[tuple[Any, Running, Tensor, Tensor, int]] = []
 
-    def add(self, layer: Any, mean: Tensor, stored: Tensor) -> None:
-        """Note an update of one layer."""
-        self._waiting.append((layer, mean, stored))
+    def add(self, layer: Any, running: Running, mean: Tensor, stored: Tensor, count: int) -> None:
+        """Note an update of what one layer held in its call."""
+        self._waiting.append((layer, running, mean, stored, count))
 
     def apply(self) -> None:
         """Make the updates, in the order of the calls."""
-        for layer, mean, stored in self._waiting:
+        for layer, running, mean, stored, count in self._waiting:
             momentum = layer.momentum
-            if momentum is None and layer.num_batches_tracked is None:
+            if momentum is None and running[2] is None:
                 momentum = 0.0
-            running = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
-            update_statistics(*running, mean, stored, momentum, *law_of(layer))
+            assert running[0] is not None
+            assert running[1] is not None
+            update_statistics(running[0], running[1], running[2], mean, stored, momentum, *law_of(layer))
+            if running[0] is layer.running_mean:
+                tell_of_update(layer, count)
 
 
-def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
+def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool], agreed: tuple[object, ...] = ()) -> Pool:
     """Return the statistics of what all these calls of one layer are to normalize, over its ranks too.
 
     Args:
         calls: one for each micro-batch.
         repeated: for each, whether a backward may run it again: then its statistics are kept for that.
+        agreed: what the ranks must have in common beside the layer's settings.
     """
     first, layer = calls[0], calls[0].layer
     is_torchs = type(layer).__module__.startswith("torch.")
@@ -61,7 +66,7 @@ def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
         said = "torch.nn.SyncBatchNorm exchanges by itself in every micro-batch"
         raise ArgumentError(f'accumulate: {first}: {said}; use normkit.convert(model, to="sync")')
 
-    recorded = any(is_recorded(call.input, layer.weight, layer.bias, call.residual) for call in calls)
+    recorded = any(is_recorded(call.input, call.weight, call.bias, call.residual) for call in calls)
     differentiated = recorded and any(call.input.requires_grad for call in calls)
 
     def check() -> None:
@@ -77,7 +82,7 @@ def pool_calls(calls: Sequence[NormCall], repeated: Sequence[bool]) -> Pool:
     else:
         weight, bias = layer.weight, layer.bias
         law = (layer.unbiased, layer.average, layer.variance)
-        settings = (layer.momentum, layer.eps, *law, layer.running_mean is None, weight is None, bias is None)
+        settings = (layer.momentum, layer.eps, *law, layer.running_mean is None, weight is None, bias is None, *agreed)
         own, pool = pool_of_ranks(
             [call.input for call in calls],
             check,

@@ -13,7 +13,13 @@ Live = Callable[[int], None]
 
 
 class Turns(Protocol):
-    """Several open computations, the parts, of which one goes on at a time until it waits or ends."""
+    """Several open computations, the parts, of which one goes on at a time until it waits or ends.
+
+    Attributes:
+        ordered: whether they compute in one thread, so that autograd's numbers tell their order.
+    """
+
+    ordered: bool
 
     def begin(self, live: Live, parts: int) -> None:
         """Open them: ``live(part)`` is each, and raises nothing. None goes on yet."""
@@ -61,6 +67,8 @@ def _greenlet() -> Any:
 
 class _Threads:
     """Each part in a thread of its own."""
+
+    ordered = False
 
     def __init__(self) -> None:
         # Not by the number of a thread, which the next thread gets when it has ended.
@@ -124,6 +132,8 @@ class _Threads:
 
 class _OneThread:
     """All parts in the thread of the caller, each with a stack of its own."""
+
+    ordered = True
 
     def __init__(self) -> None:
         self._caller: Any = None
