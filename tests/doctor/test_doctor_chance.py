@@ -6,7 +6,7 @@ from scipy import stats
 from torch import nn
 
 import normkit
-from normkit.doctor.sampling import channels_told, errors_wanted
+from normkit.doctor.sampling import errors_wanted
 
 
 class Beside(nn.Module):
@@ -60,14 +60,54 @@ def test_one_channel_that_is_off_is_found_with_enough_samples():
 @pytest.mark.parametrize("samples", [20, 40, 1000])
 @pytest.mark.parametrize("channels", [1, 30, 64, 384])
 def test_the_standard_errors_wanted_are_student_s_quantile_for_the_whole_model(samples, channels):
-    told = channels_told(channels)
-    levels = torch.zeros(channels)
-    levels[: told - 1] = 1
-    assert float(torch.quantile(levels, 0.99)) < 1  # one fewer is not told whole
-    level = 0.01 * told / (2 * 50 * channels)
+    level = 0.01 / (2 * 50 * channels)
     assert errors_wanted(samples, channels, 50) == pytest.approx(stats.t.isf(level / 2, samples - 1), rel=0.01)
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5, 10])
 def test_with_very_few_samples_the_quantile_is_too_large_and_never_too_small(samples):
     assert errors_wanted(samples, 1, 1) >= stats.t.isf(0.01 / 4, samples - 1)
+
+
+# What is done to one channel's mean, in deviations, and to its variance; and the verdict in a layer of so many channels.
+ONE_CHANNEL = {
+    "mean 2 deviations off": (2.0, 1.0, {}),
+    "mean 1,000 deviations off": (-1000.0, 1.0, dict.fromkeys((64, 99, 100, 101, 512, 2048), "error")),
+    "variance 8 times too large": (0.0, 8.0, {}),
+    "variance 8 times too small": (0.0, 1 / 8, {}),
+    "variance 10,000 times too small": (0.0, 1e-4, dict.fromkeys((64, 99, 100, 101, 512, 2048), "error")),
+}
+
+
+@pytest.mark.parametrize("fault", ONE_CHANNEL)
+@pytest.mark.parametrize("channels", [64, 99, 100, 101, 512, 2048])
+def test_one_channel_far_off_is_found_in_a_layer_of_any_width(channels, fault):
+    torch.manual_seed(0)
+    shift, factor, severities = ONE_CHANNEL[fault]
+    model, others = measured(2, channels, 1024), torch.randn(1024, 2 * channels).split(64)
+    assert normkit.diagnose(model, others).healthy
+    norm = model.norms[1]
+    norm.running_mean[1] += shift * norm.running_var[1].sqrt()
+    norm.running_var[1] *= factor
+    (found,) = normkit.diagnose(model, others).of("drift")
+    assert (found.layer, found.evidence["channels_beyond"]) == ("norms.1", 1)
+    assert found.severity == severities.get(channels, found.severity)
+    assert found.evidence["worst_channel"] == 1
+
+
+def test_a_channel_without_weight_may_hold_any_statistics():
+    torch.manual_seed(0)
+    model, others = measured(2, 512, 1024), torch.randn(1024, 1024).split(64)
+    model.norms[1].weight.data[1] = 0
+    model.norms[1].running_mean[1] += 5
+    assert not normkit.diagnose(model, others).of("drift")
+
+
+def test_sampling_alone_raises_no_alarm_in_sixty_models_with_wide_layers():
+    torch.manual_seed(0)
+    alarms = 0
+    for trial in range(60):
+        samples = (24, 64, 256)[trial % 3]
+        model = measured(3, 300, samples)
+        alarms += not normkit.diagnose(model, torch.randn(samples, 900).split(8)).healthy
+    assert alarms <= 2  # one in a hundred models; three or more of sixty are less likely than 1 in 40

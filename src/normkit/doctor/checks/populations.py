@@ -15,6 +15,9 @@ from ..measurements import Measured, PooledMoments
 from ..sampling import errors_wanted
 from ..subjects import Subject
 from ..thresholds import (
+    CHANNEL_LOG_RATIO,
+    CHANNEL_Z,
+    DRIFT_ERROR_LARGE,
     DRIFT_LOG_RATIO,
     DRIFT_SHARE,
     DRIFT_Z,
@@ -28,6 +31,8 @@ from .state import is_never_updated, running_and_true
 
 __all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift"]
 
+_MOST_OCTAVES = 60.0  # of a ratio of variances: beyond, no number says more
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
@@ -37,12 +42,14 @@ class Drift:
         z: distance of the means in standard deviations of the measured values.
         log_ratio: log2 of the variance over the measured one, eps added to both.
         certain_z, certain_log_ratio: the same, 0 where sampling may explain the difference.
+        heard: the channels that are multiplied by something.
     """
 
     z: Tensor
     log_ratio: Tensor
     certain_z: Tensor
     certain_log_ratio: Tensor
+    heard: Tensor
 
     @property
     def beyond(self) -> Tensor:
@@ -56,15 +63,44 @@ class Drift:
 
     @property
     def severity(self) -> Severity | None:
-        """The verdict by the limits of ``thresholds.py``."""
-        if self.share >= DRIFT_SHARE:
+        """The verdict by the limits of ``thresholds.py``, on this layer alone."""
+        if self.share >= DRIFT_SHARE or self.error >= DRIFT_ERROR_LARGE:
             return "error"
-        past = percentile(self.certain_z) > DRIFT_Z or percentile(self.certain_log_ratio.abs()) > DRIFT_LOG_RATIO
-        return "warning" if past else None
+        many = percentile(self.certain_z) > DRIFT_Z or percentile(self.certain_log_ratio.abs()) > DRIFT_LOG_RATIO
+        # A percentile cannot see one channel of many.
+        one = self.heard & ((self.certain_z > CHANNEL_Z) | (self.certain_log_ratio.abs() > CHANNEL_LOG_RATIO))
+        return "warning" if many or bool(one.any()) else None
+
+    @property
+    def error(self) -> float:
+        """What is surely off moves a normalized value by so much, in its own deviations: root mean square."""
+        return float(self._squares.mean().sqrt())
+
+    @property
+    def worst(self) -> int:
+        """The channel that moves most."""
+        return int(self._squares.argmax())
+
+    @property
+    def _squares(self) -> Tensor:
+        """The square of what each channel moves by.
+
+        ``(x - m) / s`` with one mean and deviation is apart from that with others by ``z s' / s`` in the mean and by
+        the factor ``s' / s``, with ``s'`` the measured deviation.
+        """
+        factor = torch.exp2(-self.certain_log_ratio.clamp(-_MOST_OCTAVES, _MOST_OCTAVES) / 2)
+        return ((self.certain_z * factor) ** 2 + (factor - 1) ** 2) * self.heard
 
 
 def compare(
-    mean: Tensor, var: Tensor, population: PooledMoments, eps: float, *, layers: int, own: float = 0.0
+    mean: Tensor,
+    var: Tensor,
+    population: PooledMoments,
+    eps: float,
+    *,
+    layers: int,
+    own: float = 0.0,
+    weight: Tensor | None = None,
 ) -> Drift:
     """Compare moments with measured ones, per channel.
 
@@ -78,6 +114,7 @@ def compare(
         eps: of the layer.
         layers: among how many layers the worst is looked for.
         own: what the moments themselves owe to sampling: their squared standard error over a single sample's.
+        weight: what each channel is multiplied by, where it is known.
     """
     mean, var = mean.to(population.mean), var.to(population.var)
     distance = (mean - population.mean).abs()
@@ -95,6 +132,7 @@ def compare(
         log_ratio=log_ratio,
         certain_z=torch.where(distance > errors * population.mean_error, z, zero),
         certain_log_ratio=torch.where(log_ratio.abs() > errors * log_error, log_ratio, zero),
+        heard=torch.ones_like(z, dtype=torch.bool) if weight is None else weight.to(z) != 0,
     )
 
 
@@ -111,7 +149,8 @@ def drift_of(examination: Examination, subject: Subject, measured: Measured) -> 
     if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()) or bool((variance < 0).any()):
         return None  # the check for non-finite statistics speaks of these
     own = 0.0 if examination.plan is None else left_by_average(subject) / max(examination.plan.regular, 1)
-    return compare(mean, variance, measured.pooled, subject.eps, layers=examination.layers_judged, own=own)
+    layers, weight = examination.layers_judged, subject.weight
+    return compare(mean, variance, measured.pooled, subject.eps, layers=layers, own=own, weight=weight)
 
 
 def left_by_average(subject: Subject) -> float:
@@ -183,6 +222,8 @@ def _drift_finding(
         "share": found.share,
         "z_99th_percentile": percentile(found.certain_z),
         "log2_ratio_99th_percentile": percentile(found.certain_log_ratio.abs()),
+        "worst_channel": found.worst,
+        "error": found.error,
         "samples": measured.pooled.samples,
     }
     if shift is not None:
