@@ -111,3 +111,29 @@ def test_sampling_alone_raises_no_alarm_in_sixty_models_with_wide_layers():
         model = measured(3, 300, samples)
         alarms += not normkit.diagnose(model, torch.randn(samples, 900).split(8)).healthy
     assert alarms <= 2  # one in a hundred models; three or more of sixty are less likely than 1 in 40
+
+
+@pytest.mark.parametrize(
+    ("layers", "off", "found"), [(6, 0.1, False), (6, 0.25, True), (2, 0.25, True), (1, 0.25, False), (1, 0.35, True)]
+)
+def test_layers_that_are_moderately_off_are_found_where_they_are_too_far_together(layers, off, found):
+    torch.manual_seed(0)
+    model, others = measured(8, 32, 2048), torch.randn(2048, 8 * 32).split(64)
+    for norm in list(model.norms)[:layers]:
+        norm.running_mean += off * (torch.randint(2, (32,)) * 2 - 1)
+    drifts = normkit.diagnose(model, others).of("drift")
+    names = [name for finding in drifts for name in finding.layers]
+    assert names == ([f"norms.{place}" for place in range(layers)] if found else [])
+    for finding in drifts:
+        assert finding.severity == "warning"
+        assert finding.evidence["error"] == pytest.approx(off, rel=0.1)
+        assert finding.evidence["error_together"] == pytest.approx(off * layers**0.5, rel=0.1)
+
+
+def test_many_layers_moderately_off_are_an_error_where_nothing_of_the_output_is_left():
+    torch.manual_seed(0)
+    model, others = measured(30, 32, 2048), torch.randn(2048, 30 * 32).split(64)
+    for norm in model.norms:
+        norm.running_mean += 0.25 * (torch.randint(2, (32,)) * 2 - 1)
+    (only,) = normkit.diagnose(model, others).of("drift")
+    assert (only.severity, len(only.layers)) == ("error", 30)

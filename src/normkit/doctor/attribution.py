@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .examination import Examination
 from .findings import Finding, Gap
 from .probes import hooked_input, set_mode, wake
 from .subjects import Subject
+from .thresholds import FALSE_ALARMS
 
 __all__ = ["Labels", "attribute", "check_labels"]
 
@@ -45,13 +47,16 @@ def attribute(
     call: Call | None,
     samples: int | None,
     labels: Labels,
-) -> tuple[list[Finding], Gap]:
+) -> tuple[list[Finding], Gap, float]:
     """Measure the gap between evaluation and training, and how much of it each finding explains.
 
     Faults in a row cover or double each other, so that what one costs hangs on the others. A finding explains the mean
     of two gains: of letting its layers normalize with the batch's statistics first, all else as it is, and of letting
     them do so last, when those of all other findings do already. Of two findings this is their Shapley value, and the
     shares add up. Of a layer left in training mode it is what evaluation gains when that layer evaluates.
+
+    Returns:
+        The findings with their shares, the gap, and what of it is beyond chance and goes with none of them, else 0.
     """
     model = examination.model
     assert model is not None
@@ -69,10 +74,11 @@ def attribute(
     evaluation = accuracy(frozenset(), as_it_is=not model.training)
     training = accuracy(frozenset(able), as_it_is=False)
     gap = Gap(evaluation=evaluation, training=training, samples=judged)
-    # Below twice its own error a gap is none: what would explain it explains chance.
+    # The same samples are judged twice, so that this error is too large if anything.
     error = (training * (1 - training) / max(judged, 1) + evaluation * (1 - evaluation) / max(judged, 1)) ** 0.5
-    if training - evaluation <= max(2 * error, 1e-12):
-        return list(findings), gap
+    chance = max(NormalDist().inv_cdf(1 - FALSE_ALARMS) * error, 1e-12)
+    if training - evaluation <= chance:
+        return list(findings), gap, 0.0
     severe = [f for f in findings if f.severity != "info" and not frozenset(able).isdisjoint(f.layers)][:_MOST]
     layers = {id(f): frozenset(able).intersection(f.layers) for f in severe if f.check != "mode"}
     everyone = frozenset().union(*layers.values())
@@ -87,7 +93,9 @@ def attribute(
         elif any(finding is other for other in severe):
             gain = accuracy(frozenset(), as_it_is=False) - evaluation
         attributed.append(finding if gain is None else replace(finding, explains=gain / (training - evaluation)))
-    return attributed, gap
+    explained = sum(finding.explains or 0.0 for finding in attributed) * (training - evaluation)
+    rest = training - evaluation - explained
+    return attributed, gap, rest if rest > chance else 0.0
 
 
 def _accuracy(

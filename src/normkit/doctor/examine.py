@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from .attribution import Labels, attribute, check_labels
 from .checks import CHECK_NAMES, CHECKS
 from .checks.graph import pair_up
-from .checks.populations import drift_of, judged_drift, percentile
+from .checks.populations import drift_of, judged_drift, off_together, percentile
 from .checks.state import is_absorbed
 from .company import keep_company
 from .examination import Check, Examination
@@ -96,10 +96,15 @@ def diagnose(
     kept, waived = set_aside(found, waivers)
     names = [subject.name for subject in examination.subjects]
     classes = {s.name: type(s.layer.module).__name__ for s in examination.subjects if s.layer is not None}
-    findings = join_findings(kept, names, classes, ", call=call" if call is not None else "")
+    arguments = ", call=call" if call is not None else ""
+    findings = join_findings(kept, names, classes, arguments)
     gap = None
     if labels is not None and examination.model is not None:
-        findings, gap = attribute(examination, findings, batches, call, samples, labels)
+        findings, gap, rest = attribute(examination, findings, batches, call, samples, labels)
+        examination = replace(examination, gap=gap, unexplained=rest)
+        asked = [check for check in CHECKS if check.needs == "labels"]
+        more, aside = set_aside([finding for check in asked for finding in check.examine(examination)], waivers)
+        findings, waived = [*findings, *join_findings(more, names, classes, arguments)], waived + aside
     return Diagnosis(
         findings=sort_findings(findings, CHECK_NAMES),
         layers=tuple(_row(subject, examination, kept) for subject in in_order(examination)),
@@ -159,7 +164,8 @@ def _examine(
         for subject in subjects
         if subject.name in seen.measured
     ]
-    if any(drift is not None and drift.severity is not None for drift in drifts) and not isinstance(batches, Iterator):
+    alarmed = any(drift is not None and drift.severity is not None for drift in drifts)
+    if (alarmed or off_together(examination)[1]) and not isinstance(batches, Iterator):
         with preserved(model):
             in_use = measure(model, subjects, batches, call, samples, frozenset())
         examination = replace(examination, in_use=in_use.measured)
@@ -220,6 +226,7 @@ def _runs(check: Check, examination: Examination) -> bool:
         "model": examination.model is not None,
         "batches": bool(examination.measured) or examination.company is not None,
         "ranks": bool(examination.ranks),
+        "labels": False,  # asked last, when it is known what the findings explain
     }
     return needs_met[check.needs]
 

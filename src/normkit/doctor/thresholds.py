@@ -38,6 +38,7 @@ __all__ = [
     "FALSE_ALARMS",
     "FROZEN_LOG_RATIO",
     "FROZEN_Z",
+    "GAP_LARGE",
     "HALF_LARGEST",
     "MANY_LAYERS",
     "MOMENTUM_LARGE",
@@ -72,6 +73,7 @@ SAMPLES_WANTED = 1000  # standard error of a mean 0.03 standard deviations, of a
 # behind is said aloud.
 FROZEN_Z = 1.0
 FROZEN_LOG_RATIO = 2.0
+GAP_LARGE = 0.05  # of the samples, right in training and wrong in evaluation: an error
 ABSORBED_RATIO = 0.5  # spread over channels, of weights times deviations over weights and of shifts over biases
 
 BATCH_TOLERANCE_ERROR = 1e-2  # relative L2 difference of one sample alone and in company

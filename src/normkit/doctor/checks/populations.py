@@ -17,7 +17,9 @@ from ..subjects import Subject
 from ..thresholds import (
     CHANNEL_LOG_RATIO,
     CHANNEL_Z,
+    DRIFT_ERROR,
     DRIFT_ERROR_LARGE,
+    DRIFT_ERROR_MODERATE,
     DRIFT_LOG_RATIO,
     DRIFT_SHARE,
     DRIFT_Z,
@@ -29,7 +31,7 @@ from ..thresholds import (
 )
 from .state import is_never_updated, running_and_true
 
-__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift"]
+__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift", "off_together"]
 
 _MOST_OCTAVES = 60.0  # of a ratio of variances: beyond, no number says more
 
@@ -181,21 +183,57 @@ def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
         for entry in (examination.measured.get(subject.name), examination.in_use.get(subject.name))
         if entry is not None and (found := drift_of(examination, subject, entry)) is not None
     ]
-    return min(both, key=lambda found: (found.share, percentile(found.certain_log_ratio.abs())), default=None)
+    return min(both, key=lambda found: (found.share, found.error), default=None)
+
+
+def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
+    """Return the layers that are moderately off and together too far, and how far: 0 and none where they are not.
+
+    As for one layer the nearer of two judgements counts: all against what they are given in training, or all against
+    what they are given in evaluation.
+    """
+    judged = []
+    for sense in (examination.measured, examination.in_use):
+        found = {
+            subject.name: drift
+            for subject in examination.subjects
+            if subject.name in sense
+            and not is_never_updated(subject)
+            and (drift := drift_of(examination, subject, sense[subject.name])) is not None
+            and drift.error >= DRIFT_ERROR_MODERATE
+            and not _is_excused(examination, subject, drift)
+        }
+        if sense:
+            judged.append((math.hypot(*(drift.error for drift in found.values())), found))
+    error, found = min(judged, key=lambda pair: pair[0], default=(0.0, {}))
+    return (error, found) if error >= DRIFT_ERROR else (0.0, {})
 
 
 def drift(examination: Examination) -> Iterator[Finding]:
     """Compare the running statistics with those of the data, dropout off and on."""
+    together, moderate = off_together(examination)
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
         found = judged_drift(examination, subject)
-        if measured is None or found is None or found.severity is None or is_never_updated(subject):
+        if measured is None or found is None or is_never_updated(subject):
             continue
-        severity: Severity = found.severity
-        if _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found):
+        severity, among = found.severity, None
+        if subject.name in moderate:
+            if severity is None:
+                found, among = moderate[subject.name], (together, len(moderate))
+                severity = "warning"
+            if together >= DRIFT_ERROR_LARGE:
+                severity = "error"
+        if severity is None:
+            continue
+        if _is_excused(examination, subject, found):
             severity = "info"
         shift = dropout_shift(examination, subject)
-        yield _drift_finding(subject, measured, found, severity, shift)
+        yield _drift_finding(subject, measured, found, severity, shift, among)
+
+
+def _is_excused(examination: Examination, subject: Subject, found: Drift) -> bool:
+    return _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found)
 
 
 def _is_held_on_purpose(examination: Examination, subject: Subject) -> bool:
@@ -215,7 +253,12 @@ def _is_stale(examination: Examination, subject: Subject, found: Drift) -> bool:
 
 
 def _drift_finding(
-    subject: Subject, measured: Measured, found: Drift, severity: Severity, shift: float | None
+    subject: Subject,
+    measured: Measured,
+    found: Drift,
+    severity: Severity,
+    shift: float | None,
+    among: tuple[float, int] | None,
 ) -> Finding:
     evidence: dict[str, float | int] = {
         "channels_beyond": int(found.beyond.sum()),
@@ -228,12 +271,17 @@ def _drift_finding(
     }
     if shift is not None:
         evidence["dropout_log2_ratio"] = shift
+    if among is None:
+        which = f"{int(found.beyond.sum())} of {len(found.z)} channels are off"
+    else:
+        evidence["error_together"], count = among
+        which = f"{found.error:.2g} of a deviation over its channels, {among[0]:.2g} with all {count} layers like it: "
+        which += "errors add up"
     return Finding(
         check="drift",
         layer=subject.name,
         severity=severity,
-        summary=f"{_in_plain_numbers(found)} ({int(found.beyond.sum())} of {len(found.z)} channels are off): "
-        "evaluation normalizes with other numbers than "
+        summary=f"{_in_plain_numbers(found)} ({which}): evaluation normalizes with other numbers than "
         + ("the data have" if subject.moves is False and subject.kind == "frozen" else "training did"),
         extent=found.share + float(found.z.max()) / 1e3 + float(found.log_ratio.abs().max()) / 1e3,
         evidence=evidence,
