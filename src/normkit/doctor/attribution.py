@@ -60,7 +60,7 @@ def attribute(
     """
     model = examination.model
     assert model is not None
-    able = {s.name: s for s in examination.subjects if s.is_batch and s.name in examination.awake}
+    able = {s.name: s for s in examination.subjects if s.is_batch and s.eps > 0 and s.name in examination.awake}
     known: dict[tuple[frozenset[str], bool], float] = {}
     judged = 0
 

@@ -54,6 +54,8 @@ class Examination:
         pairs: layers with the neighbours that could absorb them; None for a model without a trace.
         ranks: what every process holds, where they were compared.
         gap: accuracy in evaluation and with the batch's statistics, where labels were given.
+        overflowed: where the output in evaluation is not finite on a finite batch, the first layer that makes it so,
+            or ``""`` where none does; else None.
         unexplained: what of that gap no finding explains and chance does not; 0 where it does.
     """
 
@@ -76,6 +78,7 @@ class Examination:
     ranks: tuple[RankState, ...] = ()
     gap: Gap | None = None
     unexplained: float = 0.0
+    overflowed: str | None = None
 
     @property
     def layers_judged(self) -> int:

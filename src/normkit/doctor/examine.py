@@ -15,7 +15,7 @@ from .checks import CHECK_NAMES, CHECKS
 from .checks.graph import pair_up
 from .checks.populations import drift_of, judged_drift, off_together, percentile
 from .checks.state import is_absorbed
-from .company import keep_company
+from .company import keep_company, overflowing
 from .examination import Check, Examination
 from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
 from .join import join_findings
@@ -152,6 +152,8 @@ def _examine(
     with preserved(model):
         company = keep_company(model, subjects, seen.example, call)
     with preserved(model):
+        examination = replace(examination, overflowed=overflowing(model, subjects, seen.example, call))
+    with preserved(model):
         watched = rectified_in_use(model, subjects, seen.example, call)
         examination = replace(examination, rectified=examination.rectified | watched)
     with preserved(model):
@@ -203,6 +205,7 @@ def _live(model: nn.Module, subjects: tuple[Subject, ...], awake: frozenset[str]
         if subject.name in awake
         and subject.is_batch
         and (subject.training or not model.training)
+        and subject.eps > 0  # torch does not train without
         and not (subject.kind == "sync" and _is_distributed())
     )
 

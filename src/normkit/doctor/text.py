@@ -97,7 +97,8 @@ def share_in_words(share: float) -> str:
 def layer_label(finding: Finding) -> str:
     """Name the layer of a finding, and its class, as prose does; of many the first ones."""
     if len(finding.layers) > 1:
-        return f"{', '.join(finding.layers[:3])} and {len(finding.layers) - 3} more"
+        more = f" and {len(finding.layers) - 3} more" if len(finding.layers) > 3 else ""
+        return f"{', '.join(finding.layers[:3])}{more}"
     named = finding.layer or ("the model itself" if finding.layer_class else "the model")
     return f"{named} ({finding.layer_class})" if finding.layer_class else named
 
@@ -113,7 +114,7 @@ def _line(finding: Finding) -> str:
 
 def _block(finding: Finding, *, with_causes: bool = True) -> Iterator[str]:
     yield _line(finding)
-    if len(finding.layers) > 3:
+    if len(finding.layers) > 1:
         yield f"  layers   {_value(finding.layers)}"
     if finding.explains is not None:
         yield f"  explains {share_in_words(finding.explains)}"

@@ -29,7 +29,7 @@ from ..thresholds import (
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
-from .state import is_never_updated, running_and_true
+from .state import is_never_updated, is_zeroed, running_and_true
 
 __all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift", "off_together"]
 
@@ -198,7 +198,7 @@ def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
             subject.name: drift
             for subject in examination.subjects
             if subject.name in sense
-            and not is_never_updated(subject)
+            and not _has_none(examination, subject)
             and (drift := drift_of(examination, subject, sense[subject.name])) is not None
             and drift.error >= DRIFT_ERROR_MODERATE
             and not _is_excused(examination, subject, drift)
@@ -215,7 +215,7 @@ def drift(examination: Examination) -> Iterator[Finding]:
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
         found = judged_drift(examination, subject)
-        if measured is None or found is None or is_never_updated(subject):
+        if measured is None or found is None or _has_none(examination, subject):
             continue
         severity, among = found.severity, None
         if subject.name in moderate:
@@ -230,6 +230,11 @@ def drift(examination: Examination) -> Iterator[Finding]:
             severity = "info"
         shift = dropout_shift(examination, subject)
         yield _drift_finding(subject, measured, found, severity, shift, among)
+
+
+def _has_none(examination: Examination, subject: Subject) -> bool:
+    """Say whether the layer has no statistics to be off: those of construction, or all zero."""
+    return is_never_updated(subject) or is_zeroed(subject, examination.measured.get(subject.name))
 
 
 def _is_excused(examination: Examination, subject: Subject, found: Drift) -> bool:
@@ -362,7 +367,8 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 f"called {len(calls)} times in a forward with inputs that differ in {apart[2].share:.0%} of the "
                 "channels: one set of running statistics stands for several populations",
                 {"calls": len(calls)},
-                "call the model once on both: model(torch.cat([first, second])).chunk(2)",
+                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or call the model '
+                "once on both: model(torch.cat([first, second])).chunk(2)",
                 "",
             )
         apart = _furthest_apart(measured.domains, subject.eps, examination.layers_judged)
