@@ -69,13 +69,13 @@ def test_with_very_few_samples_the_quantile_is_too_large_and_never_too_small(sam
     assert errors_wanted(samples, 1, 1) >= stats.t.isf(0.01 / 4, samples - 1)
 
 
-# What is done to one channel's mean, in deviations, and to its variance; and the verdict in a layer of so many channels.
+# What is done to one channel's mean, in deviations, and to its variance; and the verdict, where widths agree on it.
 ONE_CHANNEL = {
-    "mean 2 deviations off": (2.0, 1.0, {}),
-    "mean 1,000 deviations off": (-1000.0, 1.0, dict.fromkeys((64, 99, 100, 101, 512, 2048), "error")),
-    "variance 8 times too large": (0.0, 8.0, {}),
-    "variance 8 times too small": (0.0, 1 / 8, {}),
-    "variance 10,000 times too small": (0.0, 1e-4, dict.fromkeys((64, 99, 100, 101, 512, 2048), "error")),
+    "mean 2 deviations off": (2.0, 1.0, None),
+    "mean 1,000 deviations off": (-1000.0, 1.0, "error"),
+    "variance 8 times too large": (0.0, 8.0, None),
+    "variance 8 times too small": (0.0, 1 / 8, None),
+    "variance 10,000 times too small": (0.0, 1e-4, "error"),
 }
 
 
@@ -83,7 +83,7 @@ ONE_CHANNEL = {
 @pytest.mark.parametrize("channels", [64, 99, 100, 101, 512, 2048])
 def test_one_channel_far_off_is_found_in_a_layer_of_any_width(channels, fault):
     torch.manual_seed(0)
-    shift, factor, severities = ONE_CHANNEL[fault]
+    shift, factor, severity = ONE_CHANNEL[fault]
     model, others = measured(2, channels, 1024), torch.randn(1024, 2 * channels).split(64)
     assert normkit.diagnose(model, others).healthy
     norm = model.norms[1]
@@ -91,7 +91,7 @@ def test_one_channel_far_off_is_found_in_a_layer_of_any_width(channels, fault):
     norm.running_var[1] *= factor
     (found,) = normkit.diagnose(model, others).of("drift")
     assert (found.layer, found.evidence["channels_beyond"]) == ("norms.1", 1)
-    assert found.severity == severities.get(channels, found.severity)
+    assert severity in (None, found.severity)
     assert found.evidence["worst_channel"] == 1
 
 

@@ -1,6 +1,6 @@
 """What the stored statistics cost, and which finding costs it: accuracy with some layers on the batch's statistics."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import NormalDist
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, iterate, preserved, run, sample_count
+from ..anatomy import Call, preserved, run, sample_count
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError
 from .examination import Examination
 from .findings import Finding, Gap
-from .probes import hooked_input, set_mode, wake
+from .probes import full_batches, hooked_input, set_mode, wake
 from .subjects import Subject
 from .thresholds import FALSE_ALARMS
 
@@ -112,15 +112,33 @@ def _accuracy(
     with preserved(model), torch.no_grad(), _awake(live):
         if not as_it_is:
             set_mode(model, training=False)
-        for batch in iterate(batches):
+        for batch in full_batches(batches):
             if samples is not None and seen >= samples:
                 break
-            wanted = torch.as_tensor(labels(batch))
+            wanted = _classes(labels(batch))
             scores = _scores(run(model, batch, call), wanted)
             right += int((scores.argmax(1).cpu() == wanted.cpu()).sum())
             judged += wanted.numel()
             seen += sample_count(batch) or len(wanted)
     return right / max(judged, 1), judged
+
+
+def _classes(given: Any) -> Tensor:
+    """Return the labels of a batch as a tensor.
+
+    Raises:
+        ArgumentError: they are no numbers.
+    """
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        first = next(iter(given), None) if isinstance(given, Iterable) else given
+        raise ArgumentError(
+            f"labels= gave a {type(given).__name__}"
+            + (f" of {type(first).__name__}" if first is not given else "")
+            + f", such as {first!r}; needed is the class of each sample as a whole number: number the classes, in the "
+            "order of the model's scores"
+        ) from None
 
 
 def _scores(output: Any, wanted: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .measurements import Measured
 from .probes import Domains, measure, set_mode, unheard
 from .ranks import RankState, gather_ranks
 from .rectified import rectified_by_structure, rectified_in_use
+from .sampling import check_samples
 from .structure import in_order, learning_before, listed, resting, weighted_before
 from .subjects import Subject, lazy_layers, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
@@ -82,6 +83,9 @@ def diagnose(
     waivers = parse_waivers(waive, CHECK_NAMES)
     _check_model(model)
     check_labels(labels, batches)
+    check_samples(samples)
+    if optimizer is not None and not isinstance(getattr(optimizer, "param_groups", None), list):
+        raise ArgumentError(f"optimizer= is {optimizer!r}; give the torch.optim.Optimizer that trains the model")
     if isinstance(model, nn.Module):
         model, _ = unwrapped(model)
         examination, notes, seen = _examine(model, batches, call, samples, domains)
@@ -120,6 +124,15 @@ def _check_model(model: Any) -> None:
         refuse_programs(model)
 
 
+def _without_layers(model: nn.Module) -> str:
+    """Say why no layer was found: there is none, or the model is a program in which layers are operators."""
+    try:
+        refuse_programs(model)
+    except ArgumentError as error:
+        return str(error)
+    return "the model has no normalization layer"
+
+
 def _examine(
     model: nn.Module, batches: Any, call: Call | None, samples: int | None, domains: Domains | None
 ) -> tuple[Examination, list[str], int]:
@@ -140,7 +153,7 @@ def _examine(
         rectified=rectified_by_structure(model, subjects),
         pairs=pairs,
     )
-    notes = [] if subjects else ["the model has no normalization layer"]
+    notes = [] if subjects else [_without_layers(model)]
     lazy = lazy_layers(model)
     if lazy:
         notes.append(f"lazy and without channels yet: {listed(lazy)}; run the model once first")
@@ -160,6 +173,8 @@ def _examine(
         silent = unheard(model, subjects, seen.measured, seen.example, call)
         examination = replace(examination, unheard=silent)
     notes += _notes(subjects, seen.measured)
+    if seen.empty:
+        notes.append(f"{seen.empty} batch{'es' * (seen.empty > 1)} without a sample")
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
     drifts = [
         drift_of(examination, subject, seen.measured[subject.name])

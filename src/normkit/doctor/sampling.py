@@ -3,9 +3,20 @@
 import math
 from statistics import NormalDist
 
+from ..errors import ArgumentError
 from .thresholds import FALSE_ALARMS
 
-__all__ = ["errors_wanted"]
+__all__ = ["check_samples", "errors_wanted"]
+
+
+def check_samples(samples: object) -> None:
+    """Refuse a number of samples that is none.
+
+    Raises:
+        ArgumentError: it is neither None nor a whole number above 0.
+    """
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise ArgumentError(f"samples={samples!r}: give a whole number above 0, or None for all batches")
 
 
 def errors_wanted(samples: float, channels: int, layers: int) -> float:

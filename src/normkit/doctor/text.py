@@ -71,7 +71,7 @@ def headline(diagnosis: Diagnosis) -> str:
     """Say in one line how many layers were examined and what was found."""
     layers = len(diagnosis.layers)
     if not layers and not diagnosis.findings:
-        return "nothing was examined: no normalization layer was found"
+        return f"nothing was examined: {diagnosis.notes[0] if diagnosis.notes else 'no normalization layer was found'}"
     counts = [f"{diagnosis.count(s)} {s}{'s' * (diagnosis.count(s) != 1)}" for s in SEVERITIES[:2]]
     seen = f", measured on {diagnosis.samples} samples" if diagnosis.samples else ", without batches"
     verdict = "healthy" if diagnosis.healthy else " and ".join(counts)

@@ -232,8 +232,8 @@ def update_count(examination: Examination) -> Iterator[Finding]:
             if multiple
             else ("parts were frozen or added on the way", "a branch that is not taken in every forward"),
             # Measured statistics owe nothing to the number of updates.
-            remedy=f"{subject.accessor}.{subject.names.counter}.fill_({mode}); {subject.recalibration}  # and in training "
-            "put `with normkit.hold_statistics(model):` around every forward that is not a step",
+            remedy=f"{subject.accessor}.{subject.names.counter}.fill_({mode}); {subject.recalibration}"
+            "  # and in training put `with normkit.hold_statistics(model):` around every forward that is not a step",
             proof='not normkit.diagnose(model).of("update-count", {layer})',
         )
 

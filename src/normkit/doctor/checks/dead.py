@@ -245,9 +245,9 @@ def _silence(examination: Examination, subject: Subject, quiet: Tensor, *, plain
         return f"{subject.accessor}.{names.weight}.data[{channels}] = 0  # their bias goes out, as it nearly does now"
     eps = f"layer.{names.eps}" if isinstance(names.eps, str) else repr(names.eps)
     return (
-        f"for name in {{layers}}: layer = model.get_submodule(name); v = layer.{names.var}; limit = {DEAD_VARIANCE:g} * "
-        f"{eps}; layer.{names.weight}.data[v < (limit if v.median() < limit else min(limit, {DEAD_VARIANCE:g} * "
-        "v.median().item()))] = 0  # their bias goes out, as it nearly does now"
+        f"for name in {{layers}}: layer = model.get_submodule(name); v = layer.{names.var}; "
+        f"limit = {DEAD_VARIANCE:g} * {eps}; layer.{names.weight}.data[v < (limit if v.median() < limit else "
+        f"min(limit, {DEAD_VARIANCE:g} * v.median().item()))] = 0  # their bias goes out, as it nearly does now"
     )
 
 

@@ -367,8 +367,8 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 f"called {len(calls)} times in a forward with inputs that differ in {apart[2].share:.0%} of the "
                 "channels: one set of running statistics stands for several populations",
                 {"calls": len(calls)},
-                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or call the model '
-                "once on both: model(torch.cat([first, second])).chunk(2)",
+                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
+                "call the model once on both: model(torch.cat([first, second])).chunk(2)",
                 "",
             )
         apart = _furthest_apart(measured.domains, subject.eps, examination.layers_judged)

@@ -191,7 +191,7 @@ def _zeroed_finding(subject: Subject, measured: Measured | None) -> Finding:
         "by the root of eps alone",
         evidence={"updates": subject.updates, "eps": subject.eps, "training": subject.training},
         causes=(
-            "the statistics were set to zero: a file that lacks them, an initialisation of all tensors, a sum of models",
+            "they were set to zero: a file that lacks them, an initialisation of all tensors, a sum of models",
             "the layer was only ever given constants",
         ),
         remedy=subject.recalibration,
