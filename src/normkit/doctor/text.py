@@ -26,7 +26,9 @@ _LINES = 56  # of a whole diagnosis
 def as_text(diagnosis: Diagnosis) -> str:
     """Write the headline, errors and warnings in full while there is room, and a line for each of the rest."""
     lines = [headline(diagnosis), *gap_in_words(diagnosis)]
-    notes = [f"not examined: {note}" for note in diagnosis.notes]
+    # Where nothing was examined the headline has the first note.
+    told_above = 0 if diagnosis.layers or diagnosis.findings else 1
+    notes = [f"not examined: {note}" for note in diagnosis.notes[told_above:]]
     waived = [f"waived [{f.check}] {layer_label(f)}: {reason}" for f, reason in diagnosis.waived]
     tail = [*_few(waived, 6, "waived findings"), *_few(notes, 6, "notes")]
     severe = [finding for finding in diagnosis.findings if finding.severity != "info"]
