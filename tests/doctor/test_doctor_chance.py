@@ -137,3 +137,21 @@ def test_many_layers_moderately_off_are_an_error_where_nothing_of_the_output_is_
         norm.running_mean += 0.25 * (torch.randint(2, (32,)) * 2 - 1)
     (only,) = normkit.diagnose(model, others).of("drift")
     assert (only.severity, len(only.layers)) == ("error", 30)
+
+
+def test_a_rare_event_that_did_not_come_is_no_drift():
+    generator = torch.Generator().manual_seed(0)
+
+    def values(samples, events):
+        drawn = torch.randn(samples, 128, generator=generator)
+        drawn[:, :16] *= 0.3
+        for channel in range(16):  # a few samples have nearly all of the variance of these channels
+            drawn[channel : channel + events, channel] = 3.0
+        return list(drawn.split(8))
+
+    model = Beside(1, 128).eval()
+    normkit.recalibrate(model, values(1024, 48))
+    few = values(64, 3)
+    for batch in few:
+        batch[:, 0] = batch[:, 0].clamp_max(0.9)  # of one channel none of them came
+    assert not normkit.diagnose(model, few).of("drift")
