@@ -69,6 +69,16 @@ def variance_off(model: nn.Module, layer: NormLayer) -> None:
     layer.var.div_(8)
 
 
+def channel_mean_off(model: nn.Module, layer: NormLayer) -> None:
+    """Move the mean of one channel by four deviations."""
+    layer.mean[1].add_(4 * layer.var[1].sqrt())
+
+
+def channel_variance_off(model: nn.Module, layer: NormLayer) -> None:
+    """Make the variance of one channel a hundred times too small."""
+    layer.var[1].div_(100)
+
+
 def all_off(model: nn.Module, layer: NormLayer) -> None:
     """Make all variances four times too large."""
     for each in of_batch(model):
@@ -109,8 +119,10 @@ def foreign_momentum(model: nn.Module, layer: NormLayer) -> None:
 PLANTED: dict[str, tuple[Callable[[nn.Module, NormLayer], None] | None, str]] = {
     "right": (None, ""),
     "slightly off": (slightly, ""),
-    "one mean two deviations off": (mean_off, "drift"),
-    "one variance 8 times too small": (variance_off, "drift"),
+    "one layer's means two deviations off": (mean_off, "drift"),
+    "one layer's variances 8 times too small": (variance_off, "drift"),
+    "one channel's mean four deviations off": (channel_mean_off, "drift"),
+    "one channel's variance 100 times too small": (channel_variance_off, "drift"),
     "all variances 4 times too large": (all_off, "drift"),
     "statistics lost": (lost, "never-updated"),
     "one layer left in training": (left_in_training, "mode"),

@@ -27,6 +27,18 @@ def new():
 def number():
     return 3
 
+def needs(classes, *more, width=3, **rest):
+    return build()
+
+def layerless():
+    return nn.Linear(2, 2)
+
+def dicts():
+    return [{"pixels": torch.randn(8, 1, 28, 28)}]
+
+def words():
+    return [(torch.randn(8, 1, 28, 28), ["cat"] * 8)]
+
 def batches():
     torch.manual_seed(1)
     return [torch.randn(64, 1, 28, 28) for _ in range(4)]
@@ -65,10 +77,21 @@ def test_a_healthy_model_exits_0(doctor):
     assert out.startswith("healthy: 1 normalization layer examined, measured on 256 samples")
 
 
-def test_warnings_alone_exit_0(doctor):
+def test_warnings_alone_exit_0_and_json_says_that_the_model_is_not_healthy(doctor):
     code, out, _ = doctor("demo:keras-momentum", "--batches", 8)
     assert code == 0
     assert "warning [ema-window]" in out
+    code, out, _ = doctor("demo:keras-momentum", "--batches", 8, "--json")
+    assert code == 0
+    assert json.loads(out)["healthy"] is False
+    _, help_, _ = doctor("--help")
+    assert "Exit code 0: no error was found, though warnings may have been" in " ".join(help_.split())
+
+
+def test_a_model_without_layers_exits_1(doctor):
+    code, out, _ = doctor("doctor_models:layerless")
+    assert code == 1
+    assert out.startswith("nothing was examined: the model has no normalization layer")
 
 
 def test_json_is_one_object_and_nothing_else(doctor):
@@ -132,6 +155,15 @@ MISUSE = {
     "no-module": (["absent_module:build"], "no module named 'absent_module'"),
     "no-name": (["doctor_models:built"], "did you mean"),
     "no-model": (["doctor_models:number"], "gives a int"),
+    "factory-with-arguments": (["doctor_models:needs"], "doctor_models:needs needs classes; TARGET is a function with"),
+    "dicts": (
+        ["doctor_models:build", "--data", "doctor_models:dicts"],
+        "a dict with keys 'pixels', and Sequential.forward takes (input); let the function of --data yield",
+    ),
+    "labels-of-words": (
+        ["doctor_models:build", "--data", "doctor_models:words", "--labels"],
+        "labels= gave a list of str, such as 'cat'",
+    ),
     "not-a-file": (["absent.pt"], "absent.pt: no such file"),
     "damaged": (["damaged.safetensors"], "damaged.safetensors: not a readable safetensors file"),
     "batches-zero": (["demo:forgotten", "--batches", "0"], "--batches 0: expected 1 or more"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import normkit
 from normkit.doctor import Diagnosis
@@ -46,6 +47,23 @@ def test_diagnose_names_layer_cause_and_cure_of_a_sick_model(demo):
     assert cure in findings[0].remedy
     assert findings[0].proof
     assert findings[0].evidence
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.name)
+def test_cure_and_proof_of_a_demo_are_code_that_does_what_it_says(demo):
+    patient = networks.patient(demo.name)
+    given = {"optimizer": patient.optimizer, "call": patient.call}
+    given = {name: value for name, value in given.items() if value is not None}
+    diagnosis = normkit.diagnose(patient.model, patient.batches, **given)
+    severe = [finding for finding in diagnosis.findings if finding.severity != "info"]
+    assert severe
+    space = {"normkit": normkit, "torch": torch, "nn": nn, "DataLoader": DataLoader, **given}
+    space |= {"model": patient.model, "batches": patient.batches, "loader": patient.batches}
+    space["example"] = next(iter(patient.batches))
+    for finding in severe:
+        exec(finding.remedy, space)
+    for finding in severe:
+        assert eval(finding.proof, space) is True, f"{finding.remedy}\n{finding.proof}"
 
 
 def test_every_demo_is_expected():

@@ -534,6 +534,56 @@ def test_gap_goes_with_the_finding_that_makes_it():
     assert "of the gap between evaluation and training" in str(diagnosis)
 
 
+def sly():
+    """A classifier by the sum of 64 values, all off by less than drift tells of, and all in one direction."""
+    torch.manual_seed(0)
+    values = torch.randn(2048, 64)
+    model = nn.Sequential(nn.BatchNorm1d(64, momentum=None), nn.Linear(64, 2)).eval()
+    nn.init.ones_(model[1].weight).data[0] = -1
+    nn.init.zeros_(model[1].bias)
+    normkit.recalibrate(model, values.split(64))
+    model[0].running_mean += 0.25
+    return model, list(zip(values.split(64), (values.sum(1) > 0).long().split(64), strict=True))
+
+
+def test_a_gap_that_nothing_explains_is_a_finding():
+    model, batches = sly()
+    assert normkit.diagnose(model, batches).healthy
+    space = {"normkit": normkit, "model": model, "batches": batches, "labels": lambda batch: batch[1]}
+    diagnosis = normkit.diagnose(model, batches, labels=space["labels"])
+    assert diagnosis.gap.training > diagnosis.gap.evaluation + 0.02
+    (only,) = diagnosis.of("gap")
+    assert not diagnosis.healthy
+    assert only.layer == ""
+    assert only.explains == pytest.approx(1.0)
+    assert only.evidence["unexplained"] == pytest.approx(diagnosis.gap.training - diagnosis.gap.evaluation)
+    assert only.severity == ("error" if only.evidence["unexplained"] >= 0.05 else "warning")
+    exec(only.remedy, space)
+    assert eval(only.proof, space)
+    waived = normkit.diagnose(*sly(), labels=space["labels"], waive={"gap:*": "one recording in each batch"})
+    assert waived.healthy
+    assert [finding.check for finding, _ in waived.waived] == ["gap"]
+
+
+def test_averaged_weights_with_old_statistics_are_found():
+    torch.manual_seed(0)
+    model, batches = networks.convolutional(), networks.loader(64)
+    networks.train(model, batches, 1)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(3):
+        model.train()
+        for images, labels in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        averaged.update_parameters(model)
+    averaged.eval()
+    assert normkit.diagnose(averaged, batches).of("drift")
+    normkit.recalibrate(averaged, batches)
+    assert not normkit.diagnose(averaged, batches).of("drift")
+
+
 def test_labels_need_batches_that_can_be_read_again():
     with pytest.raises(ArgumentError, match="can be read once"):
         normkit.diagnose(nn.BatchNorm1d(3), iter([torch.zeros(4, 3)]), labels=lambda batch: batch)

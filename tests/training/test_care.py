@@ -51,6 +51,19 @@ def train(model, batches, epochs=2, validate=None, **settings):
     return care
 
 
+@pytest.mark.parametrize("once", [iter, lambda batches: (batch for batch in batches)])
+def test_batches_that_can_be_read_once_are_refused_at_the_start(once):
+    with pytest.raises(ArgumentError, match=r"can be read once.* give a DataLoader or a list, or recalibrate=\(\)"):
+        Care(network(), once(list(loader())))
+    Care(network(), once(list(loader())), recalibrate=())
+
+
+@pytest.mark.parametrize("samples", [0, -1, "a"])
+def test_a_number_of_samples_that_is_none_is_refused(samples):
+    with pytest.raises(ArgumentError, match="give a whole number above 0"):
+        Care(network(), loader(), samples=samples)
+
+
 def measured(model, batches):
     """The statistics that recalibrate finds."""
     twin = copy.deepcopy(model)
@@ -207,6 +220,53 @@ def test_care_in_a_training_of_lightning(tmp_path, average):
     assert normkit.diagnose(module.model.eval(), batches).healthy
     assert care.diagnosis().healthy, str(care.diagnosis())
     assert care.ledger.steps >= 16
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("together", ["CombinedLoader", "dict"])
+def test_several_loaders_of_lightning_are_read_as_the_training_step_gets_them(tmp_path, together):
+    framework = lightning()
+    utilities = pytest.importorskip(f"{framework.__name__}.utilities")
+    steps = []
+
+    class Module(framework.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = network()
+
+        def forward(self, images):
+            return self.model(images)
+
+        def training_step(self, batch):
+            steps.append(batch["second"][0])
+            return functional.cross_entropy(self(batch["first"][0]), batch["first"][1])
+
+        def validation_step(self, batch):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(module, care, interval=1.0):
+        trainer = framework.Trainer(
+            max_epochs=2, callbacks=[care], accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, default_root_dir=tmp_path, val_check_interval=interval,
+        )  # fmt: skip
+        loaders = {"first": loader(), "second": loader(64)}
+        given = loaders if together == "dict" else utilities.CombinedLoader(loaders, "min_size")
+        trainer.fit(module, given, loader(256))
+
+    with pytest.raises(
+        ArgumentError, match=r"a dict of 2 loaders together; .*call=lambda module, batch: module\(batch\["
+    ):
+        fit(Module(), lightning_callback())
+    assert not steps
+    module, care = Module(), lightning_callback(call=lambda module, batch: module(batch["first"][0]), samples=256)
+    fit(module, care, interval=2)  # measures in the middle of an epoch, which goes on as it was
+    assert len(steps) == (16 if together == "dict" else 8)
+    assert [moment for moment, _ in care.care.records] == ["validation"] * (8 if together == "dict" else 4) + ["end"]
+    if together == "dict":
+        assert_measured(module.model, loader())
 
 
 @pytest.mark.filterwarnings("ignore")

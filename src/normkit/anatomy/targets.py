@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ def load_target(name: str, weights: str | Path | None = None) -> Target:
             raise ArgumentError(f"--weights goes with a model as package.module:factory; {name} is a state file itself")
         return Target(name=name, model=None, state=read_state(name))
     made = load_object(name)
+    if callable(made) and not isinstance(made, nn.Module):
+        _check_arguments(name, made)
     model = made if isinstance(made, nn.Module) else made() if callable(made) else made
     if not isinstance(model, nn.Module):
         raise ArgumentError(
@@ -58,6 +62,25 @@ def load_target(name: str, weights: str | Path | None = None) -> Target:
     if weights is not None:
         load_weights(model, read_state(weights))
     return Target(name=name, model=model, state=dict(model.state_dict()))
+
+
+def _check_arguments(name: str, factory: Callable[..., Any]) -> None:
+    """Refuse a function that cannot be called without arguments.
+
+    Raises:
+        ArgumentError: it needs some; the message names them.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # of builtins nobody knows
+        return
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variadic]
+    if needed:
+        raise ArgumentError(
+            f"{name} needs {', '.join(needed)}; TARGET is a function without arguments that returns a model: write one "
+            f"that calls it, or make its arguments optional"
+        )
 
 
 def load_object(name: str) -> Any:

@@ -41,7 +41,11 @@ def doctor(
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page with pictures.")] = None,
 ) -> None:
-    """Examine a model's normalization layers. Exit code 0: healthy; 1: an error was found; 2: misuse."""
+    """Examine a model's normalization layers.
+
+    Exit code 0: no error was found, though warnings may have been (--json says whether the model is healthy); 1: an
+    error was found, or there was nothing to examine; 2: misuse.
+    """
     if html is not None:
         check_page(html)
     if batches is not None and batches < 1:
@@ -59,7 +63,7 @@ def doctor(
         _print(diagnosis)
         for line in [*_cures(diagnosis, target, weights, data), *(["", f"page: {html}"] if html is not None else [])]:
             echo(line)
-    raise typer.Exit(1 if diagnosis.count("error") else 0)
+    raise typer.Exit(1 if diagnosis.count("error") or not diagnosis.layers else 0)
 
 
 def _diagnose(target: str, weights: Path | None, data: str | None, count: int | None, labels: bool) -> "Diagnosis":
@@ -82,8 +86,14 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
             samples=2048 if count is None else None,
             labels=_second_part if labels else None,
         )
-    except ArgumentError:
-        raise
+    except ArgumentError as error:
+        said, advice, _ = str(error).partition("; say how to call the model")
+        if not advice:
+            raise
+        raise ArgumentError(
+            f"{said}; let the function of --data yield what forward takes: a tensor, a tuple that begins with it, or a "
+            "dict with its names"
+        ) from error
     except UNFIT as error:
         if given is None:
             raise

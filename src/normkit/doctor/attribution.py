@@ -1,20 +1,22 @@
 """What the stored statistics cost, and which finding costs it: accuracy with some layers on the batch's statistics."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, iterate, preserved, run, sample_count
+from ..anatomy import Call, preserved, run, sample_count
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError
 from .examination import Examination
 from .findings import Finding, Gap
-from .probes import hooked_input, set_mode, wake
+from .probes import full_batches, hooked_input, set_mode, wake
 from .subjects import Subject
+from .thresholds import FALSE_ALARMS
 
 __all__ = ["Labels", "attribute", "check_labels"]
 
@@ -45,17 +47,20 @@ def attribute(
     call: Call | None,
     samples: int | None,
     labels: Labels,
-) -> tuple[list[Finding], Gap]:
+) -> tuple[list[Finding], Gap, float]:
     """Measure the gap between evaluation and training, and how much of it each finding explains.
 
     Faults in a row cover or double each other, so that what one costs hangs on the others. A finding explains the mean
     of two gains: of letting its layers normalize with the batch's statistics first, all else as it is, and of letting
     them do so last, when those of all other findings do already. Of two findings this is their Shapley value, and the
     shares add up. Of a layer left in training mode it is what evaluation gains when that layer evaluates.
+
+    Returns:
+        The findings with their shares, the gap, and what of it is beyond chance and goes with none of them, else 0.
     """
     model = examination.model
     assert model is not None
-    able = {s.name: s for s in examination.subjects if s.is_batch and s.name in examination.awake}
+    able = {s.name: s for s in examination.subjects if s.is_batch and s.eps > 0 and s.name in examination.awake}
     known: dict[tuple[frozenset[str], bool], float] = {}
     judged = 0
 
@@ -69,10 +74,11 @@ def attribute(
     evaluation = accuracy(frozenset(), as_it_is=not model.training)
     training = accuracy(frozenset(able), as_it_is=False)
     gap = Gap(evaluation=evaluation, training=training, samples=judged)
-    # Below twice its own error a gap is none: what would explain it explains chance.
+    # The same samples are judged twice, so that this error is too large if anything.
     error = (training * (1 - training) / max(judged, 1) + evaluation * (1 - evaluation) / max(judged, 1)) ** 0.5
-    if training - evaluation <= max(2 * error, 1e-12):
-        return list(findings), gap
+    chance = max(NormalDist().inv_cdf(1 - FALSE_ALARMS) * error, 1e-12)
+    if training - evaluation <= chance:
+        return list(findings), gap, 0.0
     severe = [f for f in findings if f.severity != "info" and not frozenset(able).isdisjoint(f.layers)][:_MOST]
     layers = {id(f): frozenset(able).intersection(f.layers) for f in severe if f.check != "mode"}
     everyone = frozenset().union(*layers.values())
@@ -87,7 +93,9 @@ def attribute(
         elif any(finding is other for other in severe):
             gain = accuracy(frozenset(), as_it_is=False) - evaluation
         attributed.append(finding if gain is None else replace(finding, explains=gain / (training - evaluation)))
-    return attributed, gap
+    explained = sum(finding.explains or 0.0 for finding in attributed) * (training - evaluation)
+    rest = training - evaluation - explained
+    return attributed, gap, rest if rest > chance else 0.0
 
 
 def _accuracy(
@@ -104,15 +112,33 @@ def _accuracy(
     with preserved(model), torch.no_grad(), _awake(live):
         if not as_it_is:
             set_mode(model, training=False)
-        for batch in iterate(batches):
+        for batch in full_batches(batches):
             if samples is not None and seen >= samples:
                 break
-            wanted = torch.as_tensor(labels(batch))
+            wanted = _classes(labels(batch))
             scores = _scores(run(model, batch, call), wanted)
             right += int((scores.argmax(1).cpu() == wanted.cpu()).sum())
             judged += wanted.numel()
             seen += sample_count(batch) or len(wanted)
     return right / max(judged, 1), judged
+
+
+def _classes(given: Any) -> Tensor:
+    """Return the labels of a batch as a tensor.
+
+    Raises:
+        ArgumentError: they are no numbers.
+    """
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        first = next(iter(given), None) if isinstance(given, Iterable) else given
+        raise ArgumentError(
+            f"labels= gave a {type(given).__name__}"
+            + (f" of {type(first).__name__}" if first is not given else "")
+            + f", such as {first!r}; needed is the class of each sample as a whole number: number the classes, in the "
+            "order of the model's scores"
+        ) from None
 
 
 def _scores(output: Any, wanted: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Call, run, sample_count
+from ..anatomy.batches import tensors
 from .measurements import Company
 from .probes import hooked_input, set_mode
 from .subjects import Subject
 
-__all__ = ["keep_company"]
+__all__ = ["keep_company", "overflowing"]
 
 _INPUT_AGREES = 1e-3  # beside an output that differs by far more
 
@@ -50,6 +51,41 @@ def keep_company(model: nn.Module, subjects: Sequence[Subject], batch: Any, call
     output = results[0].outputs[0]
     low = output.device.type != "cpu" or output.dtype in (torch.float16, torch.bfloat16)
     return Company(difference=difference, layer=culprit, layer_differences=layers, low_precision=low)
+
+
+def overflowing(model: nn.Module, subjects: Sequence[Subject], batch: Any, call: Call | None) -> str | None:
+    """Say whether a finite batch has an output that is not, in evaluation mode. The caller keeps the model.
+
+    Returns:
+        The first layer that is given finite numbers and gives others, ``""`` where that is none of them, and None where
+        the output is finite.
+    """
+    if not _finite(batch):
+        return None
+    culprits: list[str] = []
+    handles = []
+    for subject in subjects:
+        assert subject.layer is not None
+
+        def listen(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = subject.name
+        ) -> None:
+            if _finite((args, kwargs)) and not _finite(output):
+                culprits.append(name)
+
+        handles.append(subject.layer.module.register_forward_hook(listen, with_kwargs=True))
+    set_mode(model, training=False)
+    try:
+        with torch.no_grad():
+            output = run(model, batch, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None if _finite(output) else next(iter(culprits), "")
+
+
+def _finite(value: Any) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(value) if tensor.is_floating_point())
 
 
 class _Observed:

@@ -7,14 +7,14 @@ from typing import Literal, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from .findings import Finding
+from .findings import Finding, Gap
 from .measurements import BatchPlan, Company, Lengthened, Measured
 from .ranks import RankState
 from .subjects import Subject
 
 __all__ = ["Beside", "Check", "Examination", "Needs"]
 
-Needs = Literal["state", "model", "batches", "ranks"]
+Needs = Literal["state", "model", "batches", "ranks", "labels"]
 
 
 class Beside(NamedTuple):
@@ -53,6 +53,10 @@ class Examination:
         weighted_before: names of the layers before which there are parameters at all, learning or not.
         pairs: layers with the neighbours that could absorb them; None for a model without a trace.
         ranks: what every process holds, where they were compared.
+        gap: accuracy in evaluation and with the batch's statistics, where labels were given.
+        overflowed: where the output in evaluation is not finite on a finite batch, the first layer that makes it so,
+            or ``""`` where none does; else None.
+        unexplained: what of that gap no finding explains and chance does not; 0 where it does.
     """
 
     subjects: tuple[Subject, ...]
@@ -72,6 +76,9 @@ class Examination:
     weighted_before: frozenset[str] = frozenset()
     pairs: Mapping[str, Beside] | None = None
     ranks: tuple[RankState, ...] = ()
+    gap: Gap | None = None
+    unexplained: float = 0.0
+    overflowed: str | None = None
 
     @property
     def layers_judged(self) -> int:

@@ -13,9 +13,9 @@ from ..errors import ArgumentError
 from .attribution import Labels, attribute, check_labels
 from .checks import CHECK_NAMES, CHECKS
 from .checks.graph import pair_up
-from .checks.populations import drift_of, judged_drift, percentile
+from .checks.populations import drift_of, judged_drift, off_together, percentile
 from .checks.state import is_absorbed
-from .company import keep_company
+from .company import keep_company, overflowing
 from .examination import Check, Examination
 from .findings import Diagnosis, Finding, LayerRow, sort_findings, worst
 from .join import join_findings
@@ -24,6 +24,7 @@ from .measurements import Measured
 from .probes import Domains, measure, set_mode, unheard
 from .ranks import RankState, gather_ranks
 from .rectified import rectified_by_structure, rectified_in_use
+from .sampling import check_samples
 from .structure import in_order, learning_before, listed, resting, weighted_before
 from .subjects import Subject, lazy_layers, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
@@ -82,6 +83,9 @@ def diagnose(
     waivers = parse_waivers(waive, CHECK_NAMES)
     _check_model(model)
     check_labels(labels, batches)
+    check_samples(samples)
+    if optimizer is not None and not isinstance(getattr(optimizer, "param_groups", None), list):
+        raise ArgumentError(f"optimizer= is {optimizer!r}; give the torch.optim.Optimizer that trains the model")
     if isinstance(model, nn.Module):
         model, _ = unwrapped(model)
         examination, notes, seen = _examine(model, batches, call, samples, domains)
@@ -96,10 +100,15 @@ def diagnose(
     kept, waived = set_aside(found, waivers)
     names = [subject.name for subject in examination.subjects]
     classes = {s.name: type(s.layer.module).__name__ for s in examination.subjects if s.layer is not None}
-    findings = join_findings(kept, names, classes, ", call=call" if call is not None else "")
+    arguments = ", call=call" if call is not None else ""
+    findings = join_findings(kept, names, classes, arguments)
     gap = None
     if labels is not None and examination.model is not None:
-        findings, gap = attribute(examination, findings, batches, call, samples, labels)
+        findings, gap, rest = attribute(examination, findings, batches, call, samples, labels)
+        examination = replace(examination, gap=gap, unexplained=rest)
+        asked = [check for check in CHECKS if check.needs == "labels"]
+        more, aside = set_aside([finding for check in asked for finding in check.examine(examination)], waivers)
+        findings, waived = [*findings, *join_findings(more, names, classes, arguments)], waived + aside
     return Diagnosis(
         findings=sort_findings(findings, CHECK_NAMES),
         layers=tuple(_row(subject, examination, kept) for subject in in_order(examination)),
@@ -113,6 +122,15 @@ def diagnose(
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module | Mapping):
         refuse_programs(model)
+
+
+def _without_layers(model: nn.Module) -> str:
+    """Say why no layer was found: there is none, or the model is a program in which layers are operators."""
+    try:
+        refuse_programs(model)
+    except ArgumentError as error:
+        return str(error)
+    return "the model has no normalization layer"
 
 
 def _examine(
@@ -135,7 +153,7 @@ def _examine(
         rectified=rectified_by_structure(model, subjects),
         pairs=pairs,
     )
-    notes = [] if subjects else ["the model has no normalization layer"]
+    notes = [] if subjects else [_without_layers(model)]
     lazy = lazy_layers(model)
     if lazy:
         notes.append(f"lazy and without channels yet: {listed(lazy)}; run the model once first")
@@ -147,19 +165,24 @@ def _examine(
     with preserved(model):
         company = keep_company(model, subjects, seen.example, call)
     with preserved(model):
+        examination = replace(examination, overflowed=overflowing(model, subjects, seen.example, call))
+    with preserved(model):
         watched = rectified_in_use(model, subjects, seen.example, call)
         examination = replace(examination, rectified=examination.rectified | watched)
     with preserved(model):
         silent = unheard(model, subjects, seen.measured, seen.example, call)
         examination = replace(examination, unheard=silent)
     notes += _notes(subjects, seen.measured)
+    if seen.empty:
+        notes.append(f"{seen.empty} batch{'es' * (seen.empty > 1)} without a sample")
     examination = replace(examination, measured=seen.measured, plan=seen.plan)
     drifts = [
         drift_of(examination, subject, seen.measured[subject.name])
         for subject in subjects
         if subject.name in seen.measured
     ]
-    if any(drift is not None and drift.severity is not None for drift in drifts) and not isinstance(batches, Iterator):
+    alarmed = any(drift is not None and drift.severity is not None for drift in drifts)
+    if (alarmed or off_together(examination)[1]) and not isinstance(batches, Iterator):
         with preserved(model):
             in_use = measure(model, subjects, batches, call, samples, frozenset())
         examination = replace(examination, in_use=in_use.measured)
@@ -197,6 +220,7 @@ def _live(model: nn.Module, subjects: tuple[Subject, ...], awake: frozenset[str]
         if subject.name in awake
         and subject.is_batch
         and (subject.training or not model.training)
+        and subject.eps > 0  # torch does not train without
         and not (subject.kind == "sync" and _is_distributed())
     )
 
@@ -220,6 +244,7 @@ def _runs(check: Check, examination: Examination) -> bool:
         "model": examination.model is not None,
         "batches": bool(examination.measured) or examination.company is not None,
         "ranks": bool(examination.ranks),
+        "labels": False,  # asked last, when it is known what the findings explain
     }
     return needs_met[check.needs]
 

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
 
-__all__ = ["Domains", "Pass", "hooked_input", "measure", "set_mode", "trailing_runs", "unheard", "wake"]
+__all__ = ["Domains", "Pass", "full_batches", "hooked_input", "measure", "set_mode", "trailing_runs", "unheard", "wake"]
 
 # Of one batch: a label for each sample, or one for all.
 Domains = Callable[[Any], Any]
@@ -30,6 +30,7 @@ class Pass:
         samples: how many samples were run.
         example: the first batch, or None.
         plan: how many samples the batches hold, None without batches.
+        empty: how many batches held no sample and were left out.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class Pass:
         self.samples = 0
         self.example: Any = None
         self.plan: BatchPlan | None = None
+        self.empty = 0
 
 
 def measure(
@@ -72,6 +74,9 @@ def measure(
             if samples is not None and seen.samples >= samples:
                 exhausted = False
                 break
+            if _is_empty(batch):
+                seen.empty += 1
+                continue
             seen.example = batch if seen.example is None else seen.example
             count = sample_count(batch)
             labels = None if domains is None else _labels(domains(batch), count)
@@ -83,9 +88,24 @@ def measure(
             sizes.append(count or _first_size(seen.measured))
             seen.samples += sizes[-1]
     if not sizes:
-        raise ArgumentError("batches yielded nothing: give at least one batch, or leave batches away")
+        raise ArgumentError(
+            "batches yielded nothing: give at least one batch, or leave batches away"
+            if not seen.empty
+            else f"none of the {seen.empty} batches holds a sample: give at least one that does, or leave batches away"
+        )
     seen.plan = _plan(batches, sizes, exhausted)
     return seen
+
+
+def full_batches(batches: Any) -> Iterator[Any]:
+    """Yield the batches that hold a sample."""
+    return (batch for batch in iterate(batches) if not _is_empty(batch))
+
+
+def _is_empty(batch: Any) -> bool:
+    """Say whether the first tensor of a batch has no rows; a batch without tensors may hold anything."""
+    first = next(tensors(batch), None)
+    return first is not None and first.dim() > 0 and first.shape[0] == 0
 
 
 def unheard(

@@ -26,7 +26,9 @@ _LINES = 56  # of a whole diagnosis
 def as_text(diagnosis: Diagnosis) -> str:
     """Write the headline, errors and warnings in full while there is room, and a line for each of the rest."""
     lines = [headline(diagnosis), *gap_in_words(diagnosis)]
-    notes = [f"not examined: {note}" for note in diagnosis.notes]
+    # Where nothing was examined the headline has the first note.
+    told_above = 0 if diagnosis.layers or diagnosis.findings else 1
+    notes = [f"not examined: {note}" for note in diagnosis.notes[told_above:]]
     waived = [f"waived [{f.check}] {layer_label(f)}: {reason}" for f, reason in diagnosis.waived]
     tail = [*_few(waived, 6, "waived findings"), *_few(notes, 6, "notes")]
     severe = [finding for finding in diagnosis.findings if finding.severity != "info"]
@@ -71,7 +73,7 @@ def headline(diagnosis: Diagnosis) -> str:
     """Say in one line how many layers were examined and what was found."""
     layers = len(diagnosis.layers)
     if not layers and not diagnosis.findings:
-        return "nothing was examined: no normalization layer was found"
+        return f"nothing was examined: {diagnosis.notes[0] if diagnosis.notes else 'no normalization layer was found'}"
     counts = [f"{diagnosis.count(s)} {s}{'s' * (diagnosis.count(s) != 1)}" for s in SEVERITIES[:2]]
     seen = f", measured on {diagnosis.samples} samples" if diagnosis.samples else ", without batches"
     verdict = "healthy" if diagnosis.healthy else " and ".join(counts)
@@ -97,7 +99,8 @@ def share_in_words(share: float) -> str:
 def layer_label(finding: Finding) -> str:
     """Name the layer of a finding, and its class, as prose does; of many the first ones."""
     if len(finding.layers) > 1:
-        return f"{', '.join(finding.layers[:3])} and {len(finding.layers) - 3} more"
+        more = f" and {len(finding.layers) - 3} more" if len(finding.layers) > 3 else ""
+        return f"{', '.join(finding.layers[:3])}{more}"
     named = finding.layer or ("the model itself" if finding.layer_class else "the model")
     return f"{named} ({finding.layer_class})" if finding.layer_class else named
 
@@ -113,7 +116,7 @@ def _line(finding: Finding) -> str:
 
 def _block(finding: Finding, *, with_causes: bool = True) -> Iterator[str]:
     yield _line(finding)
-    if len(finding.layers) > 3:
+    if len(finding.layers) > 1:
         yield f"  layers   {_value(finding.layers)}"
     if finding.explains is not None:
         yield f"  explains {share_in_words(finding.explains)}"

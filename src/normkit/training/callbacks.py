@@ -1,6 +1,6 @@
 """The same care as callbacks of Lightning and of transformers' Trainer; neither is imported before one is asked for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -69,10 +69,12 @@ def lightning_callback(
         freeze: which layers to freeze, as for :class:`Care`.
         watch: keep the ledger.
         samples: measure on so many.
-        call: ``lambda module, batch: ...``, where ``module.forward`` does not take the first part of a batch.
+        call: ``lambda module, batch: ...``, where ``module.forward`` does not take the first part of a batch, as with
+            several loaders in a ``CombinedLoader``.
 
     Raises:
-        ArgumentError: neither ``lightning`` nor ``pytorch_lightning`` is installed, or a word names no moment.
+        ArgumentError: neither ``lightning`` nor ``pytorch_lightning`` is installed, or a word names no moment. At the
+            start of the training: several loaders are read together, and ``call`` does not say how.
     """
     base = _first_found(("lightning.pytorch", "pytorch_lightning"), "Callback", "lightning")
 
@@ -81,7 +83,10 @@ def lightning_callback(
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             """Begin."""
-            self.start(pl_module, trainer.train_dataloader)
+            loader = trainer.train_dataloader
+            if self.given is None and isinstance(loader, dict | list | tuple):
+                loader = _Combined(loader, trainer, call)
+            self.start(pl_module, loader)
 
         def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             """Measure, unless this is the check before the training."""
@@ -98,6 +103,36 @@ def lightning_callback(
                 self.care.stop()
 
     return NormCare(batches, recalibrate, {"freeze": freeze, "watch": watch, "samples": samples, "call": call})
+
+
+class _Combined:
+    """Batches of several loaders together, as Lightning gives them to ``training_step``.
+
+    Args:
+        loaders: a dict or sequence of loaders.
+        trainer: knows in which mode they are combined.
+        call: how to call the module on such a batch.
+
+    Raises:
+        ArgumentError: nobody said how.
+    """
+
+    def __init__(self, loaders: Any, trainer: Any, call: Call | None) -> None:
+        if call is None:
+            first = repr(next(iter(loaders))) if isinstance(loaders, dict) else "0"
+            raise ArgumentError(
+                f"training reads a {type(loaders).__name__} of {len(loaders)} loaders together; say how to call the "
+                f"module on what training_step is given: call=lambda module, batch: module(batch[{first}]), or give "
+                "batches= to measure on"
+            )
+        combined = getattr(trainer.fit_loop, "_combined_loader", None)
+        self.loaders, self.mode = loaders, getattr(combined, "_mode", "max_size_cycle")
+
+    def __iter__(self) -> Iterator[Any]:
+        homes = ("lightning.pytorch.utilities", "pytorch_lightning.utilities")
+        combine = _first_found(homes, "CombinedLoader", "lightning")
+        # One of its own: the trainer is in the middle of reading its one.
+        return (batch for batch, _, _ in combine(self.loaders, self.mode))
 
 
 def trainer_callback(

@@ -43,7 +43,8 @@ class Care:
         call: ``lambda model, batch: ...``, where the model is not called with the first part of a batch.
 
     Raises:
-        ArgumentError: a moment is none of these, or there are no batches to measure on.
+        ArgumentError: a moment is none of these, samples is no number above 0, or there are no batches to measure on,
+            or such as can be read only once.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     >>> batches = [torch.randn(16, 2) for _ in range(4)]
@@ -71,6 +72,13 @@ class Care:
         check_moments(recalibrate)
         if recalibrate and batches is None:
             raise ArgumentError("recalibrate= needs batches of training data; give them, or recalibrate=()")
+        if recalibrate and isinstance(batches, Iterator):
+            raise ArgumentError(
+                f"batches is a {type(batches).__name__}, which can be read once, and statistics are measured again and "
+                "again; give a DataLoader or a list, or recalibrate=()"
+            )
+        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+            raise ArgumentError(f"samples={samples!r}: give a whole number above 0")
         self.records: list[tuple[Moment, Recalibration[nn.Module]]] = []
         self._model, _ = unwrapped(model)
         self._batches, self._call, self._samples = batches, call, samples

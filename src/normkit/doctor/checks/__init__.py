@@ -1,9 +1,10 @@
-"""The sixteen checks, in the order of the report. A new check is one function and one row here."""
+"""The seventeen checks, in the order of the report. A new check is one function and one row here."""
 
 from ..examination import Check
 from .averaging import AVERAGING_CHECKS
 from .batches import BATCH_CHECKS
 from .dead import DEAD_CHECKS
+from .gaps import GAP_CHECKS
 from .graph import GRAPH_CHECKS
 from .modes import MODE_CHECKS
 from .padding import PADDING_CHECKS
@@ -19,6 +20,7 @@ _ORDER = (
     "never-updated",
     "mode",
     "drift",
+    "gap",
     "batch-dependence",
     "freeze-leak",
     "effective-n",
@@ -43,6 +45,7 @@ CHECKS: tuple[Check, ...] = tuple(
             *AVERAGING_CHECKS,
             *POPULATION_CHECKS,
             *BATCH_CHECKS,
+            *GAP_CHECKS,
             *GRAPH_CHECKS,
             *RANK_CHECKS,
             *TRAINING_CHECKS,

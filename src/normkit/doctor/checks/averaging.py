@@ -89,7 +89,8 @@ def _foreign_momentum(subject: Subject, momentum: float) -> Finding:
             "the number comes from Keras, Flax or ONNX, whose momentum weighs the old value",
             "chosen so on purpose, to follow fast changes",
         ),
-        _set_momentum(subject, 1 - momentum if momentum < 1 else 0.1),
+        # The statistics of so few batches are no better for the number that is right.
+        f"{_set_momentum(subject, 1 - momentum if momentum < 1 else 0.1)}; {subject.recalibration}",
     )
 
 
@@ -230,8 +231,10 @@ def update_count(examination: Examination) -> Iterator[Finding]:
             )
             if multiple
             else ("parts were frozen or added on the way", "a branch that is not taken in every forward"),
-            remedy="with normkit.hold_statistics(model): ...  # around every forward that is not a training step",
-            proof="with normkit.watch(model) as ledger: ...  # a few steps; then: not ledger.findings()",
+            # Measured statistics owe nothing to the number of updates.
+            remedy=f"{subject.accessor}.{subject.names.counter}.fill_({mode}); {subject.recalibration}"
+            "  # and in training put `with normkit.hold_statistics(model):` around every forward that is not a step",
+            proof='not normkit.diagnose(model).of("update-count", {layer})',
         )
 
 

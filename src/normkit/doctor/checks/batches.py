@@ -1,6 +1,6 @@
 """Checks of what a batch is to a layer: how many values it brings, and whether it still matters in evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -34,6 +34,7 @@ def batch_dependence(examination: Examination) -> Iterator[Finding]:
     yield Finding(
         check="batch-dependence",
         layer="" if subject is None else subject.name,
+        layers=() if subject is None else _alike(examination, subject, company.layer_differences),
         severity="error" if company.difference > BATCH_TOLERANCE_ERROR else "warning",
         summary=f"in evaluation mode the output of one sample changes by {company.difference:.2g} with the batch "
         "it is in",
@@ -54,6 +55,22 @@ def batch_dependence(examination: Examination) -> Iterator[Finding]:
 def _uses_batch(examination: Examination, name: str) -> bool:
     subject = examination.subject(name)
     return name in examination.asleep or (subject.is_batch and not subject.tracks)
+
+
+def _alike(examination: Examination, first: Subject, names: Iterable[str]) -> tuple[str, ...]:
+    """Name the layers that depend on the batch for the same reason as the first that was found, and it among them."""
+    cause, remedy = _dependence_causes(examination, first), _dependence_remedy(examination, first)
+    alike = [
+        name
+        for name in names
+        if name == first.name
+        or (
+            _uses_batch(examination, name)
+            and _dependence_causes(examination, examination.subject(name)) == cause
+            and _dependence_remedy(examination, examination.subject(name)) == remedy
+        )
+    ]
+    return tuple(alike) if len(alike) > 1 else (first.name,)
 
 
 def _dependence_causes(examination: Examination, subject: Subject | None) -> tuple[str, ...]:
@@ -83,9 +100,13 @@ def _dependence_remedy(examination: Examination, subject: Subject | None) -> str
         return freezing(subject)
     if subject.layer is None or subject.layer.overridden or not isinstance(subject.layer.module, _BatchNorm):
         return "model.set_submodule({layer}, ...)  # a layer that keeps running statistics, such as nn.BatchNorm2d"
+    # The layer stays the one it is, with its parameters and settings, and gets buffers of its type, on its device.
     return (
-        f"layer = {subject.accessor}; fresh = type(layer)(layer.num_features, layer.eps, affine=layer.affine); "
-        f"fresh.load_state_dict(layer.state_dict(), strict=False); model.set_submodule({{layer}}, fresh); "
+        "for name in {layers}: layer = model.get_submodule(name); like = next(model.parameters()) if layer.weight is "
+        "None else layer.weight.detach(); layer.track_running_stats = True; "
+        'layer.register_buffer("running_mean", like.new_zeros(layer.num_features)); '
+        'layer.register_buffer("running_var", like.new_ones(layer.num_features)); '
+        'layer.register_buffer("num_batches_tracked", like.new_zeros(()).long())\n'
         "normkit.recalibrate(model.eval(), batches)"
     )
 

@@ -23,12 +23,13 @@ from ..thresholds import (
     EPS_FELT,
     SCALE_OUTLIER,
 )
-from .state import is_never_updated
+from .state import is_never_updated, is_zeroed
 
 __all__ = ["DEAD_CHECKS"]
 
 _FEW_WEIGHTS = 4  # of a filter that may all be near zero by chance are fewer
 _LISTED = 16  # channels that a finding names
+_LEAST_EPS = 1e-30  # float32 goes on a little further
 
 
 def dead_channel(examination: Examination) -> Iterator[Finding]:
@@ -38,6 +39,8 @@ def dead_channel(examination: Examination) -> Iterator[Finding]:
         variance = subject.running_var
         if variance is None or not subject.tracks or is_never_updated(subject) or _has_bad_variance(variance):
             continue
+        if is_zeroed(subject, examination.measured.get(subject.name)):
+            continue  # the check for statistics that were lost speaks of it
         variance = variance.double()
         # What has no weight is multiplied by nothing.
         heard = torch.ones_like(variance, dtype=torch.bool) if subject.weight is None else subject.weight != 0
@@ -210,25 +213,41 @@ def _dead_finding(
             "eps is that of another framework (Keras 1e-3, torch 1e-5)",
             "an input feature that is constant in the data",
         ),
-        remedy=(
-            f"{subject.accessor}.eps = {float(variance.median()) * 1e-3:.1e}"
-            if everywhere
-            else _silence(examination, subject, said | outliers)
-        ),
+        remedy=_smaller_eps(subject)
+        # Nothing divides by a variance of 0 and an eps beside it that is next to nothing.
+        if everywhere and isinstance(subject.names.eps, str) and float(variance.min()) * 1e-3 > _LEAST_EPS
+        else _silence(examination, subject, said | outliers, plainly=not bool((outliers & ~dead).any())),
         extent=count / of_all,
         proof='not normkit.diagnose(model).of("dead-channel", {layer})',
         channels={"running_var": tuple(variance.tolist())},
     )
 
 
-def _silence(examination: Examination, subject: Subject, dead: Tensor) -> str:
-    """Return the call that makes constants of dead channels: folding, where the layer has a neighbour to fold into."""
+def _smaller_eps(subject: Subject) -> str:
+    names = subject.names
+    return (
+        "for name in {layers}: layer = model.get_submodule(name); "
+        f"layer.{names.eps} = 1e-3 * layer.{names.var}.double().median().item()"
+    )
+
+
+def _silence(examination: Examination, subject: Subject, quiet: Tensor, *, plainly: bool) -> str:
+    """Return the call that makes constants of dead channels: folding, where the layer has a neighbour to fold into.
+
+    Where the variance alone tells which they are, it is the same code for every layer: many layers are one finding.
+    """
     beside = (examination.pairs or {}).get(subject.name)
+    names = subject.names
     if (beside is not None and beside.reason is None) or subject.weight is None:
         return "model = normkit.fold(model, example).model"
-    channels = torch.nonzero(dead).reshape(-1).tolist()
+    if not plainly:
+        channels = torch.nonzero(quiet).reshape(-1).tolist()
+        return f"{subject.accessor}.{names.weight}.data[{channels}] = 0  # their bias goes out, as it nearly does now"
+    eps = f"layer.{names.eps}" if isinstance(names.eps, str) else repr(names.eps)
     return (
-        f"{subject.accessor}.{subject.names.weight}.data[{channels}] = 0  # their bias goes out, as it nearly does now"
+        f"for name in {{layers}}: layer = model.get_submodule(name); v = layer.{names.var}; "
+        f"limit = {DEAD_VARIANCE:g} * {eps}; layer.{names.weight}.data[v < (limit if v.median() < limit else "
+        f"min(limit, {DEAD_VARIANCE:g} * v.median().item()))] = 0  # their bias goes out, as it nearly does now"
     )
 
 

@@ -15,6 +15,11 @@ from ..measurements import Measured, PooledMoments
 from ..sampling import errors_wanted
 from ..subjects import Subject
 from ..thresholds import (
+    CHANNEL_LOG_RATIO,
+    CHANNEL_Z,
+    DRIFT_ERROR,
+    DRIFT_ERROR_LARGE,
+    DRIFT_ERROR_MODERATE,
     DRIFT_LOG_RATIO,
     DRIFT_SHARE,
     DRIFT_Z,
@@ -24,9 +29,11 @@ from ..thresholds import (
     RESIDUE_ERROR,
     SAMPLES_WANTED,
 )
-from .state import is_never_updated, running_and_true
+from .state import is_never_updated, is_zeroed, running_and_true
 
-__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift"]
+__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift", "off_together"]
+
+_MOST_OCTAVES = 60.0  # of a ratio of variances: beyond, no number says more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +44,14 @@ class Drift:
         z: distance of the means in standard deviations of the measured values.
         log_ratio: log2 of the variance over the measured one, eps added to both.
         certain_z, certain_log_ratio: the same, 0 where sampling may explain the difference.
+        heard: the channels that are multiplied by something.
     """
 
     z: Tensor
     log_ratio: Tensor
     certain_z: Tensor
     certain_log_ratio: Tensor
+    heard: Tensor
 
     @property
     def beyond(self) -> Tensor:
@@ -56,15 +65,44 @@ class Drift:
 
     @property
     def severity(self) -> Severity | None:
-        """The verdict by the limits of ``thresholds.py``."""
-        if self.share >= DRIFT_SHARE:
+        """The verdict by the limits of ``thresholds.py``, on this layer alone."""
+        if self.share >= DRIFT_SHARE or self.error >= DRIFT_ERROR_LARGE:
             return "error"
-        past = percentile(self.certain_z) > DRIFT_Z or percentile(self.certain_log_ratio.abs()) > DRIFT_LOG_RATIO
-        return "warning" if past else None
+        many = percentile(self.certain_z) > DRIFT_Z or percentile(self.certain_log_ratio.abs()) > DRIFT_LOG_RATIO
+        # A percentile cannot see one channel of many.
+        one = self.heard & ((self.certain_z > CHANNEL_Z) | (self.certain_log_ratio.abs() > CHANNEL_LOG_RATIO))
+        return "warning" if many or bool(one.any()) else None
+
+    @property
+    def error(self) -> float:
+        """What is surely off moves a normalized value by so much, in its own deviations: root mean square."""
+        return float(self._squares.mean().sqrt())
+
+    @property
+    def worst(self) -> int:
+        """The channel that moves most."""
+        return int(self._squares.argmax())
+
+    @property
+    def _squares(self) -> Tensor:
+        """The square of what each channel moves by.
+
+        ``(x - m) / s`` with one mean and deviation is apart from that with others by ``z s' / s`` in the mean and by
+        the factor ``s' / s``, with ``s'`` the measured deviation.
+        """
+        factor = torch.exp2(-self.certain_log_ratio.clamp(-_MOST_OCTAVES, _MOST_OCTAVES) / 2)
+        return ((self.certain_z * factor) ** 2 + (factor - 1) ** 2) * self.heard
 
 
 def compare(
-    mean: Tensor, var: Tensor, population: PooledMoments, eps: float, *, layers: int, own: float = 0.0
+    mean: Tensor,
+    var: Tensor,
+    population: PooledMoments,
+    eps: float,
+    *,
+    layers: int,
+    own: float = 0.0,
+    weight: Tensor | None = None,
 ) -> Drift:
     """Compare moments with measured ones, per channel.
 
@@ -78,6 +116,7 @@ def compare(
         eps: of the layer.
         layers: among how many layers the worst is looked for.
         own: what the moments themselves owe to sampling: their squared standard error over a single sample's.
+        weight: what each channel is multiplied by, where it is known.
     """
     mean, var = mean.to(population.mean), var.to(population.var)
     distance = (mean - population.mean).abs()
@@ -85,8 +124,11 @@ def compare(
     log_ratio = torch.log2((var + eps) / (population.var + eps))
     log_error = population.var_error / ((population.var + eps) * math.log(2))
     # Of few samples the error of a variance is badly known, and smallest where an outlier failed to come: a channel is
-    # no surer than the layer's median.
-    log_error = torch.maximum(log_error, log_error.median())
+    # no surer than the layer's median, and where the measured variance is the smaller one, as it is then, no surer than
+    # all but the wildest twentieth of the layer.
+    log_error = torch.maximum(
+        log_error, torch.where(log_ratio > 0, torch.quantile(log_error, 0.95), log_error.median())
+    )
     samples, zero = population.effective_samples, torch.zeros_like(z)
     # Both are samples of one population if nothing is wrong, so that both are uncertain.
     errors = errors_wanted(samples, len(z), layers) * math.sqrt(1.0 + max(samples - 1.0, 0.0) * own)
@@ -95,6 +137,7 @@ def compare(
         log_ratio=log_ratio,
         certain_z=torch.where(distance > errors * population.mean_error, z, zero),
         certain_log_ratio=torch.where(log_ratio.abs() > errors * log_error, log_ratio, zero),
+        heard=torch.ones_like(z, dtype=torch.bool) if weight is None else weight.to(z) != 0,
     )
 
 
@@ -111,7 +154,8 @@ def drift_of(examination: Examination, subject: Subject, measured: Measured) -> 
     if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()) or bool((variance < 0).any()):
         return None  # the check for non-finite statistics speaks of these
     own = 0.0 if examination.plan is None else left_by_average(subject) / max(examination.plan.regular, 1)
-    return compare(mean, variance, measured.pooled, subject.eps, layers=examination.layers_judged, own=own)
+    layers, weight = examination.layers_judged, subject.weight
+    return compare(mean, variance, measured.pooled, subject.eps, layers=layers, own=own, weight=weight)
 
 
 def left_by_average(subject: Subject) -> float:
@@ -142,21 +186,62 @@ def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
         for entry in (examination.measured.get(subject.name), examination.in_use.get(subject.name))
         if entry is not None and (found := drift_of(examination, subject, entry)) is not None
     ]
-    return min(both, key=lambda found: (found.share, percentile(found.certain_log_ratio.abs())), default=None)
+    return min(both, key=lambda found: (found.share, found.error), default=None)
+
+
+def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
+    """Return the layers that are moderately off and together too far, and how far: 0 and none where they are not.
+
+    As for one layer the nearer of two judgements counts: all against what they are given in training, or all against
+    what they are given in evaluation.
+    """
+    judged = []
+    for sense in (examination.measured, examination.in_use):
+        found = {
+            subject.name: drift
+            for subject in examination.subjects
+            if subject.name in sense
+            and not _has_none(examination, subject)
+            and (drift := drift_of(examination, subject, sense[subject.name])) is not None
+            and drift.error >= DRIFT_ERROR_MODERATE
+            and not _is_excused(examination, subject, drift)
+        }
+        if sense:
+            judged.append((math.hypot(*(drift.error for drift in found.values())), found))
+    error, found = min(judged, key=lambda pair: pair[0], default=(0.0, {}))
+    return (error, found) if error >= DRIFT_ERROR else (0.0, {})
 
 
 def drift(examination: Examination) -> Iterator[Finding]:
     """Compare the running statistics with those of the data, dropout off and on."""
+    together, moderate = off_together(examination)
     for subject in examination.subjects:
         measured = examination.measured.get(subject.name)
         found = judged_drift(examination, subject)
-        if measured is None or found is None or found.severity is None or is_never_updated(subject):
+        if measured is None or found is None or _has_none(examination, subject):
             continue
-        severity: Severity = found.severity
-        if _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found):
+        severity, among = found.severity, None
+        if subject.name in moderate:
+            if severity is None:
+                found, among = moderate[subject.name], (together, len(moderate))
+                severity = "warning"
+            if together >= DRIFT_ERROR_LARGE:
+                severity = "error"
+        if severity is None:
+            continue
+        if _is_excused(examination, subject, found):
             severity = "info"
         shift = dropout_shift(examination, subject)
-        yield _drift_finding(subject, measured, found, severity, shift)
+        yield _drift_finding(subject, measured, found, severity, shift, among)
+
+
+def _has_none(examination: Examination, subject: Subject) -> bool:
+    """Say whether the layer has no statistics to be off: those of construction, or all zero."""
+    return is_never_updated(subject) or is_zeroed(subject, examination.measured.get(subject.name))
+
+
+def _is_excused(examination: Examination, subject: Subject, found: Drift) -> bool:
+    return _is_held_on_purpose(examination, subject) and not _is_stale(examination, subject, found)
 
 
 def _is_held_on_purpose(examination: Examination, subject: Subject) -> bool:
@@ -176,23 +261,35 @@ def _is_stale(examination: Examination, subject: Subject, found: Drift) -> bool:
 
 
 def _drift_finding(
-    subject: Subject, measured: Measured, found: Drift, severity: Severity, shift: float | None
+    subject: Subject,
+    measured: Measured,
+    found: Drift,
+    severity: Severity,
+    shift: float | None,
+    among: tuple[float, int] | None,
 ) -> Finding:
     evidence: dict[str, float | int] = {
         "channels_beyond": int(found.beyond.sum()),
         "share": found.share,
         "z_99th_percentile": percentile(found.certain_z),
         "log2_ratio_99th_percentile": percentile(found.certain_log_ratio.abs()),
+        "worst_channel": found.worst,
+        "error": found.error,
         "samples": measured.pooled.samples,
     }
     if shift is not None:
         evidence["dropout_log2_ratio"] = shift
+    if among is None:
+        which = f"{int(found.beyond.sum())} of {len(found.z)} channels are off"
+    else:
+        evidence["error_together"], count = among
+        which = f"{found.error:.2g} of a deviation over its channels, {among[0]:.2g} with all {count} layers like it: "
+        which += "errors add up"
     return Finding(
         check="drift",
         layer=subject.name,
         severity=severity,
-        summary=f"{_in_plain_numbers(found)} ({int(found.beyond.sum())} of {len(found.z)} channels are off): "
-        "evaluation normalizes with other numbers than "
+        summary=f"{_in_plain_numbers(found)} ({which}): evaluation normalizes with other numbers than "
         + ("the data have" if subject.moves is False and subject.kind == "frozen" else "training did"),
         extent=found.share + float(found.z.max()) / 1e3 + float(found.log_ratio.abs().max()) / 1e3,
         evidence=evidence,
@@ -273,6 +370,7 @@ def mixed_populations(examination: Examination) -> Iterator[Finding]:
                 f"called {len(calls)} times in a forward with inputs that differ in {apart[2].share:.0%} of the "
                 "channels: one set of running statistics stands for several populations",
                 {"calls": len(calls)},
+                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
                 "call the model once on both: model(torch.cat([first, second])).chunk(2)",
                 "",
             )

@@ -11,13 +11,65 @@ from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import ABSORBED_RATIO
 
-__all__ = ["STATE_CHECKS", "freezing", "is_absorbed", "is_never_updated", "running_and_true"]
+__all__ = ["STATE_CHECKS", "freezing", "is_absorbed", "is_never_updated", "is_zeroed", "running_and_true"]
 
 _LISTED = 16  # channels that a finding names
 
 
 def nonfinite(examination: Examination) -> Iterator[Finding]:
-    """Find NaN, infinities and negative variances: an average never forgets an infinity."""
+    """Find NaN, infinities, negative variances and an eps of 0; and an output that is not finite all the same."""
+    found = [*_bad_statistics(examination), *_bad_eps(examination)]
+    yield from found
+    if examination.overflowed is not None and not found:
+        yield _overflow(examination, examination.overflowed)
+
+
+def _bad_eps(examination: Examination) -> Iterator[Finding]:
+    """An eps of 0 divides by 0 wherever a channel is constant, and torch refuses to train with it."""
+    for subject in examination.subjects:
+        name = subject.names.eps
+        eps = getattr(subject.layer.module, name, None) if subject.layer is not None and isinstance(name, str) else None
+        if not isinstance(eps, int | float) or eps > 0:
+            continue
+        variance = subject.running_var
+        divided = variance is not None and subject.tracks and bool((variance + eps <= 0).any())
+        yield Finding(
+            check="nonfinite",
+            layer=subject.name,
+            severity="error" if divided else "info" if subject.is_fixed else "warning",
+            summary=f"eps is {eps:g}: "
+            + ("a channel whose variance is 0 is divided by 0" if divided else "a constant channel is divided by 0")
+            + ", and torch does not train with it",
+            evidence={"eps": float(eps)},
+            causes=("a number rounded to 0 on its way through a settings file", "a converter that left eps out"),
+            remedy=f"{subject.accessor}.{name} = 1e-05",
+            proof='not normkit.diagnose(model).of("nonfinite", {layer})',
+        )
+
+
+def _overflow(examination: Examination, layer: str) -> Finding:
+    subject = examination.subject(layer) if layer else None
+    return Finding(
+        check="nonfinite",
+        layer=layer,
+        severity="error",
+        summary="in evaluation the output of the model is not finite, though the batch is"
+        + (": this layer is the first to make NaN or an infinity of finite numbers" if layer else ""),
+        evidence={"first_layer": layer or None},
+        causes=(
+            ("statistics far from what the layer is given", "numbers too large for the layer's type")
+            if layer
+            else ("weights with NaN, or numbers too large for their type", "a logarithm or a quotient of 0")
+        )
+        + ("scores that are set to minus infinity on purpose",),
+        remedy=subject.recalibration
+        if subject is not None and subject.tracks and subject.is_batch
+        else "model.float()  # where it is in half precision; else look for the first module that gives NaN",
+        proof='not normkit.diagnose(model, batches).of("nonfinite")',
+    )
+
+
+def _bad_statistics(examination: Examination) -> Iterator[Finding]:
     for subject in examination.subjects:
         bad = {name: channels for name, channels in _bad_channels(subject).items() if channels}
         if not bad:
@@ -76,6 +128,15 @@ def is_never_updated(subject: Subject) -> bool:
     return bool((mean == 0).all()) and bool((variance == 1).all())
 
 
+def is_zeroed(subject: Subject, measured: Measured | None) -> bool:
+    """Say whether the running variance is 0 in every channel, and the data's, where it was measured, is not."""
+    variance = subject.running_var
+    if not subject.tracks or variance is None or not variance.numel() or bool((variance != 0).any()):
+        return False
+    seen = measured.pooled if measured is not None and measured.calls else None
+    return not seen or bool((seen.var > 0).any())
+
+
 def freezing(subject: Subject) -> str:
     """Return the call that freezes a layer; initial statistics are measured first, for freezing refuses those."""
     first = f"{subject.recalibration}; " if is_never_updated(subject) else ""
@@ -85,6 +146,9 @@ def freezing(subject: Subject) -> str:
 def never_updated(examination: Examination) -> Iterator[Finding]:
     """Find statistics that are still those of construction in a layer that counts on them."""
     for subject in examination.subjects:
+        if is_zeroed(subject, examination.measured.get(subject.name)):
+            yield _zeroed_finding(subject, examination.measured.get(subject.name))
+            continue
         trained = _affine_moved(subject)
         if not is_never_updated(subject) or (subject.moves and not trained):
             continue
@@ -116,6 +180,24 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
             proof='not normkit.diagnose(model).of("never-updated", {layer})',
             channels=running_and_true(subject, measured),
         )
+
+
+def _zeroed_finding(subject: Subject, measured: Measured | None) -> Finding:
+    return Finding(
+        check="never-updated",
+        layer=subject.name,
+        severity="error",
+        summary="the running variance is 0 in every channel, as no data leave it: in evaluation every value is divided "
+        "by the root of eps alone",
+        evidence={"updates": subject.updates, "eps": subject.eps, "training": subject.training},
+        causes=(
+            "they were set to zero: a file that lacks them, an initialisation of all tensors, a sum of models",
+            "the layer was only ever given constants",
+        ),
+        remedy=subject.recalibration,
+        proof='not normkit.diagnose(model, batches).of("never-updated", {layer})',
+        channels=running_and_true(subject, measured),
+    )
 
 
 def _absorbed_finding(subject: Subject) -> Finding:
@@ -167,7 +249,7 @@ def _affine_moved(subject: Subject) -> bool:
 STATE_CHECKS: tuple[Check, ...] = (
     Check(
         name="nonfinite",
-        question="Is every statistic finite and no variance negative?",
+        question="Is every statistic finite, no variance negative, eps above 0, and the output finite?",
         needs="state",
         examine=nonfinite,
         innocent=(),

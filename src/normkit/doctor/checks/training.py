@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from .populations import dropout_shift
 from .state import freezing, is_never_updated, running_and_true
 
 __all__ = ["TRAINING_CHECKS"]
+
+_GIVEN = ", optimizer=optimizer"  # what a proof says where an optimizer was given
 
 
 def freeze_leak(examination: Examination) -> Iterator[Finding]:
@@ -83,9 +86,10 @@ def optimizer(examination: Examination) -> Iterator[Finding]:
     if examination.optimizer is not None:
         yield from _membership(examination.model, examination.optimizer)
         yield from _decay(examination.subjects, examination.optimizer)
-    yield from _dropout(examination)
-    yield from _stuck(examination)
-    yield from _redundant_bias(examination)
+    for finding in (*_dropout(examination), *_stuck(examination), *_redundant_bias(examination)):
+        # A proof names what was given.
+        proof = finding.proof if examination.optimizer is not None else finding.proof.replace(_GIVEN, "")
+        yield replace(finding, proof=proof)
 
 
 def _optimized(optimizer: Optimizer) -> set[int]:
@@ -226,7 +230,7 @@ def _finding(
         evidence=evidence,
         causes=causes,
         remedy=remedy,
-        proof='not normkit.diagnose(model, batches, optimizer=optimizer).of("optimizer")',
+        proof=f'not normkit.diagnose(model, batches{_GIVEN}).of("optimizer")',
     )
 
 
