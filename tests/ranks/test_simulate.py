@@ -32,12 +32,20 @@ def test_ranks_that_call_otherwise_are_named():
         normkit.simulate(net, ranks=2).run(once_more, range(2))
     simulation = normkit.simulate(net, ranks=2)
     simulation.run(lambda net, rank: [layer(x) for layer, x in zip(net, inputs, strict=True)], range(2))
-    with pytest.raises(SyncError, match=r"rank 0: SyncBatchNorm\(3\), layer 0; rank 1: SyncBatchNorm\(64\), layer 1"):
+    with pytest.raises(
+        SyncError, match=r"rank 0: SyncBatchNorm\(3\), layer 0 at '0'; rank 1: SyncBatchNorm\(64\), layer 1"
+    ):
         simulation.run(lambda net, rank: net[rank](inputs[rank]), range(2))
     with pytest.raises(ArgumentError, match="2 ranks need as many parts"):
         simulation.run(lambda net, rank: None, range(3))
     with pytest.raises(ArgumentError, match="at least 1"):
         normkit.simulate(net, ranks=0)
+
+
+def test_layers_of_equal_settings_are_told_apart_from_the_first_call_on():
+    net = torch.nn.Sequential(normkit.SyncBatchNorm(3), normkit.SyncBatchNorm(3))
+    with pytest.raises(SyncError, match=r"rank 0: SyncBatchNorm\(3\) at '0'; rank 1: SyncBatchNorm\(3\) at '1'"):
+        normkit.simulate(net, ranks=2).run(lambda net, rank: net[rank](torch.randn(4, 3)), range(2))
 
 
 def test_groups_of_ranks_have_statistics_of_their_own():

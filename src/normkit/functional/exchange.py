@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
@@ -46,6 +46,9 @@ class Book:
         self.calls = 0
         self.names: list[str] = []
         self.numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        # The layer of the latest forward; and what every rank said where they were last found in different calls.
+        self.layer: ReferenceType[nn.Module] | None = None
+        self.told: list[str] = []
         # The latest exchanges, and what followed when they were the latest before: the same on every rank.
         self._latest: tuple[Event, ...] = ()
         self._followed: dict[tuple[Event, ...], Event] = {}
