@@ -11,7 +11,7 @@ import datetime
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "Book",
     "Exchange",
     "add_up",
+    "alone",
     "exchange_of",
     "fingerprint",
     "merge_moments",
@@ -94,13 +95,26 @@ class Exchange(Protocol):
         ...
 
 
-_HERE: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("normkit_exchange", default=None)
+# The group that a simulation is; False where no others are to be asked; None for what torch.distributed says.
+_HERE: contextvars.ContextVar[Exchange | Literal[False] | None] = contextvars.ContextVar(
+    "normkit_exchange", default=None
+)
 
 
 @contextlib.contextmanager
 def simulated(exchange: Exchange) -> Iterator[None]:
     """Let the layers called inside, in this thread, take this for their group."""
     token = _HERE.set(exchange)
+    try:
+        yield
+    finally:
+        _HERE.reset(token)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let the layers called inside, in this thread, normalize with what this process has, and exchange nothing."""
+    token = _HERE.set(False)
     try:
         yield
     finally:
@@ -114,7 +128,7 @@ def exchange_of(group: Any, timeout: float | None) -> Exchange | None:
         ArgumentError: the group does not hold this rank.
     """
     here = _HERE.get()
-    if here is None and not (distributed.is_available() and distributed.is_initialized()):
+    if here is False or (here is None and not (distributed.is_available() and distributed.is_initialized())):
         return None
     if here is None:
         group = distributed.group.WORLD if group is None else group

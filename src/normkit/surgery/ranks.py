@@ -8,7 +8,7 @@ from torch import distributed
 
 from ..errors import ArgumentError, SurgeryError
 
-__all__ = ["check_group", "others_hidden", "together"]
+__all__ = ["check_group", "others_hidden", "refuse_differing", "together"]
 
 
 def check_group(group: Any) -> None:
@@ -26,6 +26,23 @@ def others_hidden(group: Any) -> int:
     if group is not None or not (distributed.is_available() and distributed.is_initialized()):
         return 0
     return distributed.get_world_size() - 1
+
+
+def refuse_differing(what: str, settings: list[dict[str, Any]]) -> None:
+    """Refuse processes that were told different things.
+
+    Raises:
+        SurgeryError: they were; all of them see it alike.
+
+    >>> refuse_differing("recalibrate", [{"dropout": True}, {"dropout": True}])
+    """
+    for name in settings[0]:
+        values = [of_rank[name] for of_rank in settings]
+        if any(value != values[0] for value in values):
+            each = "; ".join(f"rank {rank}: {value!r}" for rank, value in enumerate(values))
+            raise SurgeryError(
+                f"{what}: the processes of the group have different {name}. {each}; pass the same in all"
+            )
 
 
 class _Share:

@@ -24,7 +24,7 @@ from ..layers import (
 from ..spelling import alternatives
 from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
-from .ranks import check_group, others_hidden
+from .ranks import check_group, others_hidden, refuse_differing, together
 from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
@@ -91,7 +91,8 @@ def recalibrate(
         include_frozen: also layers that :func:`normkit.freeze` holds still; they stay frozen.
         group: a process group of ``torch.distributed``, whose processes each bring their share of the data; then every
             one must call this, and all get the same statistics, those of all data together. The shares need not be
-            of one size. Without it each process sees its own batches only.
+            of one size, also for :class:`normkit.SyncBatchNorm`: each process runs its batches by itself, and only what
+            it measured is exchanged. Without a group each process sees its own batches only, and waits for no other.
         aggregate: ``"pooled"`` for the mean and variance of all values, as above; ``"average"`` for the plain averages
             of the batches' means and of their unbiased variances, batches of any size alike, as in algorithm 2 of the
             paper: the spread between batches is not counted, and is what the batches' variances lack of the pooled one.
@@ -102,7 +103,8 @@ def recalibrate(
     Raises:
         ArgumentError: ``where`` takes nothing, a batch has an unknown form, or ``aggregate`` is neither word.
         SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
-            and layer), or another process of the group failed. Whatever is raised, also by the data or the model, the
+            and layer), another process of the group failed, or the processes differ in ``aggregate``, ``layerwise``,
+            ``dropout`` or in the layers taken. Whatever is raised, also by the data or the model, the
             model is bit for bit as before.
 
     >>> norm = nn.BatchNorm1d(1)
@@ -115,10 +117,24 @@ def recalibrate(
       2 batches, 4 samples
     """
     check_group(group)
-    if aggregate not in ("pooled", "average"):
-        raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
-    chosen, refused = _choose(model, where, include_frozen, layerwise)
-    refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+    with together(group, "recalibrate") as share:
+        if aggregate not in ("pooled", "average"):
+            raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
+        chosen, refused = _choose(model, where, include_frozen, layerwise)
+        refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+        if layerwise and iter(batches) is batches:
+            raise SurgeryError(
+                "layerwise=True runs over the batches once for each layer, and these can be read only once; "
+                "give a list or a DataLoader"
+            )
+        share.brought = {
+            "aggregate": aggregate,
+            "layerwise": layerwise,
+            "dropout": dropout,
+            "layers": [layer.path for layer in chosen],
+            "channels": [layer.channels for layer in chosen],
+        }
+    refuse_differing("recalibrate", share.all)
     settings = Pass(
         batches=batches, samples=samples, call=call, dropout=dropout, group=group, averaged=aggregate == "average"
     )
@@ -172,11 +188,6 @@ def _all_at_once(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _
 
 def _one_by_one(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _Run:
     """Measure and write layer after layer, in the order in which the model calls them."""
-    if iter(settings.batches) is settings.batches:
-        raise SurgeryError(
-            "layerwise=True runs over the batches once for each layer, and these can be read only once; "
-            "give a list or a DataLoader"
-        )
     order = collect(model, chosen, settings.first_batch(), training=False).moments
     run, by_path = _Run(), {layer.path: layer for layer in chosen}
     for path in order:
