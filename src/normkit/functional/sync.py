@@ -91,7 +91,7 @@ def sync_batch_norm(
         num_batches_tracked: an int64 counter, advanced by one with each update.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last.
         residual: of the shape and type of the input, added before the activation.
-        process_group: of ``torch.distributed``; None for all processes.
+        process_group: of ``torch.distributed``, or a ``DeviceMesh`` of one dimension; None for all processes.
         timeout: seconds to wait for the other ranks in one call; None for the group's own.
         average: as for ``batch_norm``.
         variance: likewise, of all ranks.
@@ -109,8 +109,8 @@ def sync_batch_norm(
             shape.
         DtypeError: as for ``batch_norm``; a mask that is not boolean.
         StatisticsError: as for ``batch_norm``.
-        ArgumentError: as for ``batch_norm``; a process group without this rank; a transform of ``torch.func``, a
-            derivative in forward mode, or ``torch.jit.trace``.
+        ArgumentError: as for ``batch_norm``; a process group without this rank, one that was destroyed, or what is
+            none; a transform of ``torch.func``, a derivative in forward mode, or ``torch.jit.trace``.
 
     Whenever it raises, on every rank that raises the running statistics are as they were.
 
@@ -389,7 +389,8 @@ def _words(caller: nn.Module | None) -> str:
 
 
 def _settings(caller: nn.Module | None) -> str:
-    return "" if caller is None else caller.extra_repr()
+    own: Any = getattr(caller, "settings_of_all_ranks", None)
+    return "" if caller is None else str(own() if own is not None else caller.extra_repr())
 
 
 def _check_followable(caller: nn.Module | None) -> None:

@@ -4,9 +4,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..functional.averages import Average, Variance
+from ..functional.averages import Average, Variance, momentum_of_half_life
 
-__all__ = ["KeepsAverages", "law_in_words", "law_of"]
+__all__ = ["KeepsAverages", "law_in_words", "law_of", "momentum_in_words"]
 
 
 class KeepsAverages:
@@ -15,6 +15,8 @@ class KeepsAverages:
     # Of objects that were saved before there were such settings, too.
     average: Any = "moving"
     variance: Any = "batch"
+    # As it was given, where it was.
+    half_life: Any = None
 
 
 def law_of(layer: nn.Module) -> tuple[Average, Variance]:
@@ -27,3 +29,10 @@ def law_in_words(layer: KeepsAverages) -> str:
     """Return what a layer's description adds where the law is not torch's."""
     law = {"average": layer.average, "variance": layer.variance}
     return "".join(f", {name}={value!r}" for name, value in law.items() if value not in ("moving", "batch"))
+
+
+def momentum_in_words(described: str, layer: Any) -> str:
+    """Return a layer's description with the half-life that it was made with in the place of the momentum it gave."""
+    if layer.half_life is None or momentum_of_half_life(layer.half_life) != layer.momentum:
+        return described
+    return described.replace(f"momentum={layer.momentum}", f"half_life={layer.half_life:g}", 1)

@@ -7,18 +7,23 @@ from typing import Any
 from torch import distributed
 
 from ..errors import ArgumentError, SurgeryError
+from ..functional.exchange import group_of
 
 __all__ = ["check_group", "others_hidden", "refuse_differing", "together"]
 
 
-def check_group(group: Any) -> None:
-    """Refuse a group where no process group runs.
+def check_group(group: Any) -> Any:
+    """Return the group that is meant, where one runs.
 
     Raises:
-        ArgumentError: ``torch.distributed`` is not initialised.
+        ArgumentError: ``torch.distributed`` is not initialised, or it is no group of this process.
     """
     if group is not None and not (distributed.is_available() and distributed.is_initialized()):
         raise ArgumentError("group= needs a running process group: call torch.distributed.init_process_group first")
+    group = group_of(group, "group")
+    if group is not None and distributed.get_rank(group) < 0:
+        raise ArgumentError("group= does not hold this process; call this in the processes of the group alone")
+    return group
 
 
 def others_hidden(group: Any) -> int:

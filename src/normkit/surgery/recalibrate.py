@@ -116,7 +116,7 @@ def recalibrate(
       touched (the model itself)
       2 batches, 4 samples
     """
-    check_group(group)
+    group = check_group(group)
     with together(group, "recalibrate") as share:
         if aggregate not in ("pooled", "average"):
             raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
