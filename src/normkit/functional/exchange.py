@@ -181,10 +181,11 @@ def group_of(group: Any, name: str = "process_group") -> Any:
         return None
     if isinstance(group, distributed.ProcessGroup) or group is distributed.GroupMember.NON_GROUP_MEMBER:
         return group
-    if isinstance(group, distributed.DeviceMesh):
+    mesh: Any = distributed.DeviceMesh  # type: ignore[attr-defined]
+    if isinstance(group, mesh):
         if group.ndim == 1:
             return group.get_group()
-        dimensions = group.mesh_dim_names or tuple(range(group.ndim))
+        dimensions: tuple[object, ...] = group.mesh_dim_names or tuple(range(group.ndim))
         said = f"{name} is a mesh of {group.ndim} dimensions, and statistics are shared along one"
         raise ArgumentError(f"{said}; pass mesh.get_group({dimensions[0]!r}), of {dimensions}")
     raise ArgumentError(
