@@ -29,6 +29,11 @@ def test_a_demo_is_planned_as_a_table_and_as_json(plan):
     assert [layer["samples"] for layer in json.loads(out)["layers"]] == [4, 4]
 
 
+def test_the_same_plan_is_reckoned_every_time(plan):
+    first = plan("demo:small-batch", "--batch-size", 4, "--json")
+    assert plan("demo:small-batch", "--batch-size", 4, "--json") == first
+
+
 def test_a_page_is_written_and_no_other_file_over(plan, tmp_path):
     code, out, err = plan("demo:small-batch", "--batch-size", 4, "--html", tmp_path / "plan.html")
     assert (code, err) == (0, "")
