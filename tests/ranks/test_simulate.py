@@ -90,6 +90,9 @@ def test_each_rank_draws_random_numbers_of_its_own_and_the_caller_goes_on_with_t
     torch.manual_seed(4)
     (net[0](x), net(x), torch.rand(3))
     assert torch.equal(after, torch.rand(3))
+    torch.manual_seed(4)
+    normkit.simulate(net, ranks=3, group_size=1).run(step, [x] * 3)
+    assert torch.equal(after, torch.rand(3))
     # As processes do, each seeded by its rank.
     seeded = first.run(lambda net, rank: (torch.manual_seed(9 + rank), net(x), torch.rand(3))[2], range(3))
     for rank, values in enumerate(seeded):
