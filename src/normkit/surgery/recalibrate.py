@@ -12,6 +12,7 @@ from ..anatomy import Call, NormLayer, norm_layers
 from ..anatomy.frozen import Frozen, is_frozen, remember
 from ..anatomy.select import Where
 from ..errors import ArgumentError, SurgeryError
+from ..functional.averages import settled
 from ..layers import (
     BatchRenorm1d,
     BatchRenorm2d,
@@ -21,6 +22,7 @@ from ..layers import (
     GhostBatchNorm3d,
     MaskedBatchNorm1d,
 )
+from ..layers.laws import law_of
 from ..spelling import alternatives
 from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
@@ -72,9 +74,13 @@ def recalibrate(
     accumulated in float64 and merged by counts, so that neither a short last batch nor the way the data are cut into
     batches changes the result. This is the population variance of Ioffe and Szegedy 2015, algorithm 2, with the
     variance between batches included; ``torch.optim.swa_utils.update_bn`` averages batches of any size alike and
-    leaves that term out. A layer with ``unbiased=False`` gets the divisor n. ``num_batches_tracked`` becomes the number
-    of batches where it was smaller. An instance norm that keeps running statistics gets the average of its samples'
-    means and of their unbiased variances. Layers of other houses are taken where the data confirm how they are read
+    leaves that term out. A layer with ``unbiased=False`` or ``variance="total"`` gets the divisor n, as it stores.
+    ``num_batches_tracked`` becomes the number of batches where it was smaller; with ``average="debiased"`` at least ten
+    half-lives, so that batches of further training weigh what the momentum says and do not replace what was measured.
+    With ``momentum=None`` further batches are averaged with those of ``batches`` one by one, whatever their sizes.
+
+    An instance norm that keeps running statistics gets the average of its samples' means and of their unbiased
+    variances. Layers of other houses are taken where the data confirm how they are read
     (:func:`normkit.register_norm`), the frozen ones of detection libraries among them: those have no other way to new
     statistics.
 
@@ -237,13 +243,16 @@ def _write(layer: NormLayer, seen: Seen) -> float:
     moments, mean, variance = seen.moments[layer.path], layer.mean, layer.var
     assert mean is not None
     assert variance is not None
-    measured = moments.variance(unbiased=layer.unbiased)
+    average, spread = law_of(layer.module)
+    # A layer that averages the total variance divides by m whatever it stores otherwise.
+    measured = moments.variance(unbiased=layer.unbiased and spread != "total")
     shift = (mean.detach().double().cpu().flatten() - moments.mean) / (measured + layer.eps).sqrt()
     with torch.no_grad():
         _fill(layer, mean, moments.mean)
         _fill(layer, variance, measured)
         if layer.counter is not None:
-            layer.counter.fill_(max(seen.batches, seen.counters[layer.path]))
+            least = settled(layer.momentum, average)
+            layer.counter.fill_(max(seen.batches, seen.counters[layer.path], least))
     if isinstance(layer.module, Frozen):
         remember(layer.module)
     change = shift.abs().max().item()
