@@ -34,6 +34,14 @@ def test_what_is_known_follows_the_model():
     assert path_of(layer) in {"", "0"}  # whoever held it may be gone
 
 
+def test_a_layer_in_the_place_of_one_that_is_gone_is_another():
+    for _ in range(20):  # some of them lie where the one before lay
+        assert path_of(normkit.SyncBatchNorm(3)) == ""
+        model = nn.Sequential(normkit.SyncBatchNorm(3))
+        assert path_of(model[0]) == "0"
+        del model
+
+
 def test_the_name_ends_where_several_modules_hold_a_layer():
     model = net()
     other = nn.ModuleDict({"x": model["a"]})

@@ -12,8 +12,8 @@ from torch import nn
 
 __all__ = ["asleep_beside", "may_be_one", "path_of"]
 
-# By the identity of a module those that hold it, and under which name; asked of all modules now and then.
-_HOLDERS: dict[int, list[tuple[ReferenceType[nn.Module], str]]] = {}
+# By the identity of a module, which another may have later: itself, and those that hold it, each with the name there.
+_HOLDERS: dict[int, tuple[ReferenceType[nn.Module], list[tuple[ReferenceType[nn.Module], str]]]] = {}
 
 
 def path_of(layer: nn.Module) -> str:
@@ -60,8 +60,8 @@ def _climb(layer: nn.Module) -> tuple[str, nn.Module]:
 
 def _holders(module: nn.Module) -> list[tuple[nn.Module, str]] | None:
     """Return the modules that hold this one, each with its name there; None where that is not, or no longer, known."""
-    known = _HOLDERS.get(id(module))
-    if known is None:
+    itself, known = _HOLDERS.get(id(module), (None, []))
+    if itself is None or itself() is not module:
         return None
     found = [(holder, name) for kept, name in known if (holder := kept()) is not None]
     if any(holder._modules.get(name) is not module for holder, name in found) or len(found) < len(known):
@@ -75,8 +75,8 @@ def _ask_all() -> None:
     # By the type: an object may answer isinstance with code of its own.
     alive: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
     for module in alive:
-        _HOLDERS.setdefault(id(module), [])
+        _HOLDERS.setdefault(id(module), (ref(module), []))
         held = vars(module).get("_modules")
         for name, child in held.items() if isinstance(held, dict) else ():
             if child is not None:
-                _HOLDERS.setdefault(id(child), []).append((ref(module), name))
+                _HOLDERS.setdefault(id(child), (ref(child), []))[1].append((ref(module), name))
