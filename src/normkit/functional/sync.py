@@ -64,8 +64,9 @@ def sync_batch_norm(
         layer's first call two more, of 512 bytes and of 10 numbers, in which the ranks see that they mean the same
         layer, and one more wherever the order of the calls is a new one; with ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` before
         every call. So ranks that call different layers get an error, whatever the layers' sizes. Of equal settings they
-        are told apart by their names in the model that holds them, as in ``state_dict``, from the first call on; layers
-        that no module holds, in their first call only by the order in which each rank calls them.
+        are told apart by their names in the model that holds them, as in ``state_dict``, from the first call on. What
+        that leaves open (layers that no module holds, those of one name in two models) is known in a first call by the
+        order in which each rank calls them.
         Gradients of weight and bias are those of this rank's samples, which data parallelism adds up; dx is that of the
         sum of all ranks' losses.
         A forward that a backward runs again (activation checkpointing) exchanges nothing: the first run's statistics
