@@ -151,3 +151,14 @@ def normkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return left.value.code, written.out, written.err
 
     return call
+
+
+@pytest.fixture
+def one_process():
+    """Let torch.distributed run, with this process alone."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

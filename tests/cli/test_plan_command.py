@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from normkit import cli
 
@@ -27,6 +28,12 @@ def test_a_demo_is_planned_as_a_table_and_as_json(plan):
     code, out, _ = plan("demo:small-batch", "--batch-size", 32, "--ranks", 8, "--json")
     assert code == 0
     assert [layer["samples"] for layer in json.loads(out)["layers"]] == [4, 4]
+
+
+def test_the_same_plan_is_reckoned_every_time(plan):
+    first = plan("demo:small-batch", "--batch-size", 4, "--json")
+    torch.rand(3)
+    assert plan("demo:small-batch", "--batch-size", 4, "--json") == first
 
 
 def test_a_page_is_written_and_no_other_file_over(plan, tmp_path):

@@ -125,3 +125,59 @@ def test_the_model_is_bit_for_bit_as_before_and_bad_input_is_refused():
             normkit.plan(model, torch.randn(64, 4), **given)
     with pytest.raises(ArgumentError, match="no layer that normalizes with the batch"):
         normkit.plan(nn.Linear(4, 3), torch.randn(64, 4), 8)
+
+
+def test_values_that_are_not_finite_are_named():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), torch.randn(64, 4)
+    with pytest.raises(ArgumentError, match="1 is given NaN or infinite values in every batch of the example"):
+        normkit.plan(model, x * torch.nan, 8)
+    x[3] = torch.inf
+    found = normkit.plan(model, x, 8)
+    assert found.advice[-1] == "1 were given NaN or infinite values, in batches that are left out here, 1 of them at 1"
+    assert 0 < found.layers[0].gap < 1
+
+
+def test_an_example_that_is_too_small_is_told_and_its_values_count_as_independent():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    for count, word in ((1, "1 sample,"), (8, "8 samples,")):
+        found = normkit.plan(model, torch.randn(count, 4), 64)
+        assert found.layers[0].gap == pytest.approx((1 / 64 + 2 / 63 / 4) ** 0.5)
+        assert found.layers[0].effective is None
+        assert f"the example holds {word} too few to tell how far values go together" in found.advice[-1]
+        assert "give 32 or more" in found.advice[-1]
+    assert "too few to tell" not in normkit.plan(model, torch.randn(64, 4), 32).advice[-1]
+    for empty in (torch.randn(0, 4), [], torch.tensor(1.0)):
+        with pytest.raises(ArgumentError, match="plan: the example holds no samples"):
+            normkit.plan(model, empty, 64)
+    for wrong in ("0.1", None, True):
+        with pytest.raises(ArgumentError, match=f"gap must be a number of deviations, got {type(wrong).__name__}"):
+            normkit.plan(model, torch.randn(64, 4), 8, gap=wrong)
+
+
+def test_the_doctor_and_the_plan_reckon_alike_and_neither_counts_more_than_there_is():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    x = torch.randn(160, 3, 8, 8)
+    found = normkit.plan(model, x, 4, gap=0.2)
+    findings = normkit.diagnose(model.train(), list(x.split(4))).of("effective-n")
+    assert [layer.name for layer in found.layers] == [finding.layer for finding in findings] == ["1", "4"]
+    for layer, finding in zip(found.layers, findings, strict=True):
+        assert layer.effective == pytest.approx(finding.evidence["effective_values"])
+        assert layer.effective <= layer.values
+    uniform = torch.rand(4096, 3).round()  # of which the variance hardly varies
+    assert normkit.plan(nn.BatchNorm1d(3), uniform, 32).layers[0].effective == 32
+    # The doctor warns below 8 samples whatever the gap is, and so the plan says it too.
+    said = next(line for line in found.advice if "Wu and He 2018" in line)
+    assert said.startswith("1, 4: 4 samples share a statistic; the gap keeps to 0.2")
+    assert "a batch of 8 or more; or normkit.convert(model, to=\"group\", where=['1', '4'])" in said
+    assert not any("Wu and He" in line for line in normkit.plan(model, x, 8).advice)
+
+
+def test_many_layers_are_a_line_for_each_cause():
+    blocks = [part for _ in range(9) for part in (nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.Softplus())]
+    single = [nn.AdaptiveAvgPool1d(1), nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3)]
+    found = normkit.plan(nn.Sequential(*blocks, *single), torch.randn(64, 3, 4), 2, gap=0.01)
+    lines = [line for line in found.advice if "a batch of" in line]
+    assert lines[0].startswith("1, 4, 7, 10 and 5 more: too few independent values; a batch of ")
+    assert "where=[layer.name for layer in found.layers if layer.samples_needed > 2]" in lines[0]
+    assert lines[1].startswith("29: two values have outputs of +1 and -1 alone; a batch of ")
+    assert max(map(len, found.advice)) < 300

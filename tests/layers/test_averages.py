@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import ArgumentError, StatisticsError
+from normkit.functional.averages import momentum_of_half_life, settled
 from normkit.reference import Running, batch_statistics, debiased_update, population_statistics
 from tolerances import RELATIVE, assert_close
 
@@ -354,14 +355,55 @@ def test_tools_read_the_law_of_a_relative(relative):
     normkit.recalibrate(model, data, layerwise=relative == "renorm")
     expected = population_statistics([value.numpy() for value in data])
     assert_close(model[0].running_mean, torch.from_numpy(expected.mean), dtype=torch.float64)
-    assert model[0].num_batches_tracked == len(data)
+    expected_var = torch.from_numpy(expected.var)
+    assert_close(model[0].running_var, expected_var, dtype=torch.float64)
+    assert model[0].num_batches_tracked == settled(0.1, "debiased")
     plain = nn.BatchNorm1d(3).double()
     plain.load_state_dict(model[0].state_dict())
     assert_close(plain.eval()(data[0]), copy.deepcopy(model).eval()(data[0]), dtype=torch.float64)
     made = make(average="debiased", variance="total")
     made.load_state_dict(plain.state_dict())
-    assert made.num_batches_tracked == len(data)
+    assert made.num_batches_tracked == settled(0.1, "debiased")
     if relative != "masked":
         law = {"average": "debiased", "variance": "total"}
         kept = normkit.convert(nn.Sequential(normkit.BatchNorm1d(3, **law)), to=relative).model[0]
         assert (kept.average, kept.variance) == ("debiased", "total")
+
+
+@pytest.mark.parametrize("make", [normkit.BatchNorm1d, normkit.GhostBatchNorm1d, normkit.SyncBatchNorm])
+def test_a_population_that_was_measured_is_not_thrown_away_by_the_next_batch(make):
+    momentum = momentum_of_half_life(100)
+    for state in ("recalibrated", "of old torch"):
+        layer = make(2, half_life=100, average="debiased", variance="total").double()
+        data = torch.randn(1000, 2, dtype=torch.float64)
+        if state == "recalibrated":
+            normkit.recalibrate(layer, [data])
+            assert_close(layer.running_var, data.var(0, correction=0), dtype=torch.float64)
+        else:
+            plain = nn.BatchNorm1d(2, momentum=1.0).double()
+            plain(data)
+            old = {name: value for name, value in plain.state_dict().items() if name != "num_batches_tracked"}
+            layer.load_state_dict(old)
+        before = layer.running_mean.clone()
+        batch = torch.randn(4, 2, dtype=torch.float64) + 5
+        layer(batch)
+        weight = ((layer.running_mean - before) / (batch.mean(0) - before)).tolist()
+        assert weight == pytest.approx([momentum] * 2, rel=2e-3)
+
+
+def test_what_counts_as_settled():
+    assert settled(0.5, "debiased") == 10
+    assert [settled(*law) for law in ((0.1, "moving"), (None, "moving"), (1.0, "debiased"), (0.0, "debiased"))] == [
+        0
+    ] * 4
+    # Statistics that are the start are none, and a counter that was given stays.
+    layer = normkit.BatchNorm1d(2, average="debiased")
+    layer.load_state_dict({name: value for name, value in layer.state_dict().items() if "num" not in name})
+    assert layer.num_batches_tracked == 0
+    other = normkit.BatchNorm1d(2, average="debiased")
+    other(torch.randn(5, 2))
+    layer.load_state_dict(other.state_dict())
+    assert layer.num_batches_tracked == 1
+    moving = normkit.BatchNorm1d(2)
+    moving.load_state_dict({name: value for name, value in other.state_dict().items() if "num" not in name})
+    assert moving.num_batches_tracked == 0

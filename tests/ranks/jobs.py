@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import pickle
 import random
 import time
 import warnings
@@ -321,6 +322,66 @@ def sizes(rank: int, ranks: int):
     step()  # and all goes on where nothing else happened
     found["again"] = [int(layer.num_batches_tracked) for layer in layers]
     return found
+
+
+class _Skipping(nn.Module):
+    """Blocks of equal layers, of which one may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), normkit.SyncBatchNorm(3)) for _ in range(4))
+
+    def forward(self, x, skip: int = -1):
+        for place, block in enumerate(self.blocks):
+            if place != skip:
+                x = x + block(x)
+        return x
+
+
+def cold(rank: int, ranks: int):
+    """Layers of equal settings that were never called before: swapped, skipped, one in evaluation; and alike ones."""
+    x, said = _share(rank, ranks), {}
+
+    def tried(name, net, call):
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        said[name] = words(call)
+        said[f"{name}: still"] = all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+    swapped = nn.Sequential(normkit.SyncBatchNorm(3), normkit.SyncBatchNorm(3))
+    tried("swapped", swapped, lambda: swapped[rank % 2](x))
+    depth = _Skipping()
+    tried("depth", depth, lambda: depth(x, rank))
+    asleep = _Skipping()
+    asleep.blocks[0][1].train(rank != 1)
+    tried("mode", asleep, lambda: asleep(x))
+    depth.eval().train()
+    depth(x)
+    depth.blocks[1][1].train(rank != 1)
+    before = depth.blocks[1][1].running_mean.clone()
+    said["warm mode"] = words(lambda: depth(x))
+    said["warm mode: still"] = torch.equal(before, depth.blocks[1][1].running_mean)
+    # What is one layer, however each rank holds it.
+    net = _Skipping()
+    held = (lambda: net, lambda: DistributedWrapper(net), lambda: pickle.loads(pickle.dumps(net)))[rank % 3]()
+    said["held otherwise"] = words(lambda: held(x))
+    if rank == 0:
+        said["copies"] = [copy.deepcopy(held), nn.ModuleList([held]), nn.ModuleList([held.blocks[2]])]
+    said["held twice"] = words(lambda: held(x))
+    said["copies"] = None
+    alone = [normkit.SyncBatchNorm(3) for _ in range(2)]
+    said["alone"] = words(lambda: [layer(x) for layer in alone])
+    return said
+
+
+class DistributedWrapper(nn.Module):
+    """What a wrapper around a model is."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
 
 
 def detailed(rank: int, ranks: int):

@@ -96,6 +96,38 @@ def test_a_mistake_is_an_error_on_every_rank_and_moves_no_buffer(mistake, mistak
         assert rank["goes on"]
 
 
+COLD = {
+    "swapped": ("rank 0: SyncBatchNorm(3) at '0'; rank 1: SyncBatchNorm(3) at '1'",),
+    "depth": ("rank 0: SyncBatchNorm(3) at 'blocks.1.1'; rank 1: SyncBatchNorm(3) at 'blocks.0.1'",),
+    "mode": (
+        "rank 0: SyncBatchNorm(3) at 'blocks.0.1', with all in training",
+        "rank 1: SyncBatchNorm(3) at 'blocks.1.1', with 'blocks.0.1' in evaluation",
+    ),
+    "warm mode": (
+        "forward of layer 1, SyncBatchNorm(3) at 'blocks.1.1', call ",
+        "SyncBatchNorm(3) at 'blocks.2.1', call ",
+        "with 'blocks.1.1' in evaluation; rank 2",
+        "with all in training",
+    ),
+    "held otherwise": ("nothing",),
+    "held twice": ("nothing",),
+    "alone": ("nothing",),
+}
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    return run("cold", 3, tmp_path_factory.mktemp("cold"))
+
+
+@pytest.mark.parametrize("case", COLD)
+def test_layers_of_equal_settings_are_told_apart_from_the_first_call_on(case, cold):
+    for rank in cold:
+        for words in COLD[case]:
+            assert words in rank[case]
+        assert rank.get(f"{case}: still", True)
+
+
 def test_a_rank_that_does_not_come_is_named_within_the_timeout(tmp_path):
     first, second, third = run("late", 3, tmp_path)
     for rank in (first, second):

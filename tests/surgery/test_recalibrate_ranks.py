@@ -22,7 +22,7 @@ from torch import distributed, nn
 
 import normkit
 from normkit.anatomy import fingerprint
-from normkit.errors import SurgeryError
+from normkit.errors import NormkitError, SurgeryError
 from ranks.processes import leave
 
 torch.set_num_threads(1)
@@ -63,6 +63,37 @@ with normkit.use_backend("plain"):
     except (OSError, SurgeryError) as error:
         seen["failed"] = [type(error).__name__, str(error), fingerprint(net) == before]
 
+    for kind in (normkit.SyncBatchNorm, nn.SyncBatchNorm):
+        net = model()
+        for place in (1, 4):
+            net[place] = kind(net[place].num_features)
+        calls = distributed.all_gather
+        distributed.all_gather = None  # of the layers, which a rank with more batches would call alone
+        record = normkit.recalibrate(net, list(share), group=world)
+        seen[f"recalibrated {kind.__module__}"] = [state(net), record.batches, record.samples]
+        before = fingerprint(net)
+        try:
+            normkit.recalibrate(net, broken(), group=world)
+        except (OSError, SurgeryError) as error:
+            seen[f"failed {kind.__module__}"] = [type(error).__name__, fingerprint(net) == before]
+        if rank == 0:
+            normkit.recalibrate(net, data)
+            seen["planned"] = len(normkit.plan(net, data, batch_size=8, ranks=2).layers)
+        distributed.all_gather = calls
+    for name, given in {
+        "aggregate": {"aggregate": ("pooled", "average")[rank]},
+        "wrong": {"aggregate": ("pooled", "mean")[rank]},
+        "layers": {"where": (None, "4")[rank]},
+        "layerwise": {"layerwise": True},
+    }.items():
+        net = model()
+        before = fingerprint(net)
+        batches = iter([data]) if name == "layerwise" and rank == 1 else [data]
+        try:
+            normkit.recalibrate(net, batches, group=world, **given)
+        except NormkitError as error:
+            seen[f"differing {name}"] = [f"{type(error).__name__}: {error}", fingerprint(net) == before]
+
     seen["sync"] = type(normkit.convert(model(), "sync").model[1]).__name__
     try:
         nn.SyncBatchNorm.convert_sync_batchnorm(model()).train()(data)
@@ -81,6 +112,16 @@ with normkit.use_backend("plain"):
 print(json.dumps(seen))
 leave(rank, 2)
 """
+
+
+_AGGREGATE = "have different aggregate. rank 0: 'pooled'; rank 1: 'average'"
+_LAYERS = "have different layers. rank 0: ['1', '4']; rank 1: ['4']"
+DIFFERING = {
+    "aggregate": (_AGGREGATE, _AGGREGATE),
+    "wrong": ("failed on rank 1", "ArgumentError: aggregate is 'mean'"),
+    "layers": (_LAYERS, _LAYERS),
+    "layerwise": ("failed on rank 1", "these can be read only once"),
+}
 
 
 def both_ranks(tmp_path):
@@ -116,6 +157,18 @@ def test_ranks_with_unequal_shares_get_the_statistics_of_all_data(tmp_path):
     assert second["failed"][:2] == ["OSError", "the disk is gone"]
     assert first["failed"][2]
     assert second["failed"][2]
+
+    for kind in ("normkit.layers.sync", "torch.nn.modules.batchnorm"):
+        assert first[f"recalibrated {kind}"] == second[f"recalibrated {kind}"]
+        assert first[f"recalibrated {kind}"][1:] == [len(batches), 60]
+        assert [rank[f"failed {kind}"] for rank in (first, second)] == [["SurgeryError", True], ["OSError", True]]
+        for key, buffer in alone(batches)[0].named_buffers():
+            assert_close(torch.tensor(first[f"recalibrated {kind}"][0][key]), buffer, dtype=torch.float32, what=key)
+    assert first["planned"] == 2
+    for name, words in DIFFERING.items():
+        for rank, said in zip((first, second), words, strict=True):
+            assert said in rank[f"differing {name}"][0]
+            assert rank[f"differing {name}"][1]
 
     # torch converts without a word, and refuses in the first step without naming a layer; ours runs on a CPU.
     assert "GPU" in first["torch sync"]

@@ -1,5 +1,6 @@
 """What surgery and doctor both stand on: find a model's normalization layers, run it on batches, keep its state."""
 
+from .apart import without_exchange
 from .batches import Call, iterate, run, sample_count
 from .evaluation import Affine, affine_in_evaluation
 from .explain import ModelExplanation, explain
@@ -28,4 +29,5 @@ __all__ = [
     "run",
     "sample_count",
     "unwrapped",
+    "without_exchange",
 ]

@@ -3,8 +3,9 @@
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 from torch import nn
 
@@ -14,6 +15,9 @@ from ..printable import printable
 from .inputs import UNFIT, named_batches, patient
 from .places import check_page
 from .terminal import echo
+
+if TYPE_CHECKING:
+    from ..doctor.demos import Patient
 
 __all__ = ["plan"]
 
@@ -44,13 +48,10 @@ def plan(
         check_page(html)
     if batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
-    given = patient(target, weights)
-    if not isinstance(given.model, nn.Module):
-        raise ArgumentError(f"{target} is a state file, which cannot be run: name the model with --weights {target}")
-    source = given.batches if data is None else named_batches(data)
-    if source is None:
-        raise ArgumentError("--data is missing; give the name of a data set, or module:function that returns batches")
-    example = list(islice(source, batches))
+    # The same numbers every time: of a model that is built anew, and of data that are shuffled.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        given, example = _given(target, weights, data, batches)
     settings = {"ranks": ranks, "micro_batches": micro_batches, "samples": samples, "gap": gap, "call": given.call}
     try:
         found = reckon(given.model, example, batch_size, **settings)  # type: ignore[arg-type]  # each of its own type
@@ -66,3 +67,14 @@ def plan(
     if html is not None and not as_json:
         echo("")
         echo(f"page: {html}")
+
+
+def _given(target: str, weights: Path | None, data: str | None, batches: int) -> "tuple[Patient, list[Any]]":
+    """Return the model and the first batches of its data."""
+    given = patient(target, weights)
+    if not isinstance(given.model, nn.Module):
+        raise ArgumentError(f"{target} is a state file, which cannot be run: name the model with --weights {target}")
+    source = given.batches if data is None else named_batches(data)
+    if source is None:
+        raise ArgumentError("--data is missing; give the name of a data set, or module:function that returns batches")
+    return given, list(islice(source, batches))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["BatchPlan", "Company", "Lengthened", "Measured", "Padding", "PooledMoments"]
+__all__ = ["BatchPlan", "Company", "Lengthened", "Measured", "Padding", "PooledMoments", "independent_values"]
 
 _BATCHES_WANTED = 10  # whose spread is worth more than what is reckoned from the samples
 
@@ -147,6 +147,17 @@ class PooledMoments:
         assert self._origin is not None
         assert self._sums is not None
         return self._origin, self._sums
+
+
+def independent_values(spread: float, values: int) -> float:
+    """Return as how many independent values of a normal distribution those of a batch count, at most as what they are.
+
+    By how much the variance varies from batch to batch: ``1 + 2 / spread^2``.
+
+    >>> independent_values(0.5, 100), independent_values(0.01, 100)
+    (9.0, 100.0)
+    """
+    return min(1 + 2 / max(spread, 1e-9) ** 2, float(values))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from .. import renderers
 from ..anatomy import Call, iterate, preserved
 from ..anatomy.programs import refuse_programs, unwrapped
 from ..errors import ArgumentError
-from .measurements import Measured, PooledMoments
+from .measurements import Measured, PooledMoments, independent_values
 from .probes import measure
 from .subjects import Subject, subjects_of_model
 from .thresholds import BATCH_SIZE_SMALL, SAMPLES_FOR_SPREAD
@@ -21,6 +21,8 @@ __all__ = ["PlannedLayer", "TrainingPlan", "plan"]
 # An error of the stored statistics that nobody sees, in deviations: that of a mean of 1,000 independent samples.
 _STORED = 0.03
 _LARGEST_MOMENTUM = 0.1
+# So many layers are named in a line of advice.
+_NAMES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class PlannedLayer:
         samples: how many samples share a statistic.
         values: how many values of a channel they bring, samples times positions.
         last_values: the same of the last batch of an epoch.
-        effective: as how many independent values they count, by how far batch means lie apart; None where the example
-            is too small to tell.
+        effective: as how many independent values they count, by how much the variance varies from batch to batch, as
+            the doctor reckons; never more than there are, and None where the example is too small to tell.
         mean_error: the standard error of a batch's mean, in deviations of the channel.
         var_error: the standard error of a batch's variance, as a share of it.
         gap: how far the layer's output in training lies from that in evaluation, root mean square, in deviations:
@@ -151,8 +153,8 @@ def plan(
         The plan; print it.
 
     Raises:
-        ArgumentError: a number below 1, a batch that ranks and micro-batches cannot share, or a model without a layer
-            that normalizes with the batch.
+        ArgumentError: a number below 1 or none, a batch that ranks and micro-batches cannot share, an example without
+            samples, one that gives a layer nothing finite, or a model without a layer that normalizes with the batch.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -178,23 +180,62 @@ def plan(
     measured = [(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
     if not measured:
         raise ArgumentError("plan: the model has no layer that normalizes with the batch, or the example reaches none")
+    told = {name: max((call.samples for call in entry.calls), default=0) for name, entry in seen.measured.items()}
+    notes = [
+        *_not_finite({subject.name: entry for subject, entry in measured}),
+        *_too_small_an_example(seen.samples, min(told[subject.name] for subject, _ in measured)),
+    ]
     rest = samples % batch_size if samples else 0
     last = _smallest_share(rest, ranks, micro_batches) if rest else share
     layers = tuple(_layer(subject, entry, share, last, ranks, gap) for subject, entry in measured)
-    return _planned(layers, batch_size, ranks, micro_batches, samples, gap)
+    return _planned(layers, batch_size, ranks, micro_batches, samples, gap, notes)
+
+
+def _not_finite(measured: dict[str, Measured]) -> list[str]:
+    """Say which layers were given values that are not finite, or refuse an example that gives nothing else.
+
+    Raises:
+        ArgumentError: a layer saw no batch of finite values.
+    """
+    counts = {name: sum(call.nonfinite_batches for call in entry.calls) for name, entry in measured.items()}
+    for name, count in counts.items():
+        if count and not any(call.samples for call in measured[name].calls):
+            raise ArgumentError(
+                f"plan: {name or 'the model itself'} is given NaN or infinite values in every batch of the example, of "
+                "which nothing can be reckoned; look at the data, and for an overflow before this layer"
+            )
+    some = {name or "the model itself": count for name, count in counts.items() if count}
+    first = next(iter(some), None)
+    said = "were given NaN or infinite values, in batches that are left out here"
+    return [] if first is None else [f"{_listed(list(some))} {said}, {some[first]} of them at {first}"]
+
+
+def _too_small_an_example(samples: int, least: int) -> list[str]:
+    """Say that an example is too small to tell how far values go together."""
+    if least >= SAMPLES_FOR_SPREAD:
+        return []
+    said = f"the example holds {samples} sample{'s' * (samples != 1)}, too few to tell how far values go together"
+    return [f"{said}: they count as independent; give {SAMPLES_FOR_SPREAD} or more"]
 
 
 def _cut(example: Any, size: int) -> Any:
     """Return batches of this many samples, where the example can be cut: a tensor, or batches of tensors or tuples."""
     if isinstance(example, torch.Tensor):
+        if example.dim() == 0 or example.numel() == 0:
+            raise ArgumentError(_NO_SAMPLES.format(f"a tensor of shape {tuple(example.shape)}"))
         return example.split(size) if len(example) >= size else example
     given = list(iterate(example))
+    if not given:
+        raise ArgumentError(_NO_SAMPLES.format("no batch"))
     if given and all(isinstance(batch, torch.Tensor) for batch in given):
         return _cut(torch.cat(given), size)
     if given and all(isinstance(batch, tuple | list) and _is_flat(batch) for batch in given):
         columns = [torch.cat(column) for column in zip(*given, strict=True)]
         return list(zip(*(column.split(size) for column in columns), strict=True))
     return given
+
+
+_NO_SAMPLES = "plan: the example holds no samples, it is {}; give some dozens and more, as training has them"
 
 
 def _is_flat(batch: Any) -> bool:
@@ -212,6 +253,8 @@ def _check(batch_size: int, ranks: int, micro_batches: int, samples: int | None,
             f"a batch of {batch_size} is not shared evenly by {ranks} ranks with {micro_batches} micro-batches each; "
             f"{fitting} is"
         )
+    if isinstance(gap, bool) or not isinstance(gap, int | float):
+        raise ArgumentError(f"gap must be a number of deviations, got {type(gap).__name__} {gap!r}; pass gap=0.1")
     if not 0 < gap < math.inf:
         raise ArgumentError(f"gap must be above 0, got {gap}; pass gap=0.1")
 
@@ -226,8 +269,9 @@ def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int,
     over = ranks if _is_over_ranks(subject) else 1
     together, positions = _of_one_statistic(subject, share * over), max(entry.values_per_sample, 1)
     calls = [call for call in entry.calls if call]
-    found = max((_errors(call, together, positions) for call in calls), default=(1.0, 1.0), key=_gap)
-    told = sum(call.samples for call in calls) >= SAMPLES_FOR_SPREAD
+    alone = _independent_errors(together * positions)
+    found = max((_errors(call, together, positions) for call in calls), default=alone, key=_gap)
+    told = max((call.samples for call in calls), default=0) >= SAMPLES_FOR_SPREAD
     wide = _gap(found)
     needed = math.ceil(together * (wide / gap) ** 2)
     values, left = together * positions, _of_one_statistic(subject, last * over) * positions
@@ -237,7 +281,7 @@ def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int,
         samples=together,
         values=values,
         last_values=left,
-        effective=1 / max(found[0], 1e-9) ** 2 if told else None,
+        effective=independent_values(found[1], values) if told else None,
         mean_error=found[0],
         var_error=found[1],
         gap=wide,
@@ -260,9 +304,13 @@ def _of_one_statistic(subject: Subject, samples: int) -> int:
 def _errors(moments: PooledMoments, samples: int, positions: int) -> tuple[float, float]:
     """Return the standard errors of mean and variance of a batch of so many samples, of the channel in the middle."""
     if moments.samples < SAMPLES_FOR_SPREAD:
-        values = samples * positions
-        return 1 / math.sqrt(values), math.sqrt(2 / max(values - 1, 1))
+        return _independent_errors(samples * positions)
     return float(moments.batch_mean_spread(samples).median()), float(moments.batch_spread(samples).median())
+
+
+def _independent_errors(values: int) -> tuple[float, float]:
+    """Return the same of values that know nothing of each other, of a normal distribution."""
+    return 1 / math.sqrt(values), math.sqrt(2 / max(values - 1, 1))
 
 
 def _gap(errors: tuple[float, float]) -> float:
@@ -279,7 +327,13 @@ def _advice(values: int, last: int, gap: float, wanted: float) -> str:
 
 
 def _planned(
-    layers: tuple[PlannedLayer, ...], batch_size: int, ranks: int, micro_batches: int, samples: int | None, gap: float
+    layers: tuple[PlannedLayer, ...],
+    batch_size: int,
+    ranks: int,
+    micro_batches: int,
+    samples: int | None,
+    gap: float,
+    notes: list[str],
 ) -> TrainingPlan:
     worst = max(layers, key=lambda layer: layer.samples_needed)
     share = batch_size // (ranks * micro_batches)
@@ -295,6 +349,8 @@ def _planned(
             advice.append(f"{left} at {names}: {effect}; drop_last=True")
     if few:
         advice += _cures(few, worst, batch_size, ranks, micro_batches, groups)
+    noisy = [layer for layer in layers if layer not in few and layer.samples < BATCH_SIZE_SMALL]
+    advice += _of_few_samples([layer for layer in noisy if layer.kind != "ghost"], gap, batch_size)
     momentum = _momentum(max(layer.gap for layer in layers))
     if momentum < _LARGEST_MOMENTUM:
         half_life = math.log(0.5) / math.log1p(-momentum)
@@ -308,7 +364,7 @@ def _planned(
         momentum=momentum,
         ghost_size=worst.samples_needed,
         group=groups[0] if groups else None,
-        advice=tuple(advice) or ("every layer has data enough",),
+        advice=(*(advice or ["every layer has data enough"]), *notes),
     )
 
 
@@ -328,18 +384,46 @@ def _cures(
         cures.append(f'{names}: normkit.accumulate(..., kind="exact") over the {micro_batches} micro-batches')
     if not cures and ranks * micro_batches > 1 and batch_size >= worst.samples_needed:
         cures.append(f'{names}: to="sync" and kind="exact" together, over the whole batch')
-    if not cures:
-        hopeless = [layer for layer in few if layer.samples_needed > batch_size]
-        size = f"a batch of {worst.samples_needed} or more"
+    if cures:
+        return cures
+    # By what they lack, each with what is enough for the worst of them.
+    for cause in dict.fromkeys(layer.advice for layer in few):
+        alike = [layer for layer in few if layer.advice == cause]
+        needed = max(layer.samples_needed for layer in alike)
+        hopeless = [layer for layer in alike if layer.samples_needed > batch_size]
         small = any(layer.samples < BATCH_SIZE_SMALL for layer in hopeless)
-        other = f'; or normkit.convert(model, to="group", where=[{_named(hopeless, quoted=True)}])' if small else ""
-        cures.append(f"{names}: {size}{other}")
+        other = f"; or {_as_groups(hopeless, f'samples_needed > {batch_size}')}" if small else ""
+        cures.append(f"{_named(alike)}: {cause}; a batch of {needed} or more{other}")
     return cures
 
 
-def _named(layers: list[PlannedLayer], *, quoted: bool = False) -> str:
-    names = [repr(layer.name) if quoted else layer.name or "the model itself" for layer in layers]
-    return ", ".join(names)
+def _of_few_samples(layers: list[PlannedLayer], gap: float, batch_size: int) -> list[str]:
+    """Say of layers that keep to the gap, and of which the doctor warns all the same, why both are right."""
+    if not layers:
+        return []
+    least = min(layer.samples for layer in layers)
+    size = math.ceil(batch_size * BATCH_SIZE_SMALL / least)
+    said = f"{_named(layers)}: {least} sample{'s' * (least > 1)} share a statistic; the gap keeps to {gap:g}, and still"
+    seen = f"accuracy has been seen to fall below {BATCH_SIZE_SMALL} (Wu and He 2018)"
+    return [f"{said} {seen}: a batch of {size} or more; or {_as_groups(layers, f'samples < {BATCH_SIZE_SMALL}')}"]
+
+
+def _as_groups(layers: list[PlannedLayer], condition: str) -> str:
+    """Return the call that gives these layers another norm; many are taken from the plan by what they have alike."""
+    names = ", ".join(repr(layer.name) for layer in layers)
+    if len(layers) > _NAMES:
+        names = f"layer.name for layer in found.layers if layer.{condition}"
+    return f'normkit.convert(model, to="group", where=[{names}])'
+
+
+def _named(layers: list[PlannedLayer]) -> str:
+    return _listed([layer.name or "the model itself" for layer in layers])
+
+
+def _listed(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(names[:_NAMES])
+    return shown if len(names) <= _NAMES else f"{shown} and {len(names) - _NAMES} more"
 
 
 def _momentum(gap: float) -> float:

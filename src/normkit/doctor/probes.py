@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from ..anatomy import Call, iterate, run, sample_count
+from ..anatomy import Call, iterate, run, sample_count, without_exchange
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
@@ -69,7 +69,7 @@ def measure(
     sizes: list[int] = []
     exhausted = True
     set_mode(model, training=False)
-    with torch.no_grad():
+    with torch.no_grad(), without_exchange(model):
         for batch in iterate(batches):
             if samples is not None and seen.samples >= samples:
                 exhausted = False

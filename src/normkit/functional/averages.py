@@ -20,6 +20,7 @@ __all__ = [
     "check_law",
     "is_plain_law",
     "momentum_of_half_life",
+    "settled",
     "update_statistics",
 ]
 
@@ -83,6 +84,24 @@ def check_law(
     if moves and num_batches_tracked is None:
         said = f"average={average!r} and variance={variance!r} need the number of batches"
         checks.refuse(ArgumentError, f"{said}; pass num_batches_tracked, an int64 tensor", caller)
+
+
+# How much more than by its momentum a debiased average weighs a batch, when it counts as settled.
+_SETTLED = 1e-3
+
+
+def settled(momentum: float | None, average: str) -> int:
+    """Return after how many batches an average weighs the next by its momentum, or a thousandth more.
+
+    What was measured over a whole population counts as so many: fewer, and the next batch would replace much of it. 0
+    where the number of batches is not asked for, and for the plain average, where each batch counts as one.
+
+    >>> settled(momentum_of_half_life(100), "debiased"), settled(0.1, "moving"), settled(None, "moving")
+    (997, 0, 0)
+    """
+    if average != "debiased" or momentum is None or not 0 < momentum < 1:
+        return 0
+    return math.ceil(math.log(_SETTLED) / math.log1p(-momentum))
 
 
 def _weight_of(

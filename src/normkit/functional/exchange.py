@@ -11,8 +11,8 @@ import datetime
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, Protocol
+from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,9 +23,12 @@ __all__ = [
     "Book",
     "Exchange",
     "add_up",
+    "alone",
     "exchange_of",
     "fingerprint",
+    "group_of",
     "merge_moments",
+    "ranks_of",
     "simulated",
 ]
 
@@ -46,6 +49,9 @@ class Book:
         self.calls = 0
         self.names: list[str] = []
         self.numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        # The layer of the latest forward; and what every rank said where they were last found in different calls.
+        self.layer: ReferenceType[nn.Module] | None = None
+        self.told: list[str] = []
         # The latest exchanges, and what followed when they were the latest before: the same on every rank.
         self._latest: tuple[Event, ...] = ()
         self._followed: dict[tuple[Event, ...], Event] = {}
@@ -91,7 +97,10 @@ class Exchange(Protocol):
         ...
 
 
-_HERE: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("normkit_exchange", default=None)
+# The group that a simulation is; False where no others are to be asked; None for what torch.distributed says.
+_HERE: contextvars.ContextVar[Exchange | Literal[False] | None] = contextvars.ContextVar(
+    "normkit_exchange", default=None
+)
 
 
 @contextlib.contextmanager
@@ -104,24 +113,85 @@ def simulated(exchange: Exchange) -> Iterator[None]:
         _HERE.reset(token)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let the layers called inside, in this thread, normalize with what this process has, and exchange nothing."""
+    token = _HERE.set(False)
+    try:
+        yield
+    finally:
+        _HERE.reset(token)
+
+
 def exchange_of(group: Any, timeout: float | None) -> Exchange | None:
     """Return the ranks that share a call's statistics; None where this process is alone.
 
     Raises:
-        ArgumentError: the group does not hold this rank.
+        ArgumentError: the group is none, does not hold this rank, or was destroyed.
     """
     here = _HERE.get()
-    if here is None and not (distributed.is_available() and distributed.is_initialized()):
+    if here is False:
         return None
     if here is None:
+        group = group_of(group)
+        if not (distributed.is_available() and distributed.is_initialized()):
+            if group is not None:
+                raise ArgumentError(f"process_group was given, and {_GONE}; pass process_group=None for one process")
+            return None
         group = distributed.group.WORLD if group is None else group
-        if group is distributed.GroupMember.NON_GROUP_MEMBER or distributed.get_rank(group) < 0:
+        if group is distributed.GroupMember.NON_GROUP_MEMBER or _rank_in(group) < 0:
             raise ArgumentError(
                 f"process_group does not hold this process, rank {distributed.get_rank()}: give each process the group "
                 "that new_group made with it among the ranks"
             )
         here = _Processes(group, timeout)
     return here if here.size > 1 else None
+
+
+_GONE = "no process group is running: call torch.distributed.init_process_group, or it was destroyed since"
+
+
+def _rank_in(group: Any) -> int:
+    try:
+        return int(distributed.get_rank(group))
+    except (ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            f"process_group is not known to torch.distributed: it was destroyed ({error}); set process_group to a "
+            "group that runs, or to None for all processes"
+        ) from error
+
+
+def ranks_of(group: Any) -> str:
+    """Return which processes a group holds, in words that are the same in all of them."""
+    try:
+        return f"ranks {distributed.get_process_group_ranks(group)}"
+    except Exception:
+        return "a group that does not run"
+
+
+def group_of(group: Any, name: str = "process_group") -> Any:
+    """Return the group of ``torch.distributed`` that is meant, of a mesh of one dimension its own.
+
+    Raises:
+        ArgumentError: it is neither None, nor a group, nor such a mesh.
+    """
+    if group is None or not distributed.is_available():
+        if group is not None:
+            raise ArgumentError(f"{name} is {group!r}, and this torch was built without torch.distributed; pass None")
+        return None
+    if isinstance(group, distributed.ProcessGroup) or group is distributed.GroupMember.NON_GROUP_MEMBER:
+        return group
+    mesh: Any = distributed.DeviceMesh  # type: ignore[attr-defined]
+    if isinstance(group, mesh):
+        if group.ndim == 1:
+            return group.get_group()
+        dimensions: tuple[object, ...] = group.mesh_dim_names or tuple(range(group.ndim))
+        said = f"{name} is a mesh of {group.ndim} dimensions, and statistics are shared along one"
+        raise ArgumentError(f"{said}; pass mesh.get_group({dimensions[0]!r}), of {dimensions}")
+    raise ArgumentError(
+        f"{name} must be a group of torch.distributed (as new_group returns), a DeviceMesh of one dimension, or None "
+        f"for all processes, got {type(group).__name__} {group!r}; pass torch.distributed.new_group(ranks)"
+    )
 
 
 def _is_detailed() -> bool:

@@ -43,7 +43,8 @@ def ghost_batch_norm(
 
     Conventions:
         Parts: consecutive samples, as few parts as ``ghost_size`` allows and as equal as possible, larger ones first;
-        a remainder is spread, so that none is left with a single sample. A batch that is smaller is one part.
+        a remainder is spread, so that from ``ghost_size=3`` on none is left with a single sample. Of an odd batch in
+        parts of 2 one is, which is refused where a sample has one position. A batch that is smaller is one part.
         Axes averaged: the samples of a part and all positions.
         eps is added to the variance; its unit is that of the input squared.
         Stored, once per call: mean and variance of the whole batch, divisor m - 1 (m with ``unbiased=False``).

@@ -61,9 +61,12 @@ def sync_batch_norm(
         with one rank, it is that function; in evaluation too, where nothing is exchanged.
         Exchange: one ``all_gather`` of ``2 * C + 10`` float64 in the forward (count, mean, sum of squares) and one in
         the backward (the two sums), merged neighbours first, in rank order: the same bits on every rank. Before a
-        layer's first call more, of 512 bytes and of 10 numbers, in which the ranks see that they mean the same layer,
-        and one more wherever the order of the calls is a new one; with ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` before every
-        call. So ranks that call different layers get an error, whatever the layers' sizes.
+        layer's first call two more, of 512 bytes and of 10 numbers, in which the ranks see that they mean the same
+        layer, and one more wherever the order of the calls is a new one; with ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` before
+        every call. So ranks that call different layers get an error, whatever the layers' sizes. Of equal settings they
+        are told apart by their names in the model that holds them, as in ``state_dict``, from the first call on. What
+        that leaves open (layers that no module holds, those of one name in two models) is known in a first call by the
+        order in which each rank calls them.
         Gradients of weight and bias are those of this rank's samples, which data parallelism adds up; dx is that of the
         sum of all ranks' losses.
         A forward that a backward runs again (activation checkpointing) exchanges nothing: the first run's statistics
@@ -89,7 +92,7 @@ def sync_batch_norm(
         num_batches_tracked: an int64 counter, advanced by one with each update.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last.
         residual: of the shape and type of the input, added before the activation.
-        process_group: of ``torch.distributed``; None for all processes.
+        process_group: of ``torch.distributed``, or a ``DeviceMesh`` of one dimension; None for all processes.
         timeout: seconds to wait for the other ranks in one call; None for the group's own.
         average: as for ``batch_norm``.
         variance: likewise, of all ranks.
@@ -107,8 +110,8 @@ def sync_batch_norm(
             shape.
         DtypeError: as for ``batch_norm``; a mask that is not boolean.
         StatisticsError: as for ``batch_norm``.
-        ArgumentError: as for ``batch_norm``; a process group without this rank; a transform of ``torch.func``, a
-            derivative in forward mode, or ``torch.jit.trace``.
+        ArgumentError: as for ``batch_norm``; a process group without this rank, one that was destroyed, or what is
+            none; a transform of ``torch.func``, a derivative in forward mode, or ``torch.jit.trace``.
 
     Whenever it raises, on every rank that raises the running statistics are as they were.
 
@@ -387,7 +390,8 @@ def _words(caller: nn.Module | None) -> str:
 
 
 def _settings(caller: nn.Module | None) -> str:
-    return "" if caller is None else caller.extra_repr()
+    own: Any = getattr(caller, "settings_of_all_ranks", None)
+    return "" if caller is None else str(own() if own is not None else caller.extra_repr())
 
 
 def _check_followable(caller: nn.Module | None) -> None:

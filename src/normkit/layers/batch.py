@@ -15,7 +15,7 @@ from ..functional import checks
 from ..functional.averages import Average, Variance, check_average, is_plain_law, momentum_of_half_life
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
-from .laws import KeepsAverages, law_in_words
+from .laws import KeepsAverages, law_in_words, momentum_in_words
 from .tracing import path_in_graph, torch_form, torch_forward
 
 __all__ = [
@@ -121,6 +121,8 @@ class _BatchNorm(KeepsAverages, nn.modules.batchnorm._BatchNorm):
         check_average(average, variance, weighed)
         super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
         self.unbiased, self.average, self.variance = unbiased, average, variance
+        if half_life is not None:
+            self.half_life = half_life
         if affine and not bias:
             # torch before 2.13 has no bias= of its own.
             self.register_parameter("bias", None)
@@ -207,7 +209,7 @@ class _BatchNorm(KeepsAverages, nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         """Return torch's description, with the stored variance named where it is not torch's."""
-        described: str = super().extra_repr()
+        described = momentum_in_words(super().extra_repr(), self)
         return described + ("" if self.unbiased else ", unbiased=False") + law_in_words(self)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -337,6 +339,8 @@ class _LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, _BatchNorm):
         check_average(average, variance, weighed)
         super().__init__(eps, weighed, affine, track_running_stats, device, dtype)
         self.unbiased, self.average, self.variance = unbiased, average, variance
+        if half_life is not None:
+            self.half_life = half_life
         if affine and not bias:
             self.register_parameter("bias", None)
 

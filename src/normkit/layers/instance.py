@@ -10,7 +10,7 @@ from ..errors import ArgumentError
 from ..functional import checks
 from ..functional.averages import Average, Variance, check_average
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
-from .laws import KeepsAverages, law_in_words
+from .laws import KeepsAverages, law_in_words, momentum_in_words
 from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
@@ -51,6 +51,8 @@ class _InstanceNorm(KeepsAverages, TracedAsTorch, nn.modules.instancenorm._Insta
         rate: Any = weighed  # None too, which torch's layer takes for 0
         super().__init__(size, eps, rate, affine, track_running_stats, device, dtype)
         self.average = average
+        if half_life is not None:
+            self.half_life = half_life
         if affine and not bias:
             # torch before 2.13 has no bias= of its own.
             self.register_parameter("bias", None)
@@ -82,8 +84,7 @@ class _InstanceNorm(KeepsAverages, TracedAsTorch, nn.modules.instancenorm._Insta
 
     def extra_repr(self) -> str:
         """Return torch's description, with the law named where it is not torch's."""
-        described: str = super().extra_repr()
-        return described + law_in_words(self)
+        return momentum_in_words(super().extra_repr(), self) + law_in_words(self)
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)

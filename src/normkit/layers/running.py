@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..functional import checks
 from ..functional.averages import Average, Variance, check_average
 from .batch import DEFAULT_MOMENTUM, resolve_momentum, resolve_num_features
-from .laws import KeepsAverages, law_in_words
+from .laws import KeepsAverages, law_in_words, momentum_in_words
 from .tracing import Unscriptable
 
 __all__ = ["RunningNorm"]
@@ -47,6 +47,8 @@ class RunningNorm(KeepsAverages, Unscriptable, nn.modules.batchnorm._NormBase):
         size = resolve_num_features(num_features)
         super().__init__(size, eps, weighed, affine, track_running_stats, device, dtype)
         self.unbiased, self.average, self.variance = unbiased, average, variance
+        if half_life is not None:
+            self.half_life = half_life
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)
@@ -59,5 +61,5 @@ class RunningNorm(KeepsAverages, Unscriptable, nn.modules.batchnorm._NormBase):
 
     def extra_repr(self) -> str:
         """Return torch's description, with the stored variance named where it is not torch's."""
-        described: str = super().extra_repr()
+        described = momentum_in_words(super().extra_repr(), self)
         return described + ("" if self.unbiased else ", unbiased=False") + law_in_words(self)

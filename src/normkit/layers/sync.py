@@ -1,6 +1,7 @@
 """Batch normalization over all ranks of a process group as a module."""
 
 import copy
+import warnings
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from .. import functional
 from ..errors import ArgumentError
 from ..functional import checks
 from ..functional.averages import Average, Variance
+from ..functional.exchange import group_of, ranks_of
 from ..functional.ghost import check_ghost_size
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
@@ -44,7 +46,9 @@ class SyncBatchNorm(_BatchNorm):
         affine: learn weight and bias, which start at 1 and 0.
         track_running_stats: keep running statistics; without them the batch's own are used in evaluation too, each
             rank's by itself, as in torch.
-        process_group: the ranks that share statistics; None for all.
+        process_group: the ranks that share statistics, a group of ``torch.distributed`` or a ``DeviceMesh`` of one
+            dimension; None for all. A copy shares it; what is pickled, also by ``torch.save`` of the whole layer, has
+            None in its place, with a warning: a group stands for connections of this process.
         device: where the state lives.
         dtype: the type of the state.
         bias: False for a layer that learns only a weight.
@@ -58,7 +62,7 @@ class SyncBatchNorm(_BatchNorm):
             the ranks share the running ones: :class:`normkit.GhostBatchNorm2d` over ranks. None for the batch of all.
 
     Raises:
-        ArgumentError: a setting out of range.
+        ArgumentError: a setting out of range, or a process group that is none.
 
     Example:
         Without a process group it is batch normalization::
@@ -118,7 +122,7 @@ class SyncBatchNorm(_BatchNorm):
                 raise ArgumentError(f"timeout must be above 0 seconds, got {timeout}; None is the group's own")
         if ghost_size is not None:
             check_ghost_size(ghost_size)
-        self.process_group, self.timeout, self.ghost_size = process_group, timeout, ghost_size
+        self.process_group, self.timeout, self.ghost_size = group_of(process_group), timeout, ghost_size
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Let torch's own forward, as TorchScript reads it in evaluation, take any number of dimensions."""
@@ -190,10 +194,17 @@ class SyncBatchNorm(_BatchNorm):
         )
         return y
 
-    def extra_repr(self) -> str:
-        """Return torch's description, with the size of ghost batches where there are."""
+    def settings_of_all_ranks(self) -> str:
+        """Return what ranks compare before the first call: all that is described but group and timeout."""
         described: str = super().extra_repr()
         return described + ("" if self.ghost_size is None else f", ghost_size={self.ghost_size}")
+
+    def extra_repr(self) -> str:
+        """Return torch's description, with ghost size, process group and timeout where they are given."""
+        described = self.settings_of_all_ranks()
+        if self.process_group is not None:
+            described += f", process_group={ranks_of(self.process_group)}"
+        return described + ("" if self.timeout is None else f", timeout={self.timeout}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SyncBatchNorm":
         """Copy all but the process group, which stands for connections of this process and is shared."""
@@ -202,6 +213,23 @@ class SyncBatchNorm(_BatchNorm):
         memo[id(self)] = copied
         copied.__setstate__(copy.deepcopy(vars(self), memo))
         return copied
+
+    def __copy__(self) -> "SyncBatchNorm":
+        copied = type(self).__new__(type(self))
+        copied.__setstate__(dict(vars(self)))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the process group out of what is pickled."""
+        state = dict(vars(self))
+        if state.get("process_group") is not None:
+            warnings.warn(
+                "a SyncBatchNorm is pickled without its process_group, which stands for connections of this process: "
+                "loaded, it shares statistics with all; save the state_dict, or set process_group after loading",
+                stacklevel=2,
+            )
+            state["process_group"] = None
+        return state
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse what TorchScript would train without the other ranks."""

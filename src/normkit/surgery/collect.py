@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..anatomy import Call, NormLayer, hold_statistics, iterate, preserved, run, sample_count, unwrapped
+from ..anatomy import (
+    Call,
+    NormLayer,
+    hold_statistics,
+    iterate,
+    preserved,
+    run,
+    sample_count,
+    unwrapped,
+    without_exchange,
+)
 from ..anatomy.frozen import Frozen, thaw
 from ..errors import SurgeryError
 from ..layers import MaskedBatchNorm1d, SyncBatchNorm
@@ -101,8 +111,9 @@ def _own_share(model: nn.Module, layers: list[NormLayer], settings: Pass, traini
     seen, (inner, _) = Seen(), unwrapped(model)
     for layer in layers:
         seen.counters[layer.path] = 0 if layer.counter is None else int(layer.counter)
-    # Held, so that who watches the statistics does not take this for forwards that moved them.
-    with preserved(model), hold_statistics(model), torch.no_grad(), ExitStack() as hooks:
+    # Held, so that who watches the statistics does not take this for forwards that moved them. Without exchange, since
+    # processes may have other numbers of batches; what they saw is merged at the end.
+    with preserved(model), hold_statistics(model), torch.no_grad(), without_exchange(model), ExitStack() as hooks:
         _set_modes(model, layers, training, settings.dropout)
         for layer in layers:
             watch = _watch(layer, seen, training, settings.averaged)

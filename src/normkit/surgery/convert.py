@@ -15,6 +15,7 @@ from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
 from ..errors import ArgumentError, SurgeryError
 from ..functional.averages import is_plain_law
+from ..functional.exchange import group_of
 from ..layers import SyncBatchNorm
 from ..layers.laws import law_of
 from ..spelling import alternatives
@@ -106,7 +107,8 @@ def convert(
             number of dimensions cannot be read off the class, as for a ``SyncBatchNorm`` that was not converted.
         where: which layers, as for ``norm_layers``; None takes all that can become the new form.
         groups: the number of groups, for ``group``.
-        process_group: for ``sync``: the ranks that share statistics; all of them if left out.
+        process_group: for ``sync``: the ranks that share statistics, a group of ``torch.distributed`` or a
+            ``DeviceMesh`` of one dimension; all of them if left out.
         fuse: for ``normkit``: False only swaps classes.
         call: ``lambda model, batch: ...``, where the example does not simply go into the model.
         inplace: change the given model instead of a copy. Parameters stay the objects that they are, so that an
@@ -123,8 +125,13 @@ def convert(
         is converted, and ``notes`` says so.
 
     Raises:
+<<<<<<< HEAD
         ArgumentError: ``to``, ``groups``, ``where`` or ``tolerance`` is not as above, the example holds no sample, or
             the model is a program (a ScriptModule, an exported program).
+=======
+        ArgumentError: ``to``, ``groups``, ``process_group`` or ``where`` is not as above, or the model is a program (a
+            ScriptModule, an exported program).
+>>>>>>> syncplan
         SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
@@ -140,7 +147,13 @@ def convert(
         raise ArgumentError(f"to={to!r} is no form of a layer; {alternatives(to, KINDS)}")
     if groups is not None and to != "group":
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
+<<<<<<< HEAD
     check_judgement(example, tolerance)
+=======
+    if process_group is not None and to != "sync":
+        raise ArgumentError(f"process_group goes with to='sync', not with {to!r}; leave it out")
+    process_group = group_of(process_group)
+>>>>>>> syncplan
     given, wrapping = unwrapped(model)
     norm_layers(given)  # refuses what is no model to be read
     before = copied(given) if inplace else given
@@ -370,7 +383,7 @@ def _swap_class(layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuil
     restored = rebuild.to in ("torch", "batch") and source is not None and issubclass(source, target)
     tail = layer.form.tail if layer.form is not None and layer.tail else ()
     if target not in BIASED:
-        for name in ("unbiased", "average", "variance"):
+        for name in ("unbiased", "average", "variance", "half_life"):
             vars(module).pop(name, None)
     vars(module).pop("process_group", None)
     vars(module).pop("timeout", None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, preserved, run
+from ..anatomy import Call, preserved, run, without_exchange
 from ..anatomy.batches import tensors
 from .entries import own_copy
 
@@ -47,7 +47,7 @@ def observe(model: nn.Module, example: Any, call: Call | None) -> Observed:
         if module is model:
             observed.fixed = _without_tensors(model, args, kwargs)
 
-    with preserved(model), torch.no_grad(), ExitStack() as hooks:
+    with preserved(model), torch.no_grad(), without_exchange(model), ExitStack() as hooks:
         for module in model.modules():
             hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         run(model, own_copy(example), call)

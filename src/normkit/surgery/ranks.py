@@ -7,18 +7,23 @@ from typing import Any
 from torch import distributed
 
 from ..errors import ArgumentError, SurgeryError
+from ..functional.exchange import group_of
 
-__all__ = ["check_group", "others_hidden", "together"]
+__all__ = ["check_group", "others_hidden", "refuse_differing", "together"]
 
 
-def check_group(group: Any) -> None:
-    """Refuse a group where no process group runs.
+def check_group(group: Any) -> Any:
+    """Return the group that is meant, where one runs.
 
     Raises:
-        ArgumentError: ``torch.distributed`` is not initialised.
+        ArgumentError: ``torch.distributed`` is not initialised, or it is no group of this process.
     """
     if group is not None and not (distributed.is_available() and distributed.is_initialized()):
         raise ArgumentError("group= needs a running process group: call torch.distributed.init_process_group first")
+    group = group_of(group, "group")
+    if group is not None and distributed.get_rank(group) < 0:
+        raise ArgumentError("group= does not hold this process; call this in the processes of the group alone")
+    return group
 
 
 def others_hidden(group: Any) -> int:
@@ -26,6 +31,23 @@ def others_hidden(group: Any) -> int:
     if group is not None or not (distributed.is_available() and distributed.is_initialized()):
         return 0
     return distributed.get_world_size() - 1
+
+
+def refuse_differing(what: str, settings: list[dict[str, Any]]) -> None:
+    """Refuse processes that were told different things.
+
+    Raises:
+        SurgeryError: they were; all of them see it alike.
+
+    >>> refuse_differing("recalibrate", [{"dropout": True}, {"dropout": True}])
+    """
+    for name in settings[0]:
+        values = [of_rank[name] for of_rank in settings]
+        if any(value != values[0] for value in values):
+            each = "; ".join(f"rank {rank}: {value!r}" for rank, value in enumerate(values))
+            raise SurgeryError(
+                f"{what}: the processes of the group have different {name}. {each}; pass the same in all"
+            )
 
 
 class _Share:

@@ -12,6 +12,7 @@ from ..anatomy import Call, NormLayer, norm_layers
 from ..anatomy.frozen import Frozen, is_frozen, remember
 from ..anatomy.select import Where
 from ..errors import ArgumentError, SurgeryError
+from ..functional.averages import settled
 from ..layers import (
     BatchRenorm1d,
     BatchRenorm2d,
@@ -21,10 +22,11 @@ from ..layers import (
     GhostBatchNorm3d,
     MaskedBatchNorm1d,
 )
+from ..layers.laws import law_of
 from ..spelling import alternatives
 from .collect import Pass, Seen, collect
 from .moments import Intervals, Moments
-from .ranks import check_group, others_hidden
+from .ranks import check_group, others_hidden, refuse_differing, together
 from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import restored_on_error
 
@@ -72,9 +74,13 @@ def recalibrate(
     accumulated in float64 and merged by counts, so that neither a short last batch nor the way the data are cut into
     batches changes the result. This is the population variance of Ioffe and Szegedy 2015, algorithm 2, with the
     variance between batches included; ``torch.optim.swa_utils.update_bn`` averages batches of any size alike and
-    leaves that term out. A layer with ``unbiased=False`` gets the divisor n. ``num_batches_tracked`` becomes the number
-    of batches where it was smaller. An instance norm that keeps running statistics gets the average of its samples'
-    means and of their unbiased variances. Layers of other houses are taken where the data confirm how they are read
+    leaves that term out. A layer with ``unbiased=False`` or ``variance="total"`` gets the divisor n, as it stores.
+    ``num_batches_tracked`` becomes the number of batches where it was smaller; with ``average="debiased"`` at least ten
+    half-lives, so that batches of further training weigh what the momentum says and do not replace what was measured.
+    With ``momentum=None`` further batches are averaged with those of ``batches`` one by one, whatever their sizes.
+
+    An instance norm that keeps running statistics gets the average of its samples' means and of their unbiased
+    variances. Layers of other houses are taken where the data confirm how they are read
     (:func:`normkit.register_norm`), the frozen ones of detection libraries among them: those have no other way to new
     statistics.
 
@@ -91,7 +97,8 @@ def recalibrate(
         include_frozen: also layers that :func:`normkit.freeze` holds still; they stay frozen.
         group: a process group of ``torch.distributed``, whose processes each bring their share of the data; then every
             one must call this, and all get the same statistics, those of all data together. The shares need not be
-            of one size. Without it each process sees its own batches only.
+            of one size, also for :class:`normkit.SyncBatchNorm`: each process runs its batches by itself, and only what
+            it measured is exchanged. Without a group each process sees its own batches only, and waits for no other.
         aggregate: ``"pooled"`` for the mean and variance of all values, as above; ``"average"`` for the plain averages
             of the batches' means and of their unbiased variances, batches of any size alike, as in algorithm 2 of the
             paper: the spread between batches is not counted, and is what the batches' variances lack of the pooled one.
@@ -103,7 +110,8 @@ def recalibrate(
         ArgumentError: ``where`` takes nothing, a batch has an unknown form, ``samples`` is no number of samples, or
             ``aggregate`` is neither word.
         SurgeryError: there are no batches, too few samples or values, or moments that are not finite (named by batch
-            and layer), or another process of the group failed. Whatever is raised, also by the data or the model, the
+            and layer), another process of the group failed, or the processes differ in ``aggregate``, ``layerwise``,
+            ``dropout`` or in the layers taken. Whatever is raised, also by the data or the model, the
             model is bit for bit as before.
 
     >>> norm = nn.BatchNorm1d(1)
@@ -115,6 +123,7 @@ def recalibrate(
       touched (the model itself)
       2 batches, 4 samples
     """
+<<<<<<< HEAD
     check_group(group)
     if aggregate not in ("pooled", "average"):
         raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
@@ -122,6 +131,27 @@ def recalibrate(
         raise ArgumentError(f"samples={samples!r}; a number of samples of at least 1, or None for all")
     chosen, refused, aside = _choose(model, where, include_frozen, layerwise)
     refuse_if_nothing_is_left("recalibrate", len(chosen), refused | aside, model, where)
+=======
+    group = check_group(group)
+    with together(group, "recalibrate") as share:
+        if aggregate not in ("pooled", "average"):
+            raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
+        chosen, refused = _choose(model, where, include_frozen, layerwise)
+        refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+        if layerwise and iter(batches) is batches:
+            raise SurgeryError(
+                "layerwise=True runs over the batches once for each layer, and these can be read only once; "
+                "give a list or a DataLoader"
+            )
+        share.brought = {
+            "aggregate": aggregate,
+            "layerwise": layerwise,
+            "dropout": dropout,
+            "layers": [layer.path for layer in chosen],
+            "channels": [layer.channels for layer in chosen],
+        }
+    refuse_differing("recalibrate", share.all)
+>>>>>>> syncplan
     settings = Pass(
         batches=batches, samples=samples, call=call, dropout=dropout, group=group, averaged=aggregate == "average"
     )
@@ -175,11 +205,6 @@ def _all_at_once(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _
 
 def _one_by_one(model: nn.Module, chosen: list[NormLayer], settings: Pass) -> _Run:
     """Measure and write layer after layer, in the order in which the model calls them."""
-    if iter(settings.batches) is settings.batches:
-        raise SurgeryError(
-            "layerwise=True runs over the batches once for each layer, and these can be read only once; "
-            "give a list or a DataLoader"
-        )
     order = collect(model, chosen, settings.first_batch(), training=False).moments
     run, by_path = _Run(), {layer.path: layer for layer in chosen}
     for path in order:
@@ -231,13 +256,16 @@ def _write(layer: NormLayer, seen: Seen) -> float:
     moments, mean, variance = seen.moments[layer.path], layer.mean, layer.var
     assert mean is not None
     assert variance is not None
-    measured = moments.variance(unbiased=layer.unbiased)
+    average, spread = law_of(layer.module)
+    # A layer that averages the total variance divides by m whatever it stores otherwise.
+    measured = moments.variance(unbiased=layer.unbiased and spread != "total")
     shift = (mean.detach().double().cpu().flatten() - moments.mean) / (measured + layer.eps).sqrt()
     with torch.no_grad():
         _fill(layer, mean, moments.mean)
         _fill(layer, variance, measured)
         if layer.counter is not None:
-            layer.counter.fill_(max(seen.batches, seen.counters[layer.path]))
+            least = settled(layer.momentum, average)
+            layer.counter.fill_(max(seen.batches, seen.counters[layer.path], least))
     if isinstance(layer.module, Frozen):
         remember(layer.module)
     change = shift.abs().max().item()

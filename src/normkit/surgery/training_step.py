@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, run
+from ..anatomy import Call, run, without_exchange
 from ..anatomy.batches import tensors
 from .entries import own_copy
 from .transaction import copied
@@ -50,7 +50,7 @@ def _step(model: nn.Module, example: Any, call: Call | None, *, double: bool) ->
     """Return what a forward and a backward in training give: outputs, gradients and statistics."""
     work = copied(model).train()
     work = work.double() if double else work
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), without_exchange(work):
         torch.manual_seed(0)
         outputs = list(tensors(plain(run(work, own_copy(as_double(example) if double else example), call))))
         learnt = [parameter for parameter in work.parameters() if parameter.requires_grad]

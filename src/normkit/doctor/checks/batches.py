@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..examination import Check, Examination
 from ..findings import Finding, Severity
-from ..measurements import BatchPlan, Measured
+from ..measurements import BatchPlan, Measured, independent_values
 from ..subjects import Subject
 from ..thresholds import (
     BATCH_SIZE_SMALL,
@@ -134,8 +134,7 @@ def _few_values(examination: Examination, subject: Subject, measured: Measured, 
     elif last <= 2:
         severity, said = "error", f"the last batch brings {plan.last} samples, {last} values per channel"
     spread = _spread(measured, samples)
-    # As many independent values of a normal distribution would have a variance that varies as much.
-    effective = None if spread is None else 1 + 2 / max(spread, 1e-9) ** 2
+    effective = None if spread is None else independent_values(spread, values)
     few_samples = samples < BATCH_SIZE_SMALL or values < VALUES_SMALL
     dependent = effective is not None and effective < VALUES_EFFECTIVE_SMALL
     if severity is None and (few_samples or dependent) and subject.kind != "sync":
