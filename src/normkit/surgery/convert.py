@@ -125,13 +125,8 @@ def convert(
         is converted, and ``notes`` says so.
 
     Raises:
-<<<<<<< HEAD
-        ArgumentError: ``to``, ``groups``, ``where`` or ``tolerance`` is not as above, the example holds no sample, or
-            the model is a program (a ScriptModule, an exported program).
-=======
-        ArgumentError: ``to``, ``groups``, ``process_group`` or ``where`` is not as above, or the model is a program (a
-            ScriptModule, an exported program).
->>>>>>> syncplan
+        ArgumentError: ``to``, ``groups``, ``process_group``, ``where`` or ``tolerance`` is not as above, the example
+            holds no sample, or the model is a program (a ScriptModule, an exported program).
         SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
@@ -147,13 +142,10 @@ def convert(
         raise ArgumentError(f"to={to!r} is no form of a layer; {alternatives(to, KINDS)}")
     if groups is not None and to != "group":
         raise ArgumentError(f"groups={groups} goes with to='group', not with {to!r}")
-<<<<<<< HEAD
     check_judgement(example, tolerance)
-=======
     if process_group is not None and to != "sync":
         raise ArgumentError(f"process_group goes with to='sync', not with {to!r}; leave it out")
     process_group = group_of(process_group)
->>>>>>> syncplan
     given, wrapping = unwrapped(model)
     norm_layers(given)  # refuses what is no model to be read
     before = copied(given) if inplace else given

@@ -123,21 +123,14 @@ def recalibrate(
       touched (the model itself)
       2 batches, 4 samples
     """
-<<<<<<< HEAD
-    check_group(group)
-    if aggregate not in ("pooled", "average"):
-        raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
-    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
-        raise ArgumentError(f"samples={samples!r}; a number of samples of at least 1, or None for all")
-    chosen, refused, aside = _choose(model, where, include_frozen, layerwise)
-    refuse_if_nothing_is_left("recalibrate", len(chosen), refused | aside, model, where)
-=======
     group = check_group(group)
     with together(group, "recalibrate") as share:
         if aggregate not in ("pooled", "average"):
             raise ArgumentError(f"aggregate is {aggregate!r}; {alternatives(aggregate, ('pooled', 'average'))}")
-        chosen, refused = _choose(model, where, include_frozen, layerwise)
-        refuse_if_nothing_is_left("recalibrate", len(chosen), refused)
+        if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+            raise ArgumentError(f"samples={samples!r}; a number of samples of at least 1, or None for all")
+        chosen, refused, aside = _choose(model, where, include_frozen, layerwise)
+        refuse_if_nothing_is_left("recalibrate", len(chosen), refused | aside, model, where)
         if layerwise and iter(batches) is batches:
             raise SurgeryError(
                 "layerwise=True runs over the batches once for each layer, and these can be read only once; "
@@ -151,7 +144,6 @@ def recalibrate(
             "channels": [layer.channels for layer in chosen],
         }
     refuse_differing("recalibrate", share.all)
->>>>>>> syncplan
     settings = Pass(
         batches=batches, samples=samples, call=call, dropout=dropout, group=group, averaged=aggregate == "average"
     )
