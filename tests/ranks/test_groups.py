@@ -23,6 +23,7 @@ def test_what_is_no_group_is_refused_with_what_is_allowed(wrong, one_process):
         lambda: normkit.convert(model, to="sync", process_group=wrong),
         lambda: normkit.functional.sync_batch_norm(torch.randn(4, 3), None, None, training=True, process_group=wrong),
         lambda: normkit.recalibrate(model, torch.randn(8, 3), group=wrong),
+        lambda: normkit.diagnose(model, group=wrong),
     ):
         with pytest.raises(ArgumentError, match=match):
             call()

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, distributed
 
 from ..errors import ArgumentError
+from ..functional.exchange import group_of
 from .subjects import Subject
 
 __all__ = ["RankState", "check_group", "gather_ranks"]
@@ -31,14 +32,15 @@ class RankState:
     calls: Mapping[str, int] = field(default_factory=dict)
 
 
-def check_group(group: Any) -> None:
-    """Refuse a group where no process group runs.
+def check_group(group: Any) -> Any:
+    """Return the group that is meant, where one runs.
 
     Raises:
-        ArgumentError: ``torch.distributed`` is not initialised.
+        ArgumentError: ``torch.distributed`` is not initialised, or it is no group.
     """
     if group is not None and not (distributed.is_available() and distributed.is_initialized()):
         raise ArgumentError("group= needs a running process group: call torch.distributed.init_process_group first")
+    return group_of(group, "group")
 
 
 def gather_ranks(
@@ -49,7 +51,7 @@ def gather_ranks(
     Raises:
         ArgumentError: no process group is running.
     """
-    check_group(group)
+    group = check_group(group)
     own = RankState(
         rank=distributed.get_rank(group),
         statistics={

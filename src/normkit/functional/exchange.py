@@ -248,7 +248,7 @@ class _Processes:
             missing = [str(rank) + self._latest(store, rank) for rank in sorted(absent)]
         except Exception:
             return "a rank is gone, and which one cannot be asked: the store of the group is gone too"
-        return f"rank {', '.join(missing)} did not come: gone, slow, or in another call"
+        return f"rank {', '.join(missing)} did not come: gone, slow, in evaluation mode, or in another call"
 
     def _latest(self, store: Any, rank: int) -> str:
         key = f"normkit/latest/{rank}"
