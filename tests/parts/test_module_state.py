@@ -313,7 +313,9 @@ def averaged(model, averages, way):
 
 @pytest.mark.parametrize("way", ["counted", "through data", "another storage"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, layout):
+@pytest.mark.parametrize("readable", [("cpu",), ()], ids=["read", "by operations"])
+def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, layout, readable, monkeypatch):
+    monkeypatch.setattr("normkit.parts.weights._READABLE", readable)
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)
     )
@@ -360,7 +362,10 @@ def test_a_weight_that_stays_changed_is_refused_at_the_end():
         normkit.accumulate(network(), micro(*data()), loss, kind="exact")
 
 
-def test_weights_of_every_type_and_size_can_be_probed():
+@pytest.mark.parametrize("readable", [("cpu",), ()], ids=["read", "by operations"])
+def test_weights_of_every_type_and_size_can_be_probed(readable, monkeypatch):
+    monkeypatch.setattr("normkit.parts.weights._READABLE", readable)
+
     class Odd(Net):
         def __init__(self):
             super().__init__()

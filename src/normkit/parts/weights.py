@@ -12,6 +12,8 @@ from ..errors import ArgumentError
 
 __all__ = ["Weights"]
 
+# Devices whose memory this process reads as its own.
+_READABLE = ("cpu",)
 # How many values of a weight are looked at.
 _PROBED = 3
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -59,7 +61,7 @@ class Weights:
         views: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}
         for name, parameter in self._parameters:
             for view in _probe(parameter.detach()):
-                if view.device.type == "cpu":
+                if view.device.type in _READABLE:
                     cells += [(name, cell) for cell in _cells(view)]
                 else:
                     views.setdefault((view.device, view.dtype), []).append((name, view))
