@@ -385,6 +385,20 @@ def test_weights_of_every_type_and_size_can_be_probed(readable, monkeypatch):
         normkit.accumulate(model, micro(x.float(), y), loss, kind="exact")
 
 
+def test_a_buffer_that_is_replaced_in_every_forward_is_told_of():
+    class Average(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("average", torch.zeros(()))
+
+        def forward(self, x):
+            self.average = self.average * 0.9 + x.detach().mean()
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match="average changed in the forwards of 3 micro-batches"):
+        normkit.accumulate(network(Average), micro(*data()), plain_loss, kind="exact")
+
+
 def test_what_is_registered_where_nothing_was_is_each_micro_batchs_own():
     def loss(model, batch):
         assert "seen" not in model.middle._buffers
