@@ -352,6 +352,19 @@ def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, l
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+def test_an_embedding_that_keeps_its_rows_short_is_taken():
+    class Words(Net):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(3, 5, max_norm=0.5)
+
+        def forward(self, x):
+            return super().forward(x + self.words((x.sum(1) > 0).long()))
+
+    model, _ = assert_is_the_large_batch(network(Words), plain_loss)
+    assert (model.words.weight[:2].norm(dim=1) < 0.51).all()
+
+
 def test_a_weight_that_stays_changed_is_refused_at_the_end():
     def loss(model, batch):
         value = plain_loss(model, batch)

@@ -32,11 +32,20 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # An embedding with max_norm shortens each row before it is used, whoever uses it: that is no other weight.
+        shortened = {
+            id(each.weight)
+            for each in model.modules()
+            if isinstance(each, nn.Embedding | nn.EmbeddingBag) and each.max_norm
+        }
         # Weights that ranks share out, and others of a class of their own, have no storage to look into.
         self._parameters = [
             (name, parameter)
             for name, parameter in model.named_parameters()
-            if type(parameter) in (nn.Parameter, Tensor) and parameter.numel() and not parameter.is_meta
+            if type(parameter) in (nn.Parameter, Tensor)
+            and parameter.numel()
+            and not parameter.is_meta
+            and id(parameter) not in shortened
         ]
         self._prepare()
         self._before = [look() for look in self._looks]
