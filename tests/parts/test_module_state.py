@@ -385,6 +385,7 @@ def test_weights_of_every_type_and_size_can_be_probed(readable, monkeypatch):
             self.none, self.one = nn.Parameter(torch.empty(0)), nn.Parameter(torch.tensor(float("nan")))
             self.narrow, self.turned = nn.Parameter(torch.ones(7).half()), nn.Parameter(torch.ones(3, 5).t())
             self.complex = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+            self.nowhere = nn.Parameter(torch.empty(3, device="meta"))
             self.expanded = nn.Parameter(torch.ones(1).expand(4, 3), requires_grad=False)
 
     (x, y), model = data(), Odd()
