@@ -313,7 +313,9 @@ def averaged(model, averages, way):
 
 @pytest.mark.parametrize("way", ["counted", "through data", "another storage"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, layout):
+@pytest.mark.parametrize("readable", [("cpu",), ()], ids=["read", "by operations"])
+def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, layout, readable, monkeypatch):
+    monkeypatch.setattr("normkit.parts.weights._READABLE", readable)
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)
     )
@@ -350,6 +352,19 @@ def test_weights_that_are_changed_around_a_norm_are_refused_and_come_back(way, l
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+def test_an_embedding_that_keeps_its_rows_short_is_taken():
+    class Words(Net):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(3, 5, max_norm=0.5)
+
+        def forward(self, x):
+            return super().forward(x + self.words((x.sum(1) > 0).long()))
+
+    model, _ = assert_is_the_large_batch(network(Words), plain_loss)
+    assert (model.words.weight[:2].norm(dim=1) < 0.51).all()
+
+
 def test_a_weight_that_stays_changed_is_refused_at_the_end():
     def loss(model, batch):
         value = plain_loss(model, batch)
@@ -360,13 +375,17 @@ def test_a_weight_that_stays_changed_is_refused_at_the_end():
         normkit.accumulate(network(), micro(*data()), loss, kind="exact")
 
 
-def test_weights_of_every_type_and_size_can_be_probed():
+@pytest.mark.parametrize("readable", [("cpu",), ()], ids=["read", "by operations"])
+def test_weights_of_every_type_and_size_can_be_probed(readable, monkeypatch):
+    monkeypatch.setattr("normkit.parts.weights._READABLE", readable)
+
     class Odd(Net):
         def __init__(self):
             super().__init__()
             self.none, self.one = nn.Parameter(torch.empty(0)), nn.Parameter(torch.tensor(float("nan")))
             self.narrow, self.turned = nn.Parameter(torch.ones(7).half()), nn.Parameter(torch.ones(3, 5).t())
             self.complex = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+            self.nowhere = nn.Parameter(torch.empty(3, device="meta"))
             self.expanded = nn.Parameter(torch.ones(1).expand(4, 3), requires_grad=False)
 
     (x, y), model = data(), Odd()
@@ -378,6 +397,20 @@ def test_weights_of_every_type_and_size_can_be_probed():
 
     with pytest.raises(ArgumentError, match="narrow was changed"):
         normkit.accumulate(model, micro(x.float(), y), loss, kind="exact")
+
+
+def test_a_buffer_that_is_replaced_in_every_forward_is_told_of():
+    class Average(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("average", torch.zeros(()))
+
+        def forward(self, x):
+            self.average = self.average * 0.9 + x.detach().mean()
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match="average changed in the forwards of 3 micro-batches"):
+        normkit.accumulate(network(Average), micro(*data()), plain_loss, kind="exact")
 
 
 def test_what_is_registered_where_nothing_was_is_each_micro_batchs_own():

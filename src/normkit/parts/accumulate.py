@@ -253,17 +253,19 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
                 parameter.grad = gradient
 
 
-def _versions(model: nn.Module) -> dict[str, int]:
-    return {name: buffer._version for name, buffer in model.named_buffers() if not buffer.is_inference()}
+def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    return {name: (buffer, buffer._version) for name, buffer in model.named_buffers() if not buffer.is_inference()}
 
 
-def _tell_of_others(model: nn.Module, before: dict[str, int], parts: int) -> None:
+def _tell_of_others(model: nn.Module, before: dict[str, tuple[Tensor, int]], parts: int) -> None:
     """Warn of buffers that moved and are no running statistics of a batch norm."""
     of_norms = {id(buffer) for layer in norm_layers(model) for buffer in layer.module.buffers(recurse=False)}
     moved = [
         name
         for name, buffer in model.named_buffers()
-        if id(buffer) not in of_norms and name in before and buffer._version != before[name]
+        if id(buffer) not in of_norms
+        and name in before
+        and (buffer is not before[name][0] or buffer._version != before[name][1])
     ]
     if moved and parts > 1:
         warnings.warn(

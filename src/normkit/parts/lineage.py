@@ -60,7 +60,7 @@ class Lineage:
                 continue
             if node in joint:
                 if number != part:
-                    _refuse(part, number)
+                    _refuse(part, f"micro-batch {number} computed")
                 continue
             seen.add(node)
             edges = node.next_functions
@@ -69,7 +69,8 @@ class Lineage:
                 continue
             owner = self._owner(node, part)
             if owner != part and not _is_cast(node, edges):
-                _refuse(part, owner)
+                before = "" if self._ordered else ", or what was computed before and greenlet would tell apart"
+                _refuse(part, f"micro-batch {owner} computed{before}")
             open_edges.extend(edges)
 
     def _owner(self, node: Any, part: int) -> int:
@@ -88,10 +89,10 @@ def _is_cast(node: Any, edges: Sequence[tuple[Any, int]]) -> bool:
     return node.name() == "ToCopyBackward0" and all(inner is None or not inner.next_functions for inner, _ in edges)
 
 
-def _refuse(part: int, other: int) -> None:
+def _refuse(part: int, used: str) -> None:
     raise ArgumentError(
-        f"accumulate: micro-batch {part} used what micro-batch {other} computed: something is kept between norms "
-        "outside the modules (in a hook's dict, a list, a global), where the micro-batches, which take turns at every "
+        f"accumulate: micro-batch {part} used what {used}: something is kept between norms outside "
+        "the modules (in a hook's dict, a list, a global), where the micro-batches, which take turns at every "
         "norm, come upon each other's. Keep it on a module of the model (self.features = ...), make the dict anew in "
         'every call of loss, or return it from forward; or use kind="statistics"'
     )

@@ -88,8 +88,7 @@ def _checked(function: Callable[..., Any], name: str, flag: str | None, place: i
         # A graph being compiled holds the function itself.
         if not torch.compiler.is_compiling() and _KNOWN.get() is not None:
             if signature is not None:
-                named = signature.bind(*args, **kwargs).arguments
-                uses = bool(named.get("training")) and named.get("caller") is None
+                uses = bool(signature.bind(*args, **kwargs).arguments.get("training"))
             else:
                 uses = bool(args[place] if len(args) > place else kwargs.get(flag or ""))
                 if name == "instance_norm":

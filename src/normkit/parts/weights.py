@@ -12,6 +12,8 @@ from ..errors import ArgumentError
 
 __all__ = ["Weights"]
 
+# Devices whose memory this process reads as its own.
+_READABLE = ("cpu",)
 # How many values of a weight are looked at.
 _PROBED = 3
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -30,11 +32,20 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # An embedding with max_norm shortens each row before it is used, whoever uses it: that is no other weight.
+        shortened = {
+            id(each.weight)
+            for each in model.modules()
+            if isinstance(each, nn.Embedding | nn.EmbeddingBag) and each.max_norm
+        }
         # Weights that ranks share out, and others of a class of their own, have no storage to look into.
         self._parameters = [
             (name, parameter)
             for name, parameter in model.named_parameters()
-            if type(parameter) in (nn.Parameter, Tensor) and parameter.numel() and not parameter.is_meta
+            if type(parameter) in (nn.Parameter, Tensor)
+            and parameter.numel()
+            and not parameter.is_meta
+            and id(parameter) not in shortened
         ]
         self._prepare()
         self._before = [look() for look in self._looks]
@@ -59,7 +70,7 @@ class Weights:
         views: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}
         for name, parameter in self._parameters:
             for view in _probe(parameter.detach()):
-                if view.device.type == "cpu":
+                if view.device.type in _READABLE:
                     cells += [(name, cell) for cell in _cells(view)]
                 else:
                     views.setdefault((view.device, view.dtype), []).append((name, view))
