@@ -28,6 +28,7 @@ __all__ = [
     "DEAD_VARIANCE",
     "DEAD_WEIGHT",
     "DRIFT_ERROR",
+    "DRIFT_ERROR_ALONE",
     "DRIFT_ERROR_LARGE",
     "DRIFT_ERROR_MODERATE",
     "DRIFT_LOG_RATIO",
@@ -65,8 +66,9 @@ CHANNEL_LOG_RATIO = 2.0
 # Root mean square over channels of what surely off statistics move a normalized value by, in its own deviations; of
 # several layers the root of the sum of squares, as independent errors add on their way through a network.
 DRIFT_ERROR_MODERATE = 0.15  # of a layer: it counts
-DRIFT_ERROR = 0.3  # of all that count, together: a warning
-DRIFT_ERROR_LARGE = 1.0  # of one layer, or together: an error
+DRIFT_ERROR = 0.3  # of all that count, together, two or more: a warning
+DRIFT_ERROR_ALONE = 0.5  # of one layer, where only one counts: a warning
+DRIFT_ERROR_LARGE = 1.0  # an error
 FALSE_ALARMS = 0.01  # chance of one by sampling alone, over all channels and layers of a model together
 SAMPLES_WANTED = 1000  # standard error of a mean 0.03 standard deviations, of a variance 4.5 %
 # Of a layer that was frozen before weights that still learn: those adapt to it, so that only what no training leaves

@@ -18,6 +18,7 @@ from ..thresholds import (
     CHANNEL_LOG_RATIO,
     CHANNEL_Z,
     DRIFT_ERROR,
+    DRIFT_ERROR_ALONE,
     DRIFT_ERROR_LARGE,
     DRIFT_ERROR_MODERATE,
     DRIFT_LOG_RATIO,
@@ -45,6 +46,7 @@ class Drift:
         log_ratio: log2 of the variance over the measured one, eps added to both.
         certain_z, certain_log_ratio: the same, 0 where sampling may explain the difference.
         heard: the channels that are multiplied by something.
+        alone: the channels that tell alone: not those whose measured variance may only lack a rare event.
     """
 
     z: Tensor
@@ -52,6 +54,7 @@ class Drift:
     certain_z: Tensor
     certain_log_ratio: Tensor
     heard: Tensor
+    alone: Tensor
 
     @property
     def beyond(self) -> Tensor:
@@ -65,12 +68,14 @@ class Drift:
 
     @property
     def severity(self) -> Severity | None:
-        """The verdict by the limits of ``thresholds.py``, on this layer alone."""
-        if self.share >= DRIFT_SHARE or self.error >= DRIFT_ERROR_LARGE:
+        """The verdict on the channels, by the limits of ``thresholds.py``; that on the errors is `off_together`'s."""
+        if self.share >= DRIFT_SHARE:
             return "error"
         many = percentile(self.certain_z) > DRIFT_Z or percentile(self.certain_log_ratio.abs()) > DRIFT_LOG_RATIO
         # A percentile cannot see one channel of many.
-        one = self.heard & ((self.certain_z > CHANNEL_Z) | (self.certain_log_ratio.abs() > CHANNEL_LOG_RATIO))
+        one = (self.heard & self.alone) & (
+            (self.certain_z > CHANNEL_Z) | (self.certain_log_ratio.abs() > CHANNEL_LOG_RATIO)
+        )
         return "warning" if many or bool(one.any()) else None
 
     @property
@@ -137,6 +142,8 @@ def compare(
         log_ratio=log_ratio,
         certain_z=torch.where(distance > errors * population.mean_error, z, zero),
         certain_log_ratio=torch.where(log_ratio.abs() > errors * log_error, log_ratio, zero),
+        # What is rare in the wildest channel of a layer is rare in others too, and there it may not have come at all.
+        alone=(log_ratio <= CHANNEL_LOG_RATIO / 2) | (log_ratio > errors * log_error.max()),
         heard=torch.ones_like(z, dtype=torch.bool) if weight is None else weight.to(z) != 0,
     )
 
@@ -192,6 +199,8 @@ def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
 def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
     """Return the layers that are moderately off and together too far, and how far: 0 and none where they are not.
 
+    One that is far off is too far by itself, by a wider limit.
+
     As for one layer the nearer of two judgements counts: all against what they are given in training, or all against
     what they are given in evaluation.
     """
@@ -209,7 +218,8 @@ def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
         if sense:
             judged.append((math.hypot(*(drift.error for drift in found.values())), found))
     error, found = min(judged, key=lambda pair: pair[0], default=(0.0, {}))
-    return (error, found) if error >= DRIFT_ERROR else (0.0, {})
+    limit = DRIFT_ERROR if len(found) > 1 else DRIFT_ERROR_ALONE
+    return (error, found) if error >= limit else (0.0, {})
 
 
 def drift(examination: Examination) -> Iterator[Finding]:
