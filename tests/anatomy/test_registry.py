@@ -208,10 +208,10 @@ def test_a_registered_layer_is_seen_everywhere(fresh):
         ({"weight_is": "1 + weight"}, "does not compute"),
         (
             {"tail": ("act",)},
-            "registered with tail[0]='act', and a Fresh has no act; known are: g, b, mu",
+            "registered with tail[0]='act', and Fresh has no act; known are: g, b, mu",
         ),
-        ({"weight": "gg"}, "registered with weight='gg', and a Fresh has no gg; known are: g, b"),
-        ({"bias": "bias"}, "registered with bias='bias', and a Fresh has no bias"),
+        ({"weight": "gg"}, "registered with weight='gg', and Fresh has no gg; known are: g, b"),
+        ({"bias": "bias"}, "registered with bias='bias', and Fresh has no bias"),
         ({"momentum": "ratee"}, "has no ratee; did you mean 'rate'?"),
         ({"momentum": 0.1}, "weighs a new batch by 0.2, which is neither its momentum"),
     ],

@@ -168,7 +168,7 @@ def misnamed(module: nn.Module) -> str:
     word, name = next(iter(wrong.items()))
     state = {**module._parameters, **module._buffers, **vars(module), **module._modules}
     own = [each for each in state if each[0] != "_" and each != "training"]
-    said = f"it is registered with {word}={name!r}, and a {type(module).__name__} has no {name}"
+    said = f"it is registered with {word}={name!r}, and {type(module).__name__} has no {name}"
     return f"{said}; {alternatives(name, own)}"
 
 

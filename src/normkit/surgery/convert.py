@@ -21,7 +21,7 @@ from ..layers.laws import law_of
 from ..spelling import alternatives
 from .convert_check import Before
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
-from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt
+from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt, renamed
 from .convert_relatives import APART, is_relative, reason_of_relative, swap_relative, was_relative
 from .freeze import freeze
 from .fuse import Fusions
@@ -282,7 +282,7 @@ class _Job:
             made.process_group = rebuild.process_group
         reason = _put(self.work, layer, made)
         if reason is None:
-            self.renamed += _renamed(layer)
+            self.renamed += renamed(layer)
         return reason
 
     def fuse(self) -> Fusions:
@@ -413,14 +413,6 @@ def _is_plain(cls: type[nn.Module]) -> bool:
     """Say whether a class is exactly torch's or ours, so that nothing has to be remembered of it."""
     known = {*TORCHS.values(), *OURS.values(), *SYNCS}
     return cls in known or issubclass(cls, Tailed)
-
-
-def _renamed(layer: NormLayer) -> list[str]:
-    """Say which names of the state are others now."""
-    assert layer.form is not None
-    words = (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
-    changed = [f"{old} is {new}" for what, new in words if (old := getattr(layer.form, what)) != new]
-    return [f"names in the state of {layer.path}: {', '.join(changed)} now"] if changed else []
 
 
 def _put(work: nn.Module, layer: NormLayer, new: nn.Module | str) -> str | None:

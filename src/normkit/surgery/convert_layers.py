@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from .convert_classes import BIASED, INSTANCES, KINDS, OURS, dimensions_of, family_class, group_count
 from .freeze import hold_still
 
-__all__ = ["UNKNOWN", "Rebuild", "carried", "rebuilt"]
+__all__ = ["UNKNOWN", "Rebuild", "carried", "rebuilt", "renamed"]
 
 _HOOK_DICTS = (
     "_forward_hooks",
@@ -172,3 +172,11 @@ def _from_catalog(layer: NormLayer, to: str, channels: int, dimensions: int) -> 
         if said and not (name == "ghost_size" and layer.module.ghost_size is None):
             setattr(new, name, getattr(layer.module, name))
     return new
+
+
+def renamed(layer: NormLayer) -> list[str]:
+    """Say which names of the state are others now."""
+    assert layer.form is not None
+    words = (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
+    changed = [f"{old} is {new}" for what, new in words if (old := getattr(layer.form, what)) != new]
+    return [f"names in the state of {layer.path}: {', '.join(changed)} now"] if changed else []

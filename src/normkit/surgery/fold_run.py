@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
 from .entries import own_copy
-from .verify import plain
+from .outputs import plain
 
 __all__ = ["Recording", "record_run"]
 

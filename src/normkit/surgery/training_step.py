@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ..anatomy import Call, run, without_exchange
 from ..anatomy.batches import tensors
 from .entries import own_copy
+from .outputs import as_double, plain
 from .transaction import copied
-from .verify import as_double, plain
 
 __all__ = ["training_change"]
 

@@ -6,10 +6,9 @@ deep network multiplies the last bit of its weights by thousands. So it is measu
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +17,16 @@ from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError, SurgeryError
 from .entries import Entries, Entry, own_copy
+from .outputs import Taps, apart, as_double, difference, has_numbers, largest_difference, mapped, measured, plain
 from .transaction import copied
 
 __all__ = [
     "Compare",
     "Judge",
     "Verdict",
-    "as_double",
     "change_between",
     "check_judgement",
     "other_sizes",
-    "plain",
     "second_size",
 ]
 
@@ -124,7 +122,7 @@ class Judge:
         self._is_something()
         self._tolerance = tolerance
         self._rounding = [
-            _measured(self._change, first, second) for first, second in zip(self.reference, self._own, strict=True)
+            measured(self._change, first, second) for first, second in zip(self.reference, self._own, strict=True)
         ]
         self._entered: list[_Entered] = []
         self.entries = self._enter(entries or Entries())
@@ -159,7 +157,7 @@ class Judge:
         exact = None
         if self._exact is not None:
             in64 = copied(changed).double() if exactly is None else exactly
-            with _Taps(in64, sites) as taps:
+            with Taps(in64, sites) as taps:
                 exact = self._largest(self._exact, self._outputs64(in64))
             exact = max(exact, self._change_at(taps))
             if not self._is_exact(exact):
@@ -206,7 +204,7 @@ class Judge:
             for exactly in (True, False)[0 if self._exact is not None else 1 :]:
                 model = self._exact_model if exactly else self.model
                 found, again = (_entered(model, entry, exactly) for _ in range(2))
-                if found is not None and again is not None and _measured(_difference, found, again) == 0:
+                if found is not None and again is not None and measured(difference, found, again) == 0:
                     self._entered.append(_Entered(entry, exactly, found))
                     break
             else:
@@ -220,7 +218,7 @@ class Judge:
             if entered.exactly and in64 is None:
                 in64 = copied(changed).double()
             now = _entered(in64 if entered.exactly and in64 is not None else changed, entered.entry, entered.exactly)
-            change = None if now is None else _measured(_difference, entered.output, now)
+            change = None if now is None else measured(difference, entered.output, now)
             right = change is not None and (self._is_exact(change) if entered.exactly else change <= self._allowed())
             if not right:
                 by = "" if change is None else f" by {change:.3g}"
@@ -228,7 +226,7 @@ class Judge:
         return None
 
     def _is_something(self) -> None:
-        if self._compare is None and not any(_numbers(output) for output in self.reference):
+        if self._compare is None and not any(has_numbers(output) for output in self.reference):
             raise SurgeryError(
                 f"the output of {type(self.model).__name__} holds no finite number on the example, so that nothing "
                 "can be compared; give an example on which the model works"
@@ -237,24 +235,24 @@ class Judge:
     def _change(self, first: Any, second: Any) -> float:
         if self._compare is not None:
             return float(self._compare(first, second))
-        return _largest(list(tensors(plain(first))), list(tensors(plain(second))))
+        return difference(first, second)
 
     def _largest(self, first: list[Any], second: list[Any]) -> float:
         return max(self._change(one, other) for one, other in zip(first, second, strict=True))
 
-    def _change_at(self, taps: "_Taps") -> float:
+    def _change_at(self, taps: "Taps") -> float:
         """Return the largest change of what the tapped layers give."""
         missing = [path for path in taps.seen if path not in self._seen]
         if missing:
-            with _Taps(self._exact_model, missing) as own:
+            with Taps(self._exact_model, missing) as own:
                 self._outputs64(self._exact_model)
             self._seen |= own.seen
-        return max((_apart(self._seen[path], given) for path, given in taps.seen.items()), default=0.0)
+        return max((apart(self._seen[path], given) for path, given in taps.seen.items()), default=0.0)
 
     def _own_change(self, changed: nn.Module) -> float | None:
         """Return the change in the model's own type; None where rounding alone decides the form of the outputs."""
         outputs = [_outputs(changed, example, self.call) for example in self.examples]
-        found = [_measured(self._change, one, other) for one, other in zip(self.reference, outputs, strict=True)]
+        found = [measured(self._change, one, other) for one, other in zip(self.reference, outputs, strict=True)]
         known = [change for change in found if change is not None]
         return max(known) if len(known) == len(found) or (known and self._exact is not None) else None
 
@@ -271,7 +269,7 @@ class Judge:
     def _noise(self) -> float:
         """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
         assert self._exact is not None
-        changes = _measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
+        changes = measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
         return _MOST_NOISE if changes is None else min(changes, _MOST_NOISE)
 
     def _weights_rounding(self) -> float:
@@ -280,7 +278,7 @@ class Judge:
         for _ in range(3):
             work = _jittered(copied(self.model), None)
             outputs = [_outputs(work, example, self.call) for example in self.examples]
-            found = _measured(self._largest, self.reference, outputs)
+            found = measured(self._largest, self.reference, outputs)
             largest = max(largest, found if found is not None and found == found else 0.0)
         return largest
 
@@ -301,55 +299,6 @@ def _entered(model: nn.Module, entry: Entry, exactly: bool) -> Any | None:
             output = entry(model, (lambda value: own_copy(as_double(value))) if exactly else own_copy)
             return None if next(tensors(plain(output)), None) is None else copy.deepcopy(output)
     except Exception:  # whatever the model's code raises at an argument that its example does not give
-        return None
-
-
-def _difference(first: Any, second: Any) -> float:
-    return _largest(list(tensors(plain(first))), list(tensors(plain(second))))
-
-
-class _Taps:
-    """Keeps a few numbers of everything that some layers give: 1,024 of each call, always from the same places."""
-
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self.seen: dict[str, list[tuple[Tensor, float]]] = {path: [] for path in paths}
-        self._layers = {path: model.get_submodule(path) for path in paths}
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> Self:
-        for path, layer in self._layers.items():
-            self._hooks.callback(layer.register_forward_hook(self._keeper(self.seen[path])).remove)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hooks.close()
-
-    def _keeper(self, kept: list[tuple[Tensor, float]]) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.numel():
-                flat = output.detach().flatten()
-                places = torch.arange(0, len(flat), max(1, len(flat) // 1021), device=flat.device)
-                kept.append((flat[places].clone(), float(flat.abs().max())))
-
-        return keep
-
-
-def _apart(expected: list[tuple[Tensor, float]], actual: list[tuple[Tensor, float]]) -> float:
-    """Return the largest difference of kept numbers, relative to the largest of their tensor."""
-    if [len(numbers) for numbers, _ in expected] != [len(numbers) for numbers, _ in actual]:
-        return float("inf")
-    gaps = (
-        float((one - other).abs().max()) / max(largest, torch.finfo(torch.float32).tiny)
-        for (one, largest), (other, _) in zip(expected, actual, strict=True)
-    )
-    return max((gap for gap in gaps if gap == gap), default=0.0)
-
-
-def _measured(measure: Callable[[Any, Any], float], first: Any, second: Any) -> float | None:
-    """Return a change, or None where the two have another form."""
-    try:
-        return measure(first, second)
-    except SurgeryError:
         return None
 
 
@@ -395,7 +344,7 @@ def change_between(
     Raises:
         SurgeryError: the outputs hold no tensors, or differ in number or shape.
     """
-    measure = compare or (lambda one, other: _largest(list(tensors(plain(one))), list(tensors(plain(other)))))
+    measure = compare or (lambda one, other: largest_difference(list(tensors(plain(one))), list(tensors(plain(other)))))
     try:
         first, second = (_outputs(copied(model).double(), as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
@@ -444,54 +393,6 @@ def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
         return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()
 
 
-def plain(output: Any) -> Any:
-    """Look into objects that hold their outputs as attributes, however deep."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        return {key: plain(value) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [plain(value) for value in output]
-    if hasattr(output, "__dict__") and not isinstance(output, type | nn.Module) and not callable(output):
-        return {key: plain(value) for key, value in vars(output).items()}
-    return output
-
-
-def _numbers(output: Any) -> bool:
-    """Say whether an output holds something to compare: a finite number, or nothing but whole ones."""
-    found = list(tensors(plain(output)))
-    floating = [tensor for tensor in found if tensor.is_floating_point() or tensor.is_complex()]
-    return not any(tensor.numel() for tensor in floating) or any(
-        bool(torch.isfinite(tensor).any()) for tensor in floating
-    )
-
-
-def _largest(expected: list[Tensor], actual: list[Tensor]) -> float:
-    """Return the largest relative difference over all outputs; not finite where one is and the other is not."""
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
-        raise SurgeryError("the outputs differ in number or shape; give compare= where rounding decides about that")
-    return max((_relative(first, second) for first, second in zip(expected, actual, strict=True)), default=0.0)
-
-
-def _relative(expected: Tensor, actual: Tensor) -> float:
-    if expected.numel() == 0:
-        return 0.0
-    first, second = _wide(expected), _wide(actual)
-    same = (first == second) | (first.isnan() & second.isnan())
-    difference = torch.where(same, 0.0, (first - second).abs()).max().item()
-    scale = first[torch.isfinite(first)].abs().max().item() if torch.isfinite(first).any() else 0.0
-    return difference / max(scale, torch.finfo(torch.float32).tiny) if difference == difference else float("inf")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
-
-
-def as_double(value: Any) -> Any:
-    """Return what a model is given, its floating point tensors in float64."""
-    return _mapped(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-
-
 def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
     given = list(tensors(example))
     if any(tensor.ndim > 2 for tensor in given):
@@ -499,11 +400,11 @@ def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
         large = sum(tensor.numel() * 2 ** max(tensor.ndim - 2, 0) for tensor in given) > _SMALL
         for change, words in sizes[::-1] if large else sizes:
             if large and change is _doubled:
-                yield _mapped(example, _longer), "two samples more"
-            yield _mapped(example, change), words
+                yield mapped(example, _longer), "two samples more"
+            yield mapped(example, change), words
         if large:
             return
-    yield _mapped(example, _longer), "two samples more"
+    yield mapped(example, _longer), "two samples more"
 
 
 def _listed(words: tuple[str, ...]) -> str:
@@ -523,14 +424,3 @@ def _halved(tensor: Tensor) -> Tensor:
 
 def _longer(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor.flip(0)[:1], tensor[:1]]) if tensor.ndim else tensor
-
-
-def _mapped(value: Any, function: Any) -> Any:
-    """Apply a function to every tensor of a batch."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(entry, function) for key, entry in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_mapped(entry, function) for entry in value)
-    return value
