@@ -6,6 +6,7 @@ from .batches import BATCH_CHECKS
 from .dead import DEAD_CHECKS
 from .gaps import GAP_CHECKS
 from .graph import GRAPH_CHECKS
+from .mixtures import MIXTURE_CHECKS
 from .modes import MODE_CHECKS
 from .padding import PADDING_CHECKS
 from .populations import POPULATION_CHECKS
@@ -44,6 +45,7 @@ CHECKS: tuple[Check, ...] = tuple(
             *PADDING_CHECKS,
             *AVERAGING_CHECKS,
             *POPULATION_CHECKS,
+            *MIXTURE_CHECKS,
             *BATCH_CHECKS,
             *GAP_CHECKS,
             *GRAPH_CHECKS,

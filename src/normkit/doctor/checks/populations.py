@@ -1,10 +1,8 @@
 """Checks of the statistics against the data: are they those of what the layer really sees?"""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +30,16 @@ from ..thresholds import (
 )
 from .state import is_never_updated, is_zeroed, running_and_true
 
-__all__ = ["POPULATION_CHECKS", "Drift", "compare", "drift_of", "dropout_shift", "judged_drift", "off_together"]
+__all__ = [
+    "POPULATION_CHECKS",
+    "Drift",
+    "compare",
+    "drift_of",
+    "dropout_shift",
+    "judged_drift",
+    "off_together",
+    "percentile",
+]
 
 _MOST_OCTAVES = 60.0  # of a ratio of variances: beyond, no number says more
 
@@ -365,79 +372,6 @@ def dropout_shift(examination: Examination, subject: Subject) -> float | None:
     return max(float(found.log_ratio.median().abs()), percentile(certain))
 
 
-def mixed_populations(examination: Examination) -> Iterator[Finding]:
-    """Find layers that serve inputs of different moments: call by call, or by the labels that the user gave."""
-    for subject in examination.subjects:
-        measured = examination.measured.get(subject.name)
-        if measured is None or not subject.is_batch or not subject.tracks:
-            continue
-        calls = {str(index + 1): call for index, call in enumerate(measured.calls) if call}
-        apart = _furthest_apart(calls, subject.eps, examination.layers_judged)
-        if apart is not None:
-            yield _mixed_finding(
-                subject,
-                apart,
-                f"called {len(calls)} times in a forward with inputs that differ in {apart[2].share:.0%} of the "
-                "channels: one set of running statistics stands for several populations",
-                {"calls": len(calls)},
-                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
-                "call the model once on both: model(torch.cat([first, second])).chunk(2)",
-                "",
-            )
-        apart = _furthest_apart(measured.domains, subject.eps, examination.layers_judged)
-        if apart is not None:
-            yield _mixed_finding(
-                subject,
-                apart,
-                f"the domains {apart[0]} and {apart[1]} differ in {apart[2].share:.0%} of the channels: one set of "
-                "running statistics stands for both, and is right for neither",
-                {"domains": sorted(measured.domains), "apart": [apart[0], apart[1]]},
-                'model = normkit.convert(model, to="group", where={layer}).model  # then train again; or '
-                "keep a model for each domain and recalibrate it there",
-                ", domains=domains",
-            )
-
-
-def _furthest_apart(parts: Mapping[str, PooledMoments], eps: float, layers: int) -> tuple[str, str, Drift] | None:
-    """Return the two populations that differ in the largest share of channels, if that is past the limit."""
-    full = {name: moments for name, moments in parts.items() if moments}
-    pairs = [
-        (other, name, _between(full[name], full[other], eps, layers)) for other, name in itertools.combinations(full, 2)
-    ]
-    worst = max(pairs, key=lambda pair: pair[2].share, default=None)
-    return None if worst is None or worst[2].share < DRIFT_SHARE else worst
-
-
-def _between(first: PooledMoments, second: PooledMoments, eps: float, layers: int) -> Drift:
-    own = 1.0 / max(first.effective_samples - 1.0, 1e-9)
-    return compare(first.mean, first.var, second, eps, layers=layers, own=own)
-
-
-def _mixed_finding(
-    subject: Subject, apart: tuple[str, str, Drift], summary: str, evidence: dict[str, Any], remedy: str, argument: str
-) -> Finding:
-    drift = apart[2]
-    return Finding(
-        check="mixed-populations",
-        layer=subject.name,
-        severity="warning",
-        summary=summary,
-        evidence=evidence
-        | {
-            "share": drift.share,
-            "z_99th_percentile": percentile(drift.certain_z),
-            "log2_ratio_99th_percentile": percentile(drift.certain_log_ratio.abs()),
-        },
-        causes=(
-            "real and generated, source and target, or clean and perturbed batches go through one by one",
-            "one head serves several levels of a pyramid",
-        ),
-        remedy=remedy,
-        proof=f'not normkit.diagnose(model, batches{argument}).of("mixed-populations", {{layer}})',
-        channels={"z": tuple(drift.z.tolist()), "log2_ratio": tuple(drift.log_ratio.tolist())},
-    )
-
-
 POPULATION_CHECKS: tuple[Check, ...] = (
     Check(
         name="drift",
@@ -445,12 +379,5 @@ POPULATION_CHECKS: tuple[Check, ...] = (
         needs="batches",
         examine=drift,
         innocent=("a frozen backbone from another data set", "batches that are not the training data"),
-    ),
-    Check(
-        name="mixed-populations",
-        question="Does one layer serve several populations?",
-        needs="batches",
-        examine=mixed_populations,
-        innocent=("adversarial training that mixes on purpose", "few-shot learning with shared statistics"),
     ),
 )
