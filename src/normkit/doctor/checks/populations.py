@@ -129,11 +129,8 @@ def compare(
     log_ratio = torch.log2((var + eps) / (population.var + eps))
     log_error = population.var_error / ((population.var + eps) * math.log(2))
     # Of few samples the error of a variance is badly known, and smallest where an outlier failed to come: a channel is
-    # no surer than the layer's median, and where the measured variance is the smaller one, as it is then, no surer than
-    # all but the wildest twentieth of the layer.
-    log_error = torch.maximum(
-        log_error, torch.where(log_ratio > 0, torch.quantile(log_error, 0.95), log_error.median())
-    )
+    # no surer than the layer's median.
+    log_error = torch.maximum(log_error, log_error.median())
     samples, zero = population.effective_samples, torch.zeros_like(z)
     # Both are samples of one population if nothing is wrong, so that both are uncertain.
     errors = errors_wanted(samples, len(z), layers) * math.sqrt(1.0 + max(samples - 1.0, 0.0) * own)
