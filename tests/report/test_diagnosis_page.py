@@ -157,7 +157,7 @@ def test_page_fits_its_window_and_shows_running_against_true(tmp_path, page, wid
     assert measured["scroll"] == measured["client"] == width
     assert max(measured["cells"]) <= width
     assert measured["headings"][0] == "Layer 4 (BatchNorm2d)"
-    network, _, means, variances, residue = measured["panels"]
+    network, _, means, variances, *_, residue = measured["panels"]
     assert network["top"] < means["top"]  # the page opens with the whole network
     assert all(panel["width"] > 300 and panel["height"] > 200 for panel in (means, variances, residue))
     assert (means["top"] == variances["top"]) == (width == 1280)

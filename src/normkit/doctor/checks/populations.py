@@ -136,11 +136,8 @@ def compare(
     log_ratio = torch.log2((var + eps) / (population.var + eps))
     log_error = population.var_error / ((population.var + eps) * math.log(2))
     # Of few samples the error of a variance is badly known, and smallest where an outlier failed to come: a channel is
-    # no surer than the layer's median, and where the measured variance is the smaller one, as it is then, no surer than
-    # all but the wildest twentieth of the layer.
-    log_error = torch.maximum(
-        log_error, torch.where(log_ratio > 0, torch.quantile(log_error, 0.95), log_error.median())
-    )
+    # no surer than the layer's median.
+    log_error = torch.maximum(log_error, log_error.median())
     samples, zero = population.effective_samples, torch.zeros_like(z)
     # Both are samples of one population if nothing is wrong, so that both are uncertain.
     errors = errors_wanted(samples, len(z), layers) * math.sqrt(1.0 + max(samples - 1.0, 0.0) * own)
@@ -206,8 +203,6 @@ def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
 def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
     """Return the layers that are moderately off and together too far, and how far: 0 and none where they are not.
 
-    One that is far off is too far by itself, by a wider limit.
-
     As for one layer the nearer of two judgements counts: all against what they are given in training, or all against
     what they are given in evaluation.
     """
@@ -252,8 +247,7 @@ def drift(examination: Examination) -> Iterator[Finding]:
         yield _drift_finding(subject, measured, found, severity, shift, among)
 
 
-def _has_none(examination: Examination, subject: Subject) -> bool:
-    """Say whether the layer has no statistics to be off: those of construction, or all zero."""
+def _has_none(examination: Examination, subject: Subject) -> bool:  # those of construction, or all zero
     return is_never_updated(subject) or is_zeroed(subject, examination.measured.get(subject.name))
 
 
