@@ -203,6 +203,8 @@ def judged_drift(examination: Examination, subject: Subject) -> Drift | None:
 def off_together(examination: Examination) -> tuple[float, Mapping[str, Drift]]:
     """Return the layers that are moderately off and together too far, and how far: 0 and none where they are not.
 
+    One that is far off is too far by itself, by a wider limit.
+
     As for one layer the nearer of two judgements counts: all against what they are given in training, or all against
     what they are given in evaluation.
     """
@@ -247,7 +249,8 @@ def drift(examination: Examination) -> Iterator[Finding]:
         yield _drift_finding(subject, measured, found, severity, shift, among)
 
 
-def _has_none(examination: Examination, subject: Subject) -> bool:  # those of construction, or all zero
+def _has_none(examination: Examination, subject: Subject) -> bool:
+    """Say whether the layer has no statistics to be off: those of construction, or all zero."""
     return is_never_updated(subject) or is_zeroed(subject, examination.measured.get(subject.name))
 
 
