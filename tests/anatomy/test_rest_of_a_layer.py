@@ -189,3 +189,32 @@ def test_a_layer_that_computes_in_float32_is_tried_in_it():
     kept = model[1].running_mean.clone()
     model.train()(x)
     assert torch.equal(model[1].running_mean, kept)
+
+
+class Stuck(foreign.KerasNorm):
+    """Names a momentum that its code does not read."""
+
+    def forward(self, x):
+        said, self.momentum = self.momentum, 0.99
+        try:
+            return super().forward(x)
+        finally:
+            self.momentum = said
+
+
+def test_a_momentum_that_the_code_does_not_read_is_none():
+    (layer,) = norm_layers(Stuck(4, momentum=0.99))
+    assert layer.form is None
+    assert "neither its momentum nor the rest to 1" in layer.unread
+
+
+class SquaredNorm(foreign.ChannelsFirstLayerNorm):
+    """Multiplies twice, which at a weight of 1 is once."""
+
+    def forward(self, x):
+        return super().forward(x) * self.weight[:, None, None]
+
+
+def test_a_weight_of_one_says_nothing():
+    assert norm_layers(foreign.ChannelsFirstLayerNorm(4))[0].form is not None
+    assert norm_layers(SquaredNorm(4)) == []
