@@ -27,9 +27,10 @@ WAITING = {
     "zh": "*我们的结果*：记录中还没有。",
 }
 SENTENCES = {
-    "en": "{judged} of {total} claims are judged so far. Without a verdict yet, because their design changed after "
-    "their last run or is new: {waiting}.",
-    "zh": "{total} 条论断中已判定 {judged} 条。设计改过或新加、还没有重新运行，因此暂无结论的：{waiting}。",
+    "en": "{judged} of {total} claims are judged so far, beside {formulas} formulas that are checked. Without a "
+    "verdict yet, because their design changed after their last run or is new: {waiting}.",
+    "zh": "{total} 条论断中已判定 {judged} 条，另有 {formulas} 条公式核对过。设计改过或新加、还没有重新运行，因此暂无"
+    "结论的：{waiting}。",
 }
 
 
@@ -38,7 +39,10 @@ def quoted(entries: tuple[Entry, ...], code: str) -> str:
     judged = {entry.claim.id for entry in entries}
     waiting = [f"`{claim.id}`" for claim in all_claims() if claim.id not in judged]
     sentence = SENTENCES[code].format(
-        judged=len(judged), total=len(all_claims()), waiting=", ".join(waiting) if code == "en" else "、".join(waiting)
+        judged=sum(entry.claim.kind == "empirical" for entry in entries),
+        total=sum(claim.kind == "empirical" for claim in all_claims()),
+        formulas=sum(entry.claim.kind == "formula" for entry in entries),
+        waiting=", ".join(waiting) if code == "en" else "、".join(waiting),
     )
     table = ledger_sentences(entries, "docs/ledger/report.md", language(code))
     return f"{sentence}\n\n{table}" if waiting else table

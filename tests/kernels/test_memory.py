@@ -239,7 +239,15 @@ def test_the_last_cache_decides_which_outputs_pass_it_by(monkeypatch, cache, meg
     values = megabytes << 18
     assert channel_plan.is_streamed(values, 64, 4)
     assert not channel_plan.is_streamed(values - 64, 64, 4)
-    channel_plan.streamed_from.cache_clear()
+    # With stored statistics the input is read once, and both stay in the cache until they are twice as large.
+    later = min(2 * megabytes, 16)
+    for layout in ("contiguous", "channels_last"):
+        for size, streamed in ((later, True), (later - 1, False)):
+            channel_plan.plan.cache_clear()
+            channel_plan.plan_stored.cache_clear()
+            assert channel_plan.plan_stored((size, 64, 64, 64), layout, 4).stream is streamed
+    for cleared in (channel_plan.streamed_from, channel_plan.plan, channel_plan.plan_stored):
+        cleared.cache_clear()
 
 
 def test_long_runs_between_vectors_are_streamed_where_no_cache_holds_them():

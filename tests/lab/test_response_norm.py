@@ -8,7 +8,7 @@ from tiny_runs import tiny_run
 from tolerances import assert_close
 
 
-def rows_of(batch_gain=0.0, none_gain=0.0, seeds=5, norms=("none", "batch")):
+def rows_of(batch_gain=0.0, none_gain=0.03, seeds=5, norms=("none", "batch")):
     gains = {"none": none_gain, "batch": batch_gain}
     return [
         {
@@ -31,6 +31,7 @@ def rows_of(batch_gain=0.0, none_gain=0.0, seeds=5, norms=("none", "batch")):
         ({"batch_gain": -0.1}, "supported"),
         ({"batch_gain": 0.03}, "refuted"),
         ({"batch_gain": 0.01}, "inconclusive"),
+        ({"none_gain": -0.03}, "not testable here"),
     ],
 )
 def test_question_decides_synthetic_rows(changes, expected):
@@ -42,6 +43,7 @@ def test_question_decides_synthetic_rows(changes, expected):
     [
         ({"none_gain": 0.03}, 0, "refuted"),
         ({"none_gain": 0.01}, 0, "inconclusive"),
+        ({"none_gain": 0.005}, 0, "supported"),
     ],
 )
 def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):

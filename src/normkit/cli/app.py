@@ -59,7 +59,9 @@ def call(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="normkit", standalone_mode=False)
     except TyperException as error:
-        raise ArgumentError(f"{error.format_message()} Try `normkit --help`.") from error
+        context = getattr(error, "ctx", None)
+        command = "normkit" if context is None else context.command_path
+        raise ArgumentError(f"{error.format_message().rstrip('.')}. Try `{command} --help`.") from error
     if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
         raise KeyboardInterrupt
     return INTERRUPTED if code == TOLD_INTERRUPT else int(code or 0)

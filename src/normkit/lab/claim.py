@@ -256,7 +256,8 @@ def _check_data(claim: Claim, data: str, network: str | None) -> None:
     if not is_own(data) and data not in DATASETS:
         raise ArgumentError(f"unknown data set {data!r}; {alternatives(data, DATASETS)}")
     if not is_own(data) and data not in claim.data:
-        raise ArgumentError(f"claim {claim.id} does not run on {data}; it runs on: {', '.join(claim.data)}")
+        yours = "; and on your own data, with --settings" if claim.own_network else ""
+        raise ArgumentError(f"claim {claim.id} does not run on {data}; it runs on: {', '.join(claim.data)}{yours}")
     if (is_own(data) or network is not None) and not claim.own_network:
         raise ArgumentError(
             f"claim {claim.id} is about its own network and data sets; `normkit lab list` marks the claims that take "

@@ -45,7 +45,8 @@ def _rate(entry: Entry, lang: Language) -> str:
     if varied:
         return lang.say("varied: {rates}", rates=", ".join(varied))
     if not entry.claim.rates:
-        return str(entry.record["plan"]["settings"]["learning_rate"])
+        rate = entry.record["plan"]["settings"]["learning_rate"]
+        return str(rate) if rate else lang.say("that of each variant")
     grid = ", ".join(f"{rate:g}" for rate in entry.claim.rates)
     chosen = "; ".join(_choices(norm, entry) for norm in entry.record["plan"]["norms"])
     return lang.say("searched in {grid}; chosen: {chosen}", grid=grid, chosen=chosen)

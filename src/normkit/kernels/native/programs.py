@@ -13,7 +13,7 @@ from .. import forms
 from ..numba import processor, slots
 from ..numba.channels import kernels as channel_kernels
 from ..numba.channels.launch import ELEMENTS, launch_over_channels, launch_over_tensor
-from ..numba.channels.plan import Plan, plan
+from ..numba.channels.plan import Plan, plan, plan_stored
 from ..numba.compiled import Kernels
 from ..numba.samples import kernels as sample_kernels
 from ..numba.samples import passes
@@ -40,7 +40,7 @@ def plan_channels(
     """
     if processor.unavailable(dtype):
         return None
-    cut = plan(shape, layout, dtype.itemsize)
+    cut = (plan if training or backward else plan_stored)(shape, layout, dtype.itemsize)
     if backward:
         return _program(cut, _backward_launches(cut, dtype, activation, residual))
     return _program(cut, _forward_launches(cut, dtype, activation, residual, training)), cut.width

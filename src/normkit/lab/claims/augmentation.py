@@ -156,7 +156,7 @@ CLAIM = Claim(
         "supported": "Distortion gains less where batch normalization is in the net. The norm does some of the work "
         "that distorted images do, or the net needs fewer passes over the data.",
         "refuted": "Batch normalization does not take over what distortion does: the net with it gains as much from "
-        "distorted images as the net without, to within half a point, or more. Keep the augmentation.",
+        "distorted images as the net without, or at most half a point less. Keep the augmentation.",
         "inconclusive": "The line is inside the interval: the gains differ too much from seed to seed. More seeds make "
         "the interval narrower.",
     },

@@ -27,21 +27,22 @@ RATES = (0.03, 0.1, 0.3)
 LATE = 3
 WAYS = {"small": "batches of 16", "large": "batches of 256", "ghost": "batches of 256, statistics of 16"}
 RECOVERS = Rule(
-    effect="test accuracy, mean over the last epochs, batches of 256 with statistics of 16 minus batches of 256 with "
-    "their own",
+    effect=f"test accuracy, mean over the last {LATE} of ten measurements, batches of 256 with statistics of 16 minus "
+    "batches of 256 with their own",
     unit="",
     direction="above",
     line=0.0,
     band=(-0.005, 0.005),
 )
 COSTS = Rule(
-    effect="test accuracy, mean over the last epochs, batches of 16 minus batches of 256",
+    effect=f"test accuracy, mean over the last {LATE} of ten measurements, batches of 16 minus batches of 256",
     unit="",
     direction="above",
     line=0.0,
 )
 LEFT = Rule(
-    effect="test accuracy, mean over the last epochs, batches of 16 minus batches of 256 with statistics of 16",
+    effect=f"test accuracy, mean over the last {LATE} of ten measurements, batches of 16 minus batches of 256 with "
+    "statistics of 16",
     unit="",
     direction="below",
     line=0.005,

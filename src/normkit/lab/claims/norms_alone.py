@@ -168,7 +168,7 @@ CLAIM = Claim(
     "too.",
     meaning={
         "supported": "Random features, scaled and shifted, carry a net more than half of the way. Gamma and beta are a "
-        "share of a net's capacity, and worth fine-tuning alone.",
+        "share of a net's capacity.",
         "refuted": "In this small net gamma and beta alone stay below half of the way. The paper's deep nets have far "
         "more features to choose among.",
     },

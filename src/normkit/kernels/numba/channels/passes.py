@@ -25,7 +25,7 @@ from .launch import (
     run_over_tensor,
     run_tasks,
 )
-from .plan import layout_of, plan
+from .plan import layout_of, plan, plan_stored
 
 __all__ = ["backward", "forward", "inference", "layout_of", "plan"]
 
@@ -89,7 +89,7 @@ def inference(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalize with stored statistics. Arguments and result as `forward`."""
-    cut = plan(x.shape, layout, x.element_size())
+    cut = plan_stored(x.shape, layout, x.element_size())
     wide = computed_type(x)
     _held, (x_at, residual_at, *parameters) = addresses(x, residual, computed(weight, wide), computed(bias, wide))
     stored = computed(running_mean, wide)

@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..arguments import GROUP
 from ..moments import CHUNK
 from .columns import TILE
 
-__all__ = ["GRAIN", "LINE", "Plan", "is_streamed", "layout_of", "plan"]
+__all__ = ["GRAIN", "LINE", "Plan", "is_streamed", "layout_of", "plan", "plan_stored"]
 
 GRAIN = 32768  # elements that are worth a thread
 _L2 = 1 << 19  # bytes of one task's tensors that should stay in the cache nearest the core
@@ -94,6 +94,17 @@ def plan(shape: tuple[int, ...], layout: str, itemsize: int, stepwise: bool = Fa
         layout = "channels_last"
     cut = _plan_contiguous if layout == "contiguous" else _plan_channels_last
     return cut(samples, channels, positions, itemsize, stepwise)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_stored(shape: tuple[int, ...], layout: str, itemsize: int) -> Plan:
+    """As `plan`, for one pass with stored statistics.
+
+    The input is read once, so that a last cache holds input and output until they are half as large as it.
+    """
+    cut = plan(shape, layout, itemsize)
+    large = math.prod(shape) * itemsize >= min(_STREAMED, 2 * streamed_from())
+    return cut if large else replace(cut, stream=False)
 
 
 def _plan_contiguous(samples: int, channels: int, positions: int, itemsize: int, stepwise: bool) -> Plan:
