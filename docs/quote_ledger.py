@@ -26,11 +26,13 @@ WAITING = {
     "en": "*Ours*: not in the ledger yet.",
     "zh": "*我们的结果*：记录中还没有。",
 }
-SENTENCES = {
-    "en": "{judged} of {total} claims are judged so far, beside {formulas} formulas that are checked. Without a "
-    "verdict yet, because their design changed after their last run or is new: {waiting}.",
-    "zh": "{total} 条论断中已判定 {judged} 条，另有 {formulas} 条公式核对过。设计改过或新加、还没有重新运行，因此暂无"
-    "结论的：{waiting}。",
+COUNTED = {
+    "en": "{judged} of {total} claims are judged, beside {formulas} formulas that are checked.",
+    "zh": "{total} 条论断中已判定 {judged} 条，另有 {formulas} 条公式核对过。",
+}
+UNJUDGED = {
+    "en": " Without a verdict yet, because their design changed after their last run or is new: {waiting}.",
+    "zh": "设计改过或新加、还没有重新运行，因此暂无结论的：{waiting}。",
 }
 
 
@@ -38,14 +40,15 @@ def quoted(entries: tuple[Entry, ...], code: str) -> str:
     """Return what stands between the marks of a README."""
     judged = {entry.claim.id for entry in entries}
     waiting = [f"`{claim.id}`" for claim in all_claims() if claim.id not in judged]
-    sentence = SENTENCES[code].format(
+    sentence = COUNTED[code].format(
         judged=sum(entry.claim.kind == "empirical" for entry in entries),
         total=sum(claim.kind == "empirical" for claim in all_claims()),
         formulas=sum(entry.claim.kind == "formula" for entry in entries),
-        waiting=", ".join(waiting) if code == "en" else "、".join(waiting),
     )
+    if waiting:
+        sentence += UNJUDGED[code].format(waiting=(", " if code == "en" else "、").join(waiting))
     table = ledger_sentences(entries, "docs/ledger/report.md", language(code))
-    return f"{sentence}\n\n{table}" if waiting else table
+    return f"{sentence}\n\n{table}"
 
 
 def linked(text: str, judged: list[str], folder: str) -> str:
