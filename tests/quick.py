@@ -38,7 +38,7 @@ SLOW = {
     "tests/lab/test_settings_file.py::*run_to_a_verdict*": "nets that are trained",
 }
 # Cases that a test keeps whole, and of how many more one is kept.
-KEPT, EVERY = 4, 8
+KEPT, EVERY = 3, 12
 
 
 def parted(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
