@@ -1,7 +1,7 @@
 """Which tests `make test` leaves to `make test-all`, by two rules: `pytest --quick`.
 
 1. What is slow for a reason that stands beside it in `SLOW`: a process is killed, a disk fills up, kernels are compiled
-   again; and what opens a browser.
+   again; and what opens a browser. Of what starts processes in each case, `FEW`, the first case and the last stay.
 2. Of a test with many cases the first, the last and every few of those between, so that each function is still tested
    in each room, and each case is run by `make test-all`.
 """
@@ -36,6 +36,15 @@ SLOW = {
     "tests/parts/test_accumulate.py::*thousand_steps*": "a thousand steps",
     "tests/kernels/test_native_memory.py::*process_grow*": "a thousand steps",
     "tests/lab/test_settings_file.py::*run_to_a_verdict*": "nets that are trained",
+    "tests/kernels/test_native_memory.py::*one_share*": "processes that keep memory",
+    "tests/cli/test_lab_run.py::*two_processes*": "a run by two processes",
+    "tests/functional/test_paths.py::*is_gone*": "layers that are made until memory is used again",
+}
+FEW = {
+    "tests/ranks/test_simulate.py::test_the_simulator_equals_processes*": "processes",
+    "tests/ranks/test_sync_forms.py::test_ghost_batches*": "processes",
+    "tests/ranks/test_sync_forms.py::test_forms_equal_one_process": "processes",
+    "tests/surgery/test_transformers_models.py::*": "models of another library are built",
 }
 # Cases that a test keeps whole, and of how many more one is kept.
 KEPT, EVERY = 3, 12
@@ -50,6 +59,8 @@ def parted(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest
         function = _function(item)
         place, seen[function] = seen[function], seen[function] + 1
         slow = any(fnmatchcase(item.nodeid, pattern) for pattern in SLOW) or item.get_closest_marker("browser")
+        if any(fnmatchcase(function, pattern) for pattern in FEW):
+            slow = slow or place not in (0, cases[function] - 1)
         many = cases[function] > KEPT + 2 and not (
             place < KEPT or place == cases[function] - 1 or (place - KEPT) % EVERY == 0
         )
