@@ -5,7 +5,6 @@ import gc
 import io
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -19,6 +18,8 @@ from normkit.kernels.numba.channels import plan as channel_plan
 from normkit.kernels.numba.samples import passes as sample_passes
 from normkit.kernels.shares import Share
 from tolerances import assert_close
+
+from .lent import held_by_two
 
 # What Python keeps where there is no native part, in these tests from one byte on.
 pytestmark = pytest.mark.usefixtures("python_path")
@@ -184,18 +185,7 @@ def test_memory_freed_in_the_middle_of_a_call_is_kept_and_nothing_waits_for_ever
 
 
 def test_threads_never_get_memory_that_another_holds():
-    x, wrong = torch.randn(64, 64), []
-
-    def work(number):
-        for _ in range(300):
-            held = [memory.empty_like(x).fill_(number) for _ in range(3)]
-            wrong.extend(number for y in held if not bool((y == number).all()))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    wrong = held_by_two(torch.randn(64, 64))
     gc.collect()
     assert not wrong
     assert memory.kept() <= 24 * memory._LARGE_PAGE

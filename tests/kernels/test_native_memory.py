@@ -7,7 +7,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -19,6 +18,8 @@ from normkit.functional import batch_norm
 from normkit.kernels import memory
 from normkit.kernels.shares import Share
 from tolerances import assert_close
+
+from .lent import held_by_two
 
 pytestmark = pytest.mark.skipif(not native.status().loaded, reason=str(native.status()))
 
@@ -197,19 +198,7 @@ def test_a_machine_that_does_not_say_what_it_has_left_has_enough(monkeypatch, tm
 
 
 def test_threads_never_get_memory_that_another_holds():
-    wrong = []
-
-    def work(number):
-        for _ in range(300):
-            held = [memory.empty_like(X).fill_(number) for _ in range(3)]
-            wrong.extend(number for y in held if not bool((y == number).all()))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not held_by_two(X)
 
 
 def test_a_fork_keeps_nothing_of_its_parents_and_its_tensors_live():

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import ArgumentError, ShapeError
-from normkit.parts.turns import in_threads
 from tolerances import RELATIVE, assert_close
 
 from .networks import NETWORKS, Fused, Recomputed, lenet, never_recomputed, resnet
@@ -22,14 +21,6 @@ from .networks import NETWORKS, Fused, Recomputed, lenet, never_recomputed, resn
 SPLITS = {"even": (4, 4, 4), "uneven": (7, 1, 3, 1), "one": (12,)}
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 every_split = pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
-
-
-@pytest.fixture(params=["one thread", "threads"])
-def turns(request, monkeypatch):
-    if request.param == "threads":
-        monkeypatch.setattr("normkit.parts.exact.in_one_thread", in_threads)
-    else:
-        pytest.importorskip("greenlet")
 
 
 def network(make, dtype=torch.float64):

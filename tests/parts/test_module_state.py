@@ -11,20 +11,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.parts.turns import in_threads
 from tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("turns")
 SPLIT = (4, 1, 7)
-
-
-@pytest.fixture(params=["one thread", "threads"], autouse=True)
-def turns(request, monkeypatch):
-    if request.param == "threads":
-        monkeypatch.setattr("normkit.parts.exact.in_one_thread", in_threads)
-    else:
-        pytest.importorskip("greenlet")
-    return request.param
 
 
 class Net(nn.Module):

@@ -9,18 +9,10 @@ from torch.nn import functional as F
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.parts.turns import in_threads
 from tolerances import assert_close
 
+pytestmark = pytest.mark.usefixtures("turns")
 SPLIT = (5, 4, 3)
-
-
-@pytest.fixture(params=["one thread", "threads"], autouse=True)
-def _turns(request, monkeypatch):
-    if request.param == "threads":
-        monkeypatch.setattr("normkit.parts.exact.in_one_thread", in_threads)
-    else:
-        pytest.importorskip("greenlet")
 
 
 def network(norm=nn.BatchNorm1d):

@@ -1,7 +1,7 @@
 """One sample alone and among others, in evaluation mode: does its output hang on the company it keeps?"""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import cycle, islice
 from typing import Any
 
@@ -63,24 +63,14 @@ def overflowing(model: nn.Module, subjects: Sequence[Subject], batch: Any, call:
     if not _finite(batch):
         return None
     culprits: list[str] = []
-    handles = []
-    for subject in subjects:
-        assert subject.layer is not None
 
-        def listen(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = subject.name
-        ) -> None:
-            if _finite((args, kwargs)) and not _finite(output):
-                culprits.append(name)
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if _finite((args, kwargs)) and not _finite(output):
+            culprits.append(name)
 
-        handles.append(subject.layer.module.register_forward_hook(listen, with_kwargs=True))
     set_mode(model, training=False)
-    try:
-        with torch.no_grad():
-            output = run(model, batch, call)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), _listening(subjects, note):
+        output = run(model, batch, call)
     return None if _finite(output) else next(iter(culprits), "")
 
 
@@ -98,32 +88,31 @@ class _Observed:
 
 def _observe(model: nn.Module, subjects: Sequence[Subject], batch: Any, call: Call | None, rows: int) -> _Observed:
     seen = _Observed()
-    with torch.no_grad(), _listening(subjects, seen):
+
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = hooked_input(args, kwargs)
+        if name not in seen.layers and given is not None and isinstance(output, Tensor):
+            # Clones, because an activation that works in place comes next.
+            seen.layers[name] = (given[0].double().clone(), output[0].double().clone())
+
+    with torch.no_grad(), _listening(subjects, note):
         output = run(model, batch, call)
-    seen.outputs = [value[0].double() for value in _tensors(output) if value.dim() and value.shape[0] == rows]
+    seen.outputs = [value[0].double() for value in tensors(output) if value.dim() and value.shape[0] == rows]
     return seen
 
 
 @contextmanager
-def _listening(subjects: Sequence[Subject], seen: _Observed) -> Iterator[None]:
-    handles = []
-    for subject in subjects:
-        assert subject.layer is not None
+def _listening(subjects: Sequence[Subject], note: Callable[..., None]) -> Iterator[None]:
+    """Call ``note(name, args, kwargs, output)`` at every forward of a layer, inside."""
+    with ExitStack() as hooks:
+        for subject in subjects:
+            assert subject.layer is not None
 
-        def listen(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = subject.name
-        ) -> None:
-            given = hooked_input(args, kwargs)
-            if name not in seen.layers and given is not None and isinstance(output, Tensor):
-                # Clones, because an activation that works in place comes next.
-                seen.layers[name] = (given[0].double().clone(), output[0].double().clone())
+            def listen(module: nn.Module, *heard: Any, name: str = subject.name) -> None:
+                note(name, *heard)
 
-        handles.append(subject.layer.module.register_forward_hook(listen, with_kwargs=True))
-    try:
+            hooks.callback(subject.layer.module.register_forward_hook(listen, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _take(value: Any, rows: list[int], count: int) -> Any:
@@ -136,17 +125,6 @@ def _take(value: Any, rows: list[int], count: int) -> Any:
         parts = [_take(entry, rows, count) for entry in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _tensors(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
 
 
 def _relative(first: Tensor, second: Tensor) -> float:

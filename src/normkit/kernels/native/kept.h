@@ -100,8 +100,7 @@ class Kept {
       if (!first && !refused && ++untold_ < ASKED_EVERY) return;
       untold_ = 0, refused_ = false;
       // More than was refused, so that a process that begins asks a few times and not at every output.
-      const bool none = granted_ == 0;
-      wished = first || none ? 2 * class_of(bytes) : refused ? 2 * wished_ : std::max(wished_, held_);
+      wished = granted_ == 0 ? 2 * class_of(bytes) : refused ? 2 * wished_ : std::max(wished_, held_);
       wished_ = 0;
     }
     const size_t granted = under_lock([&] {

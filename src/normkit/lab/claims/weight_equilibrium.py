@@ -95,15 +95,10 @@ def _quarter(column: str, back: int, run: Sequence[Row]) -> float:
     return mean_of(column, run[max(end - length, 0) : end])
 
 
-def _apart(rows: Sequence[Row], first: str, second: str, column: str) -> dict[int, float]:
-    """Return each seed's difference between two pairs in a column, both as means over the last quarter."""
-    sides = [per_seed(where(rows, pair=pair), partial(_quarter, column, 0)) for pair in (first, second)]
-    return {seed: sides[0][seed] - sides[1][seed] for seed in sorted(sides[0].keys() & sides[1].keys())}
-
-
 def _distances(rows: Sequence[Row], first: str, second: str, column: str) -> dict[int, float]:
-    """Return how far two pairs are apart in each seed."""
-    return {seed: abs(apart) for seed, apart in _apart(rows, first, second, column).items()}
+    """Return how far two pairs are apart in each seed in a column, both as means over the last quarter."""
+    sides = [per_seed(where(rows, pair=pair), partial(_quarter, column, 0)) for pair in (first, second)]
+    return {seed: abs(sides[0][seed] - sides[1][seed]) for seed in sorted(sides[0].keys() & sides[1].keys())}
 
 
 def _change(run: Sequence[Row]) -> float:
