@@ -591,3 +591,26 @@ def test_labels_need_batches_that_can_be_read_again():
         normkit.diagnose(nn.BatchNorm1d(3), labels=lambda batch: batch)
     with pytest.raises(ArgumentError, match="class of each sample"):
         normkit.diagnose(nn.BatchNorm1d(3), torch.randn(4, 3), labels=lambda batch: batch)
+
+
+@pytest.mark.parametrize("cls", [nn.BatchNorm2d, normkit.BatchNorm2d])
+def test_statistics_of_a_layer_whose_tracking_was_switched_off_are_examined_as_evaluation_uses_them(cls):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), cls(8), nn.ReLU())
+    batches = torch.randn(512, 3, 8, 8).split(64)
+    normkit.recalibrate(model, batches)
+    model[1].track_running_stats = False
+    with torch.no_grad():
+        model[1].running_mean += 5
+    model.eval()
+    diagnosis = normkit.diagnose(model, batches)
+    assert diagnosis.of("drift", "1")
+    assert not any("no running statistics" in finding.summary for finding in diagnosis.findings)
+    assert not normkit.diagnose(model, batches).of("ema-window")
+    (switched,) = normkit.diagnose(model.train(), batches).of("ema-window")
+    assert "track_running_stats" in switched.summary
+    assert normkit.fold(model.eval(), batches[0]).into == {"1": "0"}
+    assert normkit.convert(model, "group").model[1].num_channels == 8
+    exec(switched.remedy, {"model": model, "batches": batches, "normkit": normkit})
+    assert normkit.diagnose(model, batches).healthy
+    assert normkit.diagnose(model.train(), batches).healthy

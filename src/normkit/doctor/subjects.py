@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from ..anatomy import NormLayer, norm_layers
@@ -73,8 +74,17 @@ class Subject:
         if self.layer is None or not self.tracks or self.is_fixed:
             return False
         module = self.layer.module
+        if self.is_switched_off:
+            return False
         wished = bool(vars(module).get("training", module.training))
         return wished and (not is_frozen(module) or bool(getattr(module, "frozen_track", True)))
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether ``track_running_stats`` was put to False on a layer that evaluates with what it stores."""
+        module = self._module
+        heedless = isinstance(module, _RELATIVES) or not isinstance(module, _BatchNorm)
+        return module is not None and self.tracks and not heedless and not vars(module).get("track_running_stats", True)
 
     @property
     def thawed(self) -> tuple[str, ...]:

@@ -31,7 +31,11 @@ def ema_window(examination: Examination) -> Iterator[Finding]:
     """Find a momentum that is no momentum, is of another framework, or has not yet forgotten the initial values."""
     untold = _untold_counters(examination)
     for subject in examination.subjects:
-        if not subject.tracks or not subject.is_batch or subject.layer is None or subject.momentum is None:
+        if not subject.tracks or not subject.is_batch or subject.layer is None:
+            continue
+        if subject.is_switched_off and subject.training:
+            yield _switched_off(subject)
+        if subject.momentum is None:
             continue
         momentum = subject.momentum
         if not _is_number(momentum) or not 0 < momentum <= 1:
@@ -76,6 +80,21 @@ def _held_by_momentum(subject: Subject) -> Finding:
             "a schedule of momenta ended at 0",
         ),
         "normkit.freeze(model, where={layer})",
+    )
+
+
+def _switched_off(subject: Subject) -> Finding:
+    return _window_finding(
+        subject,
+        "warning",
+        "track_running_stats was switched off on a layer that has statistics: training normalizes with each batch's and "
+        "no longer moves them, evaluation uses them all the same",
+        {"track_running_stats": False, "training": subject.training, "updates": subject.updates},
+        (
+            "it was meant to make evaluation use the batch: for that the layer must be built without statistics",
+            "it was meant to freeze the layer: it stops the average, not the use of the batch",
+        ),
+        f"{subject.accessor}.track_running_stats = True; {subject.recalibration}",
     )
 
 
