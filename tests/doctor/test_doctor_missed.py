@@ -614,3 +614,74 @@ def test_statistics_of_a_layer_whose_tracking_was_switched_off_are_examined_as_e
     exec(switched.remedy, {"model": model, "batches": batches, "normkit": normkit})
     assert normkit.diagnose(model, batches).healthy
     assert normkit.diagnose(model.train(), batches).healthy
+
+
+class Unreadable(nn.Module):
+    """Has the state of a batch norm, and computes something else."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("moving_mean", torch.zeros(channels))
+        self.register_buffer("moving_var", torch.ones(channels))
+
+    def forward(self, x):
+        return torch.tanh((x - self.moving_mean[:, None, None]) / self.moving_var[:, None, None]) * self.gamma[:, None, None]
+
+
+@pytest.mark.parametrize("batches", [None, torch.randn(32, 3, 8, 8)])
+def test_a_layer_that_cannot_be_read_is_not_counted_as_examined(batches):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Unreadable(4)).eval()
+    diagnosis = normkit.diagnose(model, batches)
+    assert not diagnosis.healthy
+    assert str(diagnosis).startswith("nothing was examined: 1: Unreadable does not compute batch normalization")
+    both = nn.Sequential(model, nn.BatchNorm2d(4))
+    normkit.recalibrate(both, torch.randn(512, 3, 8, 8).split(64))
+    diagnosis = normkit.diagnose(both.eval())
+    assert diagnosis.healthy
+    assert "1 normalization layer examined" in repr(diagnosis)
+    assert "not examined: 0.1: Unreadable does not" in str(diagnosis)
+
+
+class PastItsCall(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm.forward(self.conv(x))
+
+
+def test_a_layer_used_past_its_call_is_not_said_to_be_measured():
+    torch.manual_seed(0)
+    model, batches = PastItsCall(), torch.randn(256, 3, 8, 8).split(32)
+    diagnosis = normkit.diagnose(model.eval(), batches)
+    assert "1 normalization layer examined, none of them measured on 256 samples" in repr(diagnosis)
+    assert any("past their call" in note for note in diagnosis.notes)
+    (never,) = diagnosis.of("never-updated")
+    exec(never.remedy, {"model": model, "batches": batches, "normkit": normkit})
+    assert not normkit.diagnose(model).of("never-updated")
+
+
+class Gain(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+def test_the_cure_of_a_subclass_that_recalibrate_refuses_is_one_that_it_takes():
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Conv2d(3, 4, 3), Gain(4)).eval(), torch.randn(256, 3, 8, 8).split(32)
+    (never,) = normkit.diagnose(model, batches).of("never-updated")
+    exec(never.remedy, {"model": model, "batches": batches, "normkit": normkit})
+    assert eval(never.proof, {"model": model, "batches": batches, "normkit": normkit})
+
+
+def test_lazy_layers_are_not_said_to_be_missing():
+    diagnosis = normkit.diagnose(nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()))
+    assert repr(diagnosis) == (
+        "<Diagnosis: nothing was examined: lazy and without channels yet: 1; run the model once first>"
+    )

@@ -121,11 +121,15 @@ class Subject:
         return "model.get_submodule({layer})"
 
     @property
+    def forwards(self) -> str:
+        """Python that moves the statistics of a layer whose input nothing but its own code can measure."""
+        return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
+
+    @property
     def recalibration(self) -> str:
         """Python that gives the layer the statistics of the data, with what this kind of layer needs beside them."""
-        if self.kind in ("unknown", "whitening"):
-            # Averages in a way of its own: only forwards in training move it.
-            return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
+        if self.kind in ("unknown", "whitening") or (self.layer is not None and self.layer.form is None):
+            return self.forwards  # it averages in a way of its own
         needs = ""
         if self.layer is not None and isinstance(self.layer.module, _RENORMS):
             needs += ", layerwise=True"

@@ -157,6 +157,7 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
             yield _absorbed_finding(subject)
             continue
         unused = subject.name in examination.unheard
+        past_its_call = examination.plan is not None and measured is None and not unused
         untold = trained and not (measured is not None and measured.pooled)
         yield Finding(
             check="never-updated",
@@ -176,7 +177,7 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
             + (
                 ("or they were absorbed into weight and bias, and all is well: give batches to tell",) if untold else ()
             ),
-            remedy=subject.recalibration,
+            remedy=subject.forwards if past_its_call else subject.recalibration,
             proof='not normkit.diagnose(model).of("never-updated", {layer})',
             channels=running_and_true(subject, measured),
         )
