@@ -626,7 +626,10 @@ class Unreadable(nn.Module):
         self.register_buffer("moving_var", torch.ones(channels))
 
     def forward(self, x):
-        return torch.tanh((x - self.moving_mean[:, None, None]) / self.moving_var[:, None, None]) * self.gamma[:, None, None]
+        return (
+            torch.tanh((x - self.moving_mean[:, None, None]) / self.moving_var[:, None, None])
+            * self.gamma[:, None, None]
+        )
 
 
 @pytest.mark.parametrize("batches", [None, torch.randn(32, 3, 8, 8)])
@@ -685,3 +688,56 @@ def test_lazy_layers_are_not_said_to_be_missing():
     assert repr(diagnosis) == (
         "<Diagnosis: nothing was examined: lazy and without channels yet: 1; run the model once first>"
     )
+
+
+def sound():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    batches = list(torch.randn(256, 3, 8, 8).split(32))
+    normkit.recalibrate(model, batches)
+    return model.eval(), batches
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_batch_with_nan_is_told(place):
+    model, batches = sound()
+    batches[place] = batches[place].clone()
+    batches[place][1, 0, 2, 2] = math.nan
+    (finding,) = normkit.diagnose(model, batches).findings[:1]
+    assert (finding.check, finding.severity) == ("nonfinite", "warning")
+    assert finding.summary.startswith("1 of 8 batches hold NaN or infinities, which reach 2 of the layers")
+    space = {"model": model, "batches": batches, "normkit": normkit, "torch": torch}
+    exec(finding.remedy, space)
+    assert eval(finding.proof, space)
+
+
+def test_a_layer_that_is_given_infinities_by_a_finite_batch_is_told():
+    model, batches = sound()
+    batches[3] = batches[3].sign() * 3e38
+    (finding,) = normkit.diagnose(model, batches).of("nonfinite")
+    assert "a finite batch gives 1 an input that is not finite" in finding.summary
+
+
+def test_the_parameter_with_nan_is_named():
+    model, batches = sound()
+    with torch.no_grad():
+        model[3].weight[0, 0, 0, 0] = math.nan
+    (finding,) = normkit.diagnose(model, batches).of("nonfinite")
+    assert "3.weight holds NaN" in finding.summary
+    assert finding.remedy == "model.load_state_dict(last_good_state)"
+
+
+@pytest.mark.parametrize("eps", [math.nan, math.inf])
+def test_an_eps_that_is_no_number_is_an_error_and_no_other_finding(eps):
+    model, batches = sound()
+    model[1].eps = eps
+    (finding,) = [f for f in normkit.diagnose(model, batches).findings if f.severity == "error"][:1]
+    assert (finding.check, finding.layer) == ("nonfinite", "1")
+    assert "divided by 0" not in finding.summary
+    assert not normkit.diagnose(model, batches).of("precision")
+
+
+def test_a_negative_counter_ends_no_examination():
+    model, batches = sound()
+    model[1].num_batches_tracked.fill_(-3)
+    assert normkit.diagnose(model, batches).healthy

@@ -175,7 +175,8 @@ def _examine(
     notes += _notes(subjects, seen.measured, silent)
     if seen.empty:
         notes.append(f"{seen.empty} batch{'es' * (seen.empty > 1)} without a sample")
-    examination = replace(examination, measured=seen.measured, plan=seen.plan)
+    spoiled = (seen.spoiled, seen.batches)
+    examination = replace(examination, measured=seen.measured, plan=seen.plan, spoiled=spoiled)
     drifts = [
         drift_of(examination, subject, seen.measured[subject.name])
         for subject in subjects
@@ -200,7 +201,9 @@ def _unread(subjects: tuple[Subject, ...]) -> list[str]:
     reasons: dict[tuple[str, bool], list[str]] = {}
     for subject in subjects:
         if subject.layer is not None and subject.layer.unread:
-            reasons.setdefault((subject.layer.unread, subject.kind == "unknown"), []).append(subject.name or "the model")
+            reasons.setdefault((subject.layer.unread, subject.kind == "unknown"), []).append(
+                subject.name or "the model"
+            )
     return [
         f"{listed(names)}: {reason}" + ("" if nothing else "; its state and its input were examined by themselves")
         for (reason, nothing), names in reasons.items()

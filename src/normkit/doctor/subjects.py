@@ -235,4 +235,5 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _count(value: Tensor | None) -> int | None:
-    return int(value) if value is not None and value.numel() == 1 else None
+    """Return a counter as a number; a negative one counts nothing."""
+    return int(value) if value is not None and value.numel() == 1 and value >= 0 else None

@@ -1,5 +1,6 @@
 """Checks of the moving average: how far it looks back, how often it was updated, in what precision it is kept."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from numbers import Real
@@ -304,7 +305,7 @@ def _conditioning(subject: Subject, measured: Measured) -> Iterator[Finding]:
     constant = variance <= (1e-9 * mean) ** 2
     ratio = torch.where(constant, torch.zeros_like(mean), mean / (variance + subject.eps).sqrt())
     worst, frozen = float(ratio.max()), float(torch.where(constant, mean, torch.zeros_like(mean)).max())
-    if worst <= CONDITION_LIMIT / 3 and frozen <= CONSTANT_LIMIT:
+    if not math.isfinite(subject.eps) or (worst <= CONDITION_LIMIT / 3 and frozen <= CONSTANT_LIMIT):
         return
     is_error = worst > CONDITION_LIMIT or frozen > CONSTANT_LIMIT
     yield _precision_finding(
