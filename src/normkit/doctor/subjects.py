@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from ..anatomy import NormLayer, norm_layers
+from ..anatomy import NormLayer, norm_layers, refuse_meta
 from ..anatomy.forms import NormForm
 from ..anatomy.frozen import is_frozen, moved
 from ..errors import ArgumentError
@@ -140,6 +140,7 @@ class Subject:
 
 def subjects_of_model(model: nn.Module) -> tuple[Subject, ...]:
     """Describe every normalization layer of a model that has seen its first input."""
+    refuse_meta(model)
     return tuple(_from_layer(layer) for layer in _layers(model) if not layer.lazy)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, unwrapped
+from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, refuse_meta, unwrapped
 from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
@@ -148,6 +148,8 @@ def convert(
     process_group = group_of(process_group)
     given, wrapping = unwrapped(model)
     norm_layers(given)  # refuses what is no model to be read
+    if example is not None:
+        refuse_meta(given)
     before = copied(given) if inplace else given
     work = given if inplace else copied(given)
     guard: AbstractContextManager[Any] = restored_on_error(given) if inplace else preserved(given)
