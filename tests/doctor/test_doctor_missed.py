@@ -741,3 +741,87 @@ def test_a_negative_counter_ends_no_examination():
     model, batches = sound()
     model[1].num_batches_tracked.fill_(-3)
     assert normkit.diagnose(model, batches).healthy
+
+
+class Tutorials(nn.Module):
+    """Keeps its statistics in plain attributes, as a well-known course writes it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(1, channels)), nn.Parameter(torch.zeros(1, channels))
+        self.moving_mean, self.moving_var = torch.zeros(1, channels), torch.ones(1, channels)
+
+    def forward(self, x):
+        return self.gamma * (x - self.moving_mean) / (self.moving_var + 1e-5).sqrt() + self.beta
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(3, 4, 3), [nn.BatchNorm2d(4)]
+
+    def forward(self, x):
+        return self.norms[0](self.conv(x))
+
+
+def test_what_torch_does_not_see_is_told_of_and_not_said_to_be_missing():
+    said = str(normkit.diagnose(nn.Sequential(nn.Linear(3, 4), Tutorials(4))))
+    assert said.startswith("nothing was examined: 1 (Tutorials) keeps moving_mean and moving_var as plain tensors")
+    assert "self.register_buffer('moving_mean', ...)" in said
+    said = str(normkit.diagnose(Listed()))
+    assert said.startswith("nothing was examined: the model (Listed) holds normalization layers in a plain list, norms")
+    assert "nn.ModuleList" in said
+    assert "plain" not in str(normkit.diagnose(sound()[0]))
+
+
+def test_a_layer_whose_weights_are_all_zero_is_worth_knowing_of_in_evaluation():
+    model, _ = sound()
+    nn.init.zeros_(model[1].weight)
+    (told,) = [f for f in normkit.diagnose(model).findings if f.check == "dead-channel"]
+    assert (told.layer, told.severity) == ("1", "info")
+    assert told.summary == "4 of 4 channels have a weight of 0: the layer gives its bias whatever comes in"
+    assert not [f for f in normkit.diagnose(model.train()).findings if f.check == "dead-channel"]
+
+
+def test_labels_that_are_no_classes_are_left_out_and_all_of_them_refused():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    x = torch.randn(512, 5)
+    normkit.recalibrate(model, x)
+    classes = model.eval()(x).argmax(1)
+    classes[:256] = 255
+    batches = list(zip(x.split(64), classes.split(64), strict=True))
+    gap = normkit.diagnose(model, batches, labels=lambda batch: batch[1]).gap
+    assert (gap.evaluation, gap.samples) == (1.0, 256)
+    with pytest.raises(ArgumentError, match="no class that the model has a score for: it has 3"):
+        normkit.diagnose(model, batches, labels=lambda batch: batch[1] * 0 + 7)
+
+
+def test_a_checkpoint_that_holds_a_state_is_told_where_it_is():
+    state = sound()[0].state_dict()
+    assert "its entry 'state_dict' holds some" in repr(normkit.diagnose({"epoch": 3, "state_dict": state}))
+
+
+class OfItsOwn(Exception):
+    pass
+
+
+class Complains(nn.Module):
+    """Checks its input with an exception of its own, which a tracer's stand-in sets off."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise OfItsOwn("no tensor")
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_exceptions_of_ones_own_end_no_trace():
+    model, batches = Complains(), torch.randn(256, 3, 8, 8).split(32)
+    normkit.recalibrate(model, batches)
+    assert normkit.diagnose(model.eval(), batches).healthy
+    assert normkit.fold(model, batches[0]).into == {"norm": "conv"}
+    assert normkit.convert(model, "normkit", batches[0]).touched == ("norm",)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.optim import Optimizer
 
 from ..anatomy import Call, preserved
@@ -25,7 +25,7 @@ from .probes import Domains, measure, set_mode, unheard
 from .ranks import RankState, gather_ranks
 from .rectified import rectified_by_structure, rectified_in_use
 from .sampling import check_samples
-from .structure import in_order, learning_before, listed, resting, weighted_before
+from .structure import in_order, learning_before, listed, out_of_sight, resting, weighted_before
 from .subjects import Subject, lazy_layers, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
 
@@ -95,7 +95,7 @@ def diagnose(
             raise ArgumentError("a state_dict alone cannot be run: give the model where you give batches or optimizer")
         examination, notes, seen = Examination(subjects=subjects_of_state(model)), [], 0
         if not examination.subjects:
-            notes.append("the state holds no running statistics")
+            notes.append(_without_statistics(model))
     found = [finding for check in CHECKS if _runs(check, examination) for finding in check.examine(examination)]
     kept, waived = set_aside(found, waivers)
     names = [subject.name for subject in examination.subjects]
@@ -122,6 +122,13 @@ def diagnose(
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module | Mapping):
         refuse_programs(model)
+
+
+def _without_statistics(state: Mapping[str, Any]) -> str:
+    """Say that a state holds no statistics, and which of its entries does."""
+    inside = [name for name, entry in state.items() if isinstance(entry, Mapping) and subjects_of_state(entry)]
+    more = f"; its entry {inside[0]!r} holds some: give that" if inside else ""
+    return f"the state holds no running statistics{more}"
 
 
 def _without_layers(model: nn.Module) -> str:
@@ -154,7 +161,9 @@ def _examine(
         pairs=pairs,
     )
     lazy = lazy_layers(model)
-    notes = _unread(subjects) if subjects else [] if lazy else [_without_layers(model)]
+    hidden = [] if isinstance(model, fx.GraphModule) else out_of_sight(model)
+    notes = _unread(subjects) if subjects else [] if lazy or hidden else [_without_layers(model)]
+    notes += hidden
     if lazy:
         notes.append(f"lazy and without channels yet: {listed(lazy)}; run the model once first")
     if batches is None:
