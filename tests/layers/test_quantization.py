@@ -156,6 +156,8 @@ def test_graph_mode_during_training():
         assert_close(one, other, dtype=torch.float32)
 
 
+# oneDNN speaks of the processor's accuracy where it has no instructions for products of bytes.
+@pytest.mark.filterwarnings("ignore:Default qconfig of oneDNN backend:UserWarning")
 @pytest.mark.usefixtures("onednn")
 def test_eager_mode_converts_the_layers_that_stand_alone():
     def net(library):

@@ -38,6 +38,10 @@ class Case:
     form: str
 
     @property
+    def name(self) -> str:
+        return f"{self.ranks}-{self.split}-{self.form}"
+
+    @property
     def shares(self) -> tuple[int, ...]:
         return SPLITS[self.ranks][self.split]
 
@@ -81,7 +85,7 @@ CASES = [
 
 
 def names(case: Case) -> str:
-    return f"{case.ranks}-{case.split}-{case.form}"
+    return case.name
 
 
 def step(case: Case, layer: nn.Module, low: int, high: int) -> dict[str, torch.Tensor]:

@@ -42,6 +42,10 @@ class Form:
     kind: str
 
     @property
+    def name(self) -> str:
+        return f"{self.ranks}-{self.split}-{self.kind}"
+
+    @property
     def shares(self) -> tuple[int, ...]:
         return SHARES[self.ranks][self.split]
 
@@ -103,7 +107,7 @@ FORMS = [
 
 
 def names(form: Form) -> str:
-    return f"{form.ranks}-{form.split}-{form.kind}"
+    return form.name
 
 
 def _steps(form: Form, layer: nn.Module, call, low: int, high: int) -> dict[str, torch.Tensor]:

@@ -23,14 +23,14 @@ from .cases import CASES, names, of_rank
 from .forms import FORMS
 from .forms import names as form_name
 from .forms import of_rank as form_of_rank
-from .processes import started
+from .processes import asked, started
 
 
 def matrix(rank: int, ranks: int):
     """Every case, each in a group of as many ranks as it asks for."""
     groups = {size: distributed.new_group(list(range(size))) for size in range(1, ranks + 1)}
     found = {}
-    for case in CASES:
+    for case in asked(CASES):
         if rank < case.ranks:
             layer = case.layer(sync=True, process_group=groups[case.ranks])
             found[names(case)] = of_rank(case, layer, rank)
@@ -400,7 +400,7 @@ def forms(rank: int, ranks: int):
     """Every masked and ghost batch of the table; what is exchanged for them, and what is called wrongly."""
     groups = {size: distributed.new_group(list(range(size))) for size in range(1, ranks + 1)}
     found = {}
-    for form in FORMS:
+    for form in asked(FORMS):
         if rank < form.ranks:
             layer = form.layer(process_group=groups[form.ranks])
             found[form_name(form)] = form_of_rank(form, layer, rank)

@@ -26,6 +26,12 @@ def run(job: str, ranks: int, folder: Path, **environment: str) -> list[dict]:
     return [torch.load(path) for path in saved]
 
 
+def asked(cases: list) -> list:
+    """Return the cases that the tests of this session take, all where nothing is said of them."""
+    names = os.environ.get("ASKED")
+    return cases if names is None else [case for case in cases if case.name in names.split(",")]
+
+
 def _rank(job, rank: int, ranks: int, folder: Path, place: str, arguments: list[str]) -> None:
     import torch
     from torch import distributed
@@ -95,11 +101,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     from normkit.functional import batch_steps
     from ranks import jobs
-    from ranks.cases import FORMS, Case
+    from ranks.cases import CASES, FORMS, Case
 
     name, count, where = sys.argv[1:]
     # What the ranks share is compiled and read before they are.
-    for form, (_, _, _, activation, residual, *_) in FORMS.items():
+    for form in {case.form for case in asked(CASES)} if name == "matrix" else ("vectors",):
+        _, _, _, activation, residual, *_ = FORMS[form]
         x, shortcut, dy, _ = Case(2, "even", form).tensors()
         mean, var = batch_steps.statistics(x)
         batch_steps.apply(x, mean, var, None, None, activation, shortcut if residual else None)

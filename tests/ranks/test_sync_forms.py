@@ -10,12 +10,6 @@ from normkit.functional import batch_norm, ghost_batch_norm, masked_batch_norm
 from tolerances import FORWARD_ULP, FORWARD_ULP_FLOAT64, assert_close
 
 from .forms import FORMS, GHOST_SIZE, names, of_rank
-from .processes import run
-
-
-@pytest.fixture(scope="session")
-def forms(tmp_path_factory):
-    return run("forms", 4, tmp_path_factory.mktemp("forms"))
 
 
 def compare(name, found, whole, dtype):

@@ -120,7 +120,7 @@ SPEAKING = ("update_bn", "reset_running_stats", "reset_parameters", "apply")
 def test_survives(make, name):
     model, norm = frozen_network(make)
     x = torch.randn(8, 3, 6, 6) * 3 + 1
-    want, state = model(x), copy.deepcopy(model.state_dict())
+    want, state, untouched = model(x), copy.deepcopy(model.state_dict()), copy.deepcopy(model)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         result = SURVIVED[name](model, norm)
@@ -130,6 +130,8 @@ def test_survives(make, name):
     assert all("normkit.unfreeze(model) first" in word for word in words)
     model = result if isinstance(result, nn.Module) and len(list(result.children())) == 3 else model
     assert is_frozen(normkit.anatomy.norm_layers(model)[0].module)
+    if name == "to(memory_format)":  # a convolution adds in another order then, on some processors
+        want = untouched.to(memory_format=torch.channels_last)(x)
     model.train()(x * 5)
     assert torch.equal(model.train()(x), want)
     for key, value in model.state_dict().items():
