@@ -35,16 +35,16 @@ def _bad_eps(examination: Examination) -> Iterator[Finding]:
         if not isinstance(eps, int | float) or 0 < eps < math.inf:
             continue
         if not math.isfinite(eps):
-            yield _eps_finding(subject, name, eps, "error", "no output of the layer says anything of its input")
+            yield _eps_finding(subject, eps, "error", "no output of the layer says anything of its input")
             continue
         variance = subject.running_var
         divided = variance is not None and subject.tracks and bool((variance + eps <= 0).any())
         severity: Severity = "error" if divided else "info" if subject.is_fixed else "warning"
         zero = "a channel whose variance is 0 is divided by 0" if divided else "a constant channel is divided by 0"
-        yield _eps_finding(subject, name, eps, severity, f"{zero}, and torch does not train with it")
+        yield _eps_finding(subject, eps, severity, f"{zero}, and torch does not train with it")
 
 
-def _eps_finding(subject: Subject, name: str, eps: float, severity: Severity, said: str) -> Finding:
+def _eps_finding(subject: Subject, eps: float, severity: Severity, said: str) -> Finding:
     return Finding(
         check="nonfinite",
         layer=subject.name,
@@ -52,7 +52,7 @@ def _eps_finding(subject: Subject, name: str, eps: float, severity: Severity, sa
         summary=f"eps is {eps:g}: {said}",
         evidence={"eps": float(eps)},
         causes=("a number rounded to 0 on its way through a settings file", "a converter that left eps out"),
-        remedy=f"{subject.accessor}.{name} = 1e-05",
+        remedy=f"{subject.accessor}.{subject.names.eps} = 1e-05",
         proof='not normkit.diagnose(model).of("nonfinite", {layer})',
     )
 
