@@ -228,3 +228,26 @@ def test_page_replaces_no_file_that_is_no_page(doctor, tmp_path):
     assert code == 2
     assert "give a name that ends in .html" in " ".join(err.split())
     assert kept.read_text() == "precious"
+
+
+def test_data_that_are_shuffled_give_the_same_words_every_time(normkit):
+    assert normkit("doctor", "demo:small-batch") == normkit("doctor", "demo:small-batch")
+
+
+def test_a_model_of_which_nothing_can_be_read_leaves_with_1(normkit, tmp_path, monkeypatch):
+    (tmp_path / "odd_app.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Odd(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('moving_mean', torch.zeros(4))\n"
+        "        self.register_buffer('moving_var', torch.ones(4))\n\n"
+        "    def forward(self, x):\n"
+        "        return torch.tanh(x)\n\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), Odd())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = normkit("doctor", "odd_app:build")
+    assert code == 1
+    assert out.startswith("nothing was examined: 1: Odd does not compute")

@@ -177,3 +177,31 @@ def test_command_runs_as_a_process(app):
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("wrote a.pt\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["doctor", "user_app:dicts"],
+        ["plan", "user_app:dicts", "--batch-size", "4"],
+        ["recalibrate", "user_app:dicts", "--out", "new.pt"],
+        ["fold", "user_app:dicts", "--out", "new.pt"],
+        ["convert", "user_app:dicts", "--to", "normkit", "--out", "new.pt"],
+    ],
+)
+def test_a_batch_of_another_form_gets_advice_that_can_be_typed_in_a_shell(normkit, app, command):
+    with (app / "user_app.py").open("a") as file:
+        file.write("\n\ndicts = build\n\ndef pixels():\n    return [{'pixels': torch.randn(4, 3, 8, 8)}]\n")
+    code, out, err = normkit(*command, "--data", "user_app:pixels")
+    assert (code, out) == (2, "")
+    assert "let the function of --data yield what forward takes" in err
+    assert "call=" not in err
+
+
+def test_what_can_be_read_once_is_refused_with_labels_in_the_words_of_the_command(normkit, app):
+    with (app / "user_app.py").open("a") as file:
+        file.write("\n\ndef once():\n    return iter(batches())\n")
+    code, _, err = normkit("doctor", "user_app:build", "--data", "user_app:once", "--labels")
+    assert code == 2
+    assert "--labels runs over the batches several times" in err
+    assert "list or a DataLoader" in err

@@ -98,9 +98,30 @@ def test_impossible_momentum_is_an_error(momentum):
 def test_residue_of_the_initial_values_follows_the_number_of_updates(updates, severity):
     norm = nn.BatchNorm1d(4)
     for _ in range(updates):
-        norm(3 * torch.randn(64, 4))
-    found = normkit.diagnose(norm.eval()).of("ema-window")
+        norm(60 + 3 * torch.randn(64, 4))
+    found = normkit.diagnose(norm.eval(), 60 + 3 * torch.randn(8192, 4)).of("ema-window")
     assert [finding.severity for finding in found] == ([severity] if severity else [])
+
+
+def test_without_data_a_small_counter_is_no_fault_for_measured_statistics_have_one_too():
+    norm = nn.BatchNorm1d(4)
+    batches = (3 * torch.randn(1024, 4)).split(64)
+    normkit.recalibrate(norm, batches)
+    assert normkit.diagnose(norm.eval()).healthy
+    (told,) = [f for f in normkit.diagnose(norm).findings if f.check == "ema-window"]
+    assert (told.severity, "give batches to tell" in told.summary) == ("info", True)
+
+
+def test_one_bad_channel_of_measured_statistics_is_no_average_that_began_lately():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(16)
+    batches = (3 * torch.randn(1024, 16) + 1).split(64)
+    normkit.recalibrate(norm, batches)
+    norm.running_mean[3] += 24
+    diagnosis = normkit.diagnose(norm.eval(), batches)
+    assert not diagnosis.of("ema-window")
+    (drift,) = diagnosis.of("drift")
+    assert not any("too few updates" in cause for cause in drift.causes)
 
 
 def test_recalibrated_statistics_with_a_small_counter_have_no_residue():

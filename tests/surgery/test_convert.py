@@ -126,6 +126,17 @@ def test_a_synchronized_layer_goes_back_to_what_it_was_without_an_example(cls, o
     assert isinstance(ours, normkit.BatchNorm1d | normkit.BatchNorm2d | normkit.BatchNorm3d)
 
 
+@pytest.mark.parametrize("cls", [nn.SyncBatchNorm, normkit.SyncBatchNorm])
+@pytest.mark.parametrize("to", ["normkit", "torch", "ghost"])
+def test_a_layer_that_is_no_longer_synchronized_is_named(cls, to):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), randomize(cls(4)), nn.ReLU())
+    notes = "; ".join(convert(model, to, torch.randn(2, 3, 8, 8)).notes)
+    assert "no longer synchronized over ranks: 1; convert(..., to='sync')" in notes
+    assert "no longer" not in "; ".join(convert(model, "batch", torch.randn(2, 3, 8, 8)).notes)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), randomize(nn.BatchNorm2d(4)), nn.ReLU())
+    assert "no longer" not in "; ".join(convert(plain, "normkit", torch.randn(2, 3, 8, 8)).notes)
+
+
 def test_the_biased_variance_stays_biased_where_it_is_synchronized():
     model = nn.Sequential(normkit.BatchNorm2d(3, unbiased=False))
     assert not convert(model, "sync").model[0].unbiased

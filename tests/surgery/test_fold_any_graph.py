@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import normkit
 from normkit import fold
 from normkit.anatomy import fingerprint, norm_layers
 from normkit.errors import ArgumentError, SurgeryError
@@ -396,3 +397,65 @@ def test_tensor_that_only_lends_its_shape_has_no_consumer_there():
     record = folded(ready(LikeLevit()))
     assert record.into == {"bn": "linear"}
     assert record.known_from == {"bn": ""}
+
+
+class AsksItsNorm(nn.Module):
+    """Its code reads what the norm stores."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.other, self.last = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x)) * self.norm.running_var.mean()
+        return self.last(self.other(y))
+
+
+def test_a_norm_whose_state_the_code_reads_is_left_and_the_others_are_folded():
+    torch.manual_seed(0)
+    model = AsksItsNorm()
+    normkit.recalibrate(model, torch.randn(64, 3, 9, 9))
+    record = normkit.fold(model.eval(), torch.randn(2, 3, 9, 9))
+    assert record.into == {"last": "other"}
+    assert "running_var" in record.refused["norm"]
+
+
+def test_a_part_that_is_compiled_is_folded_as_the_code_that_it_was():
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), torch.compile(part, backend="eager"), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)
+    )
+    x = torch.randn(4, 3, 9, 9)
+    normkit.recalibrate(model, x)
+    record = normkit.fold(model.eval(), x)
+    assert len(record.into) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(record.model(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [None, "far", torch.ones(2)])
+def test_a_comparison_that_gives_no_number_is_told(given):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ArgumentError, match="compare= gave a"):
+        normkit.fold(model, torch.randn(2, 3, 9, 9), compare=lambda first, second: given)
+
+
+def test_a_model_on_the_meta_device_is_refused_in_words():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 9, 9)
+    for call in (
+        lambda: normkit.fold(model, x),
+        lambda: normkit.diagnose(model),
+        lambda: normkit.diagnose(model, x),
+        lambda: normkit.recalibrate(model, x),
+        lambda: normkit.freeze(model),
+        lambda: normkit.repair(model),
+        lambda: normkit.convert(model, "normkit", x),
+        lambda: normkit.watch(model).__enter__(),
+    ):
+        with pytest.raises(ArgumentError, match=r"0.weight is on the meta device .*to_empty"):
+            call()
+    assert type(normkit.convert(model, "normkit").model[1]) is normkit.BatchNorm2d

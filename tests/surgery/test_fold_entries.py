@@ -1,5 +1,6 @@
 """Other ways into a model's code than the one that its example takes: a fold keeps what they give, or is not made."""
 
+import inspect
 import re
 
 import pytest
@@ -168,3 +169,32 @@ def test_a_tolerance_tightens_too(tolerance):
     with pytest.raises(SurgeryError, match="should keep the function, and changes"):
         normkit.convert(model, "normkit", X, tolerance=tolerance)
     assert fold(model.double(), X.double(), tolerance=1e-12).largest_change < 1e-12
+
+
+class AskedFor(Pair):
+    """Asks for the signature of its own method before it calls it, as transformers' chunked forwards do."""
+
+    def features(self, x):
+        return self.n(self.c(x))
+
+    def forward(self, x):
+        assert len(inspect.signature(self.features).parameters) == 1
+        return self.head(self.features(x))
+
+
+def test_a_model_that_asks_for_the_signature_of_its_methods_is_folded():
+    record = fold(AskedFor(), X)
+    assert set(record.into) == {"n", "head.1"}
+    assert "features" not in vars(record.model)
+
+
+class Raw(Pair):
+    def features(self, x, raw=False):
+        return self.c(x) if raw else self.n(self.c(x))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def test_a_setting_of_a_method_that_was_not_varied_is_named():
+    assert any("not tried" in note and "features(raw=False)" in note for note in fold(Raw(), X).notes)

@@ -243,6 +243,13 @@ class Saturates(nn.Conv2d):
         return super().forward(x).clamp(-2, 2)
 
 
+class Limits(nn.Conv2d):
+    """Saturates far from what the example gives it."""
+
+    def forward(self, x):
+        return super().forward(x).clamp(-500, 500)
+
+
 class Sums(nn.Conv2d):
     """Two convolutions with one weight: linear in it, but the bias counts twice."""
 
@@ -255,7 +262,7 @@ class PadsInside(nn.Conv2d):
         return super().forward(functional.pad(x, (1, 1, 1, 1)))
 
 
-@pytest.mark.parametrize("cls", [Saturates, Sums])
+@pytest.mark.parametrize("cls", [Saturates, Limits, Sums])
 def test_layer_of_ones_own_that_is_not_linear_is_refused_with_what_was_measured(cls):
     with pytest.raises(SurgeryError, match=rf"0 \({cls.__name__}\) has a forward of its own: .*float64"):
         fold(ready(cls(3, 4, 3), nn.BatchNorm2d(4)), IMAGES)

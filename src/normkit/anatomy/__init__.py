@@ -7,7 +7,7 @@ from .explain import ModelExplanation, explain
 from .forms import NormForm, register_norm
 from .hold import hold_statistics
 from .layers import NormLayer, norm_layers
-from .programs import refuse_programs, unwrapped
+from .programs import eagerly, refuse_meta, refuse_programs, unwrapped
 from .snapshot import Snapshot, fingerprint, preserved
 
 __all__ = [
@@ -18,12 +18,14 @@ __all__ = [
     "NormLayer",
     "Snapshot",
     "affine_in_evaluation",
+    "eagerly",
     "explain",
     "fingerprint",
     "hold_statistics",
     "iterate",
     "norm_layers",
     "preserved",
+    "refuse_meta",
     "refuse_programs",
     "register_norm",
     "run",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -49,7 +50,7 @@ class NormLayer:
             they confirm nothing: then nothing may be claimed of what it computes.
         unread: why ``form`` is None, in words; empty where it is not.
         channels: the number of channels, where the layer says it.
-        tracks: it has running statistics and is set to use them.
+        tracks: it has running statistics and evaluates with them.
         overridden: its forward is neither torch's nor ours; what it computes is known as far as ``form`` says.
         hooked: it has hooks.
         parametrized: a parameter is computed from another (weight norm, spectral norm, ...).
@@ -216,8 +217,13 @@ def _channels(module: nn.Module, form: NormForm | None, lazy: bool) -> int | Non
 
 
 def _tracks(module: nn.Module, form: NormForm | None) -> bool:
-    """Say whether the layer has running statistics; a layer without the flag uses what it has."""
-    flag = vars(module).get("track_running_stats", True)
+    """Say whether the layer has running statistics and evaluates with them.
+
+    A batch norm uses what it has: ``track_running_stats = False`` put on a layer that was built with statistics only
+    stops training from moving them. An instance norm heeds the flag.
+    """
+    heeds = isinstance(module, _InstanceNorm) or (form is not None and form.method == "instance")
+    flag = vars(module).get("track_running_stats", True) if heeds else True
     return bool(flag) and (form or NormForm()).tensor(module, "mean") is not None
 
 

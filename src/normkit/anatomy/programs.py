@@ -1,5 +1,7 @@
 """Models that are programs or wrappers and not what somebody wrote: told, or looked into."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from torch import fx, nn
 
 from ..errors import ArgumentError
 
-__all__ = ["refuse_programs", "unwrapped"]
+__all__ = ["eagerly", "refuse_meta", "refuse_programs", "unwrapped"]
 
 _INSTEAD = "give the torch.nn.Module that it was made from, and make the program again from the result"
 
@@ -38,6 +40,32 @@ def refuse_programs(model: Any) -> None:
             raise ArgumentError(
                 f"{where} is an exported program's module, whose batch norms have become operators; {_INSTEAD}"
             )
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Refuse a model of which only the shapes are there.
+
+    Raises:
+        ArgumentError: a parameter or buffer is on the meta device.
+
+    >>> refuse_meta(nn.BatchNorm1d(2))
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ArgumentError(
+                f"{name} is on the meta device and holds no values; give the model memory and weights first: "
+                "model.to_empty(device='cpu'), then model.load_state_dict(...)"
+            )
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Run parts of a model that ``torch.compile`` wraps as the code that they were, inside."""
+    if not any(isinstance(getattr(part, "_orig_mod", None), nn.Module) for part in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _scripted_norm(module: nn.Module) -> bool:

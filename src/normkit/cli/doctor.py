@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 from torch import nn
 
@@ -12,7 +13,7 @@ from ..anatomy.states import SUFFIXES
 from ..errors import ArgumentError, DataError
 from ..files import write_atomically
 from ..printable import printable
-from .inputs import UNFIT, named_batches, patient
+from .inputs import UNFIT, as_typed, named_batches, patient
 from .places import check_page
 from .terminal import echo
 
@@ -51,7 +52,10 @@ def doctor(
     if batches is not None and batches < 1:
         raise ArgumentError(f"--batches {batches}: expected 1 or more")
     try:
-        diagnosis = _diagnose(target, weights, data, batches, labels)
+        # The same numbers every time: of a model that is built anew, and of data that are shuffled.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            diagnosis = _diagnose(target, weights, data, batches, labels)
     except DataError as error:  # exit code 1 says that the model is sick, not that a file is
         raise ArgumentError(str(error)) from error
     if html is not None:
@@ -63,7 +67,8 @@ def doctor(
         _print(diagnosis)
         for line in [*_cures(diagnosis, target, weights, data), *(["", f"page: {html}"] if html is not None else [])]:
             echo(line)
-    raise typer.Exit(1 if diagnosis.count("error") or not diagnosis.layers else 0)
+    examined = any(row.examined for row in diagnosis.layers)
+    raise typer.Exit(1 if diagnosis.count("error") or not examined else 0)
 
 
 def _diagnose(target: str, weights: Path | None, data: str | None, count: int | None, labels: bool) -> "Diagnosis":
@@ -78,22 +83,17 @@ def _diagnose(target: str, weights: Path | None, data: str | None, count: int | 
     if given is not None and count is not None:
         given = list(islice(given, count))
     try:
-        return diagnose(
-            sick.model,
-            given,
-            optimizer=sick.optimizer if weights is None else None,
-            call=sick.call,
-            samples=2048 if count is None else None,
-            labels=_second_part if labels else None,
-        )
-    except ArgumentError as error:
-        said, advice, _ = str(error).partition("; say how to call the model")
-        if not advice:
-            raise
-        raise ArgumentError(
-            f"{said}; let the function of --data yield what forward takes: a tensor, a tuple that begins with it, or a "
-            "dict with its names"
-        ) from error
+        with as_typed():
+            return diagnose(
+                sick.model,
+                given,
+                optimizer=sick.optimizer if weights is None else None,
+                call=sick.call,
+                samples=2048 if count is None else None,
+                labels=_second_part if labels else None,
+            )
+    except ArgumentError:
+        raise
     except UNFIT as error:
         if given is None:
             raise

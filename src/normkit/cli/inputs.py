@@ -1,20 +1,50 @@
 """What the commands of the doctor and of surgery are given: models and batches by name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, SurgeryError
 from ..spelling import nearest
 
 if TYPE_CHECKING:
     from ..doctor.demos import Patient
 
-__all__ = ["UNFIT", "named_batches", "patient"]
+__all__ = ["UNFIT", "as_typed", "named_batches", "patient"]
 
 _BATCH_SIZE = 64
 # What models raise on data that they were not made for.
 UNFIT = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+
+
+@contextmanager
+def as_typed() -> Iterator[None]:
+    """Let advice that is Python's be what can be typed in a shell, inside.
+
+    Raises:
+        ArgumentError, SurgeryError: the same, in those words.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        said, advice, _ = str(error).partition("; say how to call the model")
+        once, again, _ = str(error).partition("labels= runs over the batches several times")
+        if advice:
+            raise ArgumentError(
+                f"{said}; let the function of --data yield what forward takes: a tensor, a tuple that begins with it, "
+                "or a dict with its names"
+            ) from error
+        if again and not once:
+            raise ArgumentError(
+                "--labels runs over the batches several times, and the function of --data gives what can be read once: "
+                "let it return a list or a DataLoader"
+            ) from error
+        raise
+    except SurgeryError as error:
+        if "give example=" not in str(error):
+            raise
+        raise SurgeryError(str(error).replace("give example=", "give --shape or --data")) from error
 
 
 def patient(target: str, weights: Path | None) -> "Patient":

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import ArgumentError
 from ..files import write_atomically
 from ..printable import printable
-from .inputs import UNFIT, named_batches, patient
+from .inputs import UNFIT, as_typed, named_batches, patient
 from .places import check_page
 from .terminal import echo
 
@@ -54,7 +54,8 @@ def plan(
         given, example = _given(target, weights, data, batches)
     settings = {"ranks": ranks, "micro_batches": micro_batches, "samples": samples, "gap": gap, "call": given.call}
     try:
-        found = reckon(given.model, example, batch_size, **settings)  # type: ignore[arg-type]  # each of its own type
+        with as_typed():
+            found = reckon(given.model, example, batch_size, **settings)  # type: ignore[arg-type]  # of its own type each
     except ArgumentError:
         raise
     except UNFIT as error:

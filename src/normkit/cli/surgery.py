@@ -8,7 +8,7 @@ import typer
 from ..errors import ArgumentError
 from ..printable import printable
 from .examples import explained
-from .inputs import UNFIT, named_batches, patient
+from .inputs import UNFIT, as_typed, named_batches, patient
 from .terminal import echo
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def recalibrate(
     given = _batches(sick, data)
     if given is None:
         raise ArgumentError("--data is missing; give the name of a data set, or module:function that returns batches")
-    record = operate(model, given, where=where or None, samples=samples, layerwise=layerwise, call=sick.call)
+    with as_typed():
+        record = operate(model, given, where=where or None, samples=samples, layerwise=layerwise, call=sick.call)
     _write_state(record, model.state_dict(), out, force)
 
 
@@ -82,7 +83,8 @@ def fold(
     sick = patient(target, weights)
     example = _example(sick, shape, data)
     model = _model(sick, target).eval()
-    record = operate(model, example, where=where or None, call=sick.call, tolerance=tolerance)
+    with as_typed():
+        record = operate(model, example, where=where or None, call=sick.call, tolerance=tolerance)
     if out.suffix in (".pt2", ".onnx"):
         _write_program(record, example, out, force)
     else:
@@ -109,15 +111,16 @@ def convert(
     _check_out(out, force)
     sick = patient(target, weights)
     example = None if shape is None and _batches(sick, data) is None else _example(sick, shape, data)
-    record = operate(
-        _model(sick, target),
-        cast("Kind", to),
-        example,
-        where=where or None,
-        groups=groups,
-        call=sick.call,
-        tolerance=tolerance,
-    )
+    with as_typed():
+        record = operate(
+            _model(sick, target),
+            cast("Kind", to),
+            example,
+            where=where or None,
+            groups=groups,
+            call=sick.call,
+            tolerance=tolerance,
+        )
     _write_state(record, record.model.state_dict(), out, force)
 
 
@@ -138,7 +141,8 @@ def repair(
     _check_out(out, force)
     sick = patient(target, weights)
     given = None if donor is None else read_state(donor)
-    record = operate(sick.model, _batches(sick, data), given, call=sick.call)
+    with as_typed():
+        record = operate(sick.model, _batches(sick, data), given, call=sick.call)
     _write_state(record, record.state, out, force)
 
 

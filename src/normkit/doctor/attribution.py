@@ -117,9 +117,16 @@ def _accuracy(
                 break
             wanted = _classes(labels(batch))
             scores = _scores(run(model, batch, call), wanted)
-            right += int((scores.argmax(1).cpu() == wanted.cpu()).sum())
-            judged += wanted.numel()
+            # What is to be ignored is marked by a number that is no class, -100 or 255.
+            meant = ((wanted >= 0) & (wanted < scores.shape[1])).cpu()
+            right += int((scores.argmax(1).cpu() == wanted.cpu())[meant].sum())
+            judged += int(meant.sum())
             seen += sample_count(batch) or len(wanted)
+    if seen and not judged:
+        raise ArgumentError(
+            f"labels= gave no class that the model has a score for: it has {scores.shape[1]}, so that classes are 0 to "
+            f"{scores.shape[1] - 1}, and the last batch has {int(wanted.min())} to {int(wanted.max())}"
+        )
     return right / max(judged, 1), judged
 
 

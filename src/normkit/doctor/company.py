@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..anatomy import Call, run, sample_count
 from ..anatomy.batches import tensors
 from .measurements import Company
-from .probes import hooked_input, set_mode
+from .probes import hooked_input, is_finite, set_mode
 from .subjects import Subject
 
 __all__ = ["keep_company", "overflowing"]
@@ -60,22 +60,18 @@ def overflowing(model: nn.Module, subjects: Sequence[Subject], batch: Any, call:
         The first layer that is given finite numbers and gives others, ``""`` where that is none of them, and None where
         the output is finite.
     """
-    if not _finite(batch):
+    if not is_finite(batch):
         return None
     culprits: list[str] = []
 
     def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if _finite((args, kwargs)) and not _finite(output):
+        if is_finite((args, kwargs)) and not is_finite(output):
             culprits.append(name)
 
     set_mode(model, training=False)
     with torch.no_grad(), _listening(subjects, note):
         output = run(model, batch, call)
-    return None if _finite(output) else next(iter(culprits), "")
-
-
-def _finite(value: Any) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(value) if tensor.is_floating_point())
+    return None if is_finite(output) else next(iter(culprits), "")
 
 
 class _Observed:

@@ -56,6 +56,7 @@ class Examination:
         gap: accuracy in evaluation and with the batch's statistics, where labels were given.
         overflowed: where the output in evaluation is not finite on a finite batch, the first layer that makes it so,
             or ``""`` where none does; else None.
+        spoiled: how many batches hold NaN or an infinity, and of how many.
         unexplained: what of that gap no finding explains and chance does not; 0 where it does.
     """
 
@@ -79,6 +80,7 @@ class Examination:
     gap: Gap | None = None
     unexplained: float = 0.0
     overflowed: str | None = None
+    spoiled: tuple[int, int] = (0, 0)
 
     @property
     def layers_judged(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.optim import Optimizer
 
 from ..anatomy import Call, preserved
@@ -25,7 +25,7 @@ from .probes import Domains, measure, set_mode, unheard
 from .ranks import RankState, gather_ranks
 from .rectified import rectified_by_structure, rectified_in_use
 from .sampling import check_samples
-from .structure import in_order, learning_before, listed, resting, weighted_before
+from .structure import in_order, learning_before, listed, out_of_sight, resting, weighted_before
 from .subjects import Subject, lazy_layers, subjects_of_model, subjects_of_state
 from .waivers import parse_waivers, set_aside
 
@@ -95,7 +95,7 @@ def diagnose(
             raise ArgumentError("a state_dict alone cannot be run: give the model where you give batches or optimizer")
         examination, notes, seen = Examination(subjects=subjects_of_state(model)), [], 0
         if not examination.subjects:
-            notes.append("the state holds no running statistics")
+            notes.append(_without_statistics(model))
     found = [finding for check in CHECKS if _runs(check, examination) for finding in check.examine(examination)]
     kept, waived = set_aside(found, waivers)
     names = [subject.name for subject in examination.subjects]
@@ -122,6 +122,13 @@ def diagnose(
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module | Mapping):
         refuse_programs(model)
+
+
+def _without_statistics(state: Mapping[str, Any]) -> str:
+    """Say that a state holds no statistics, and which of its entries does."""
+    inside = [name for name, entry in state.items() if isinstance(entry, Mapping) and subjects_of_state(entry)]
+    more = f"; its entry {inside[0]!r} holds some: give that" if inside else ""
+    return f"the state holds no running statistics{more}"
 
 
 def _without_layers(model: nn.Module) -> str:
@@ -153,8 +160,10 @@ def _examine(
         rectified=rectified_by_structure(model, subjects),
         pairs=pairs,
     )
-    notes = [] if subjects else [_without_layers(model)]
     lazy = lazy_layers(model)
+    hidden = [] if isinstance(model, fx.GraphModule) else out_of_sight(model)
+    notes = _unread(subjects) if subjects else [] if lazy or hidden else [_without_layers(model)]
+    notes += hidden
     if lazy:
         notes.append(f"lazy and without channels yet: {listed(lazy)}; run the model once first")
     if batches is None:
@@ -172,10 +181,11 @@ def _examine(
     with preserved(model):
         silent = unheard(model, subjects, seen.measured, seen.example, call)
         examination = replace(examination, unheard=silent)
-    notes += _notes(subjects, seen.measured)
+    notes += _notes(subjects, seen.measured, silent)
     if seen.empty:
         notes.append(f"{seen.empty} batch{'es' * (seen.empty > 1)} without a sample")
-    examination = replace(examination, measured=seen.measured, plan=seen.plan)
+    spoiled = (seen.spoiled, seen.batches)
+    examination = replace(examination, measured=seen.measured, plan=seen.plan, spoiled=spoiled)
     drifts = [
         drift_of(examination, subject, seen.measured[subject.name])
         for subject in subjects
@@ -193,6 +203,20 @@ def _examine(
     else:
         examination = replace(examination, company=company)
     return examination, notes, seen.samples
+
+
+def _unread(subjects: tuple[Subject, ...]) -> list[str]:
+    """Say which layers cannot be read, and why: of some nothing was examined, of others the state that torch names."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for subject in subjects:
+        if subject.layer is not None and subject.layer.unread:
+            reasons.setdefault((subject.layer.unread, subject.kind == "unknown"), []).append(
+                subject.name or "the model"
+            )
+    return [
+        f"{listed(names)}: {reason}" + ("" if nothing else "; its state and its input were examined by themselves")
+        for (reason, nothing), names in reasons.items()
+    ]
 
 
 def _ranks(examination: Examination, batches: Any, group: Any) -> tuple[RankState, ...]:
@@ -231,9 +255,14 @@ def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _notes(subjects: tuple[Subject, ...], measured: Mapping[str, Measured]) -> list[str]:
+def _notes(subjects: tuple[Subject, ...], measured: Mapping[str, Measured], silent: frozenset[str]) -> list[str]:
     missed = [subject.name for subject in subjects if subject.name not in measured]
     notes = [f"not reached by the batches: {listed(missed)}"] if missed else []
+    if any(subject.tracks and subject.name in missed and subject.name not in silent for subject in subjects):
+        notes[0] += (
+            "; outputs depend on their statistics all the same: they are used past their call (layer.forward, "
+            "functional.batch_norm), where their input cannot be measured"
+        )
     spoiled = [name for name, entry in measured.items() if any(part.nonfinite_batches for part in entry.calls)]
     return notes + ([f"inputs with NaN or infinities were left out at {listed(spoiled)}"] if spoiled else [])
 
@@ -268,6 +297,7 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
         numbers["folds"] = f"into {neighbour}" if reason is None else "no"
     if absorbed:
         numbers["statistics"] = "in weight and bias"
+    severity = worst(finding for finding in findings if finding.layer == subject.name)
     channels = subject.running_mean.numel() if subject.running_mean is not None else None
     if channels is None and subject.layer is not None:
         channels = subject.layer.channels
@@ -277,5 +307,7 @@ def _row(subject: Subject, examination: Examination, findings: list[Finding]) ->
         channels=channels,
         numbers=numbers,
         layer_class="" if subject.layer is None else type(subject.layer.module).__name__,
-        worst=worst(finding for finding in findings if finding.layer == subject.name),
+        worst=severity,
+        examined=subject.kind != "unknown" or severity is not None,
+        measured=measured is not None,
     )

@@ -81,6 +81,8 @@ class LayerRow:
         layer_class: its class, such as ``"BatchNorm2d"``; empty for a file of weights.
         numbers: what was measured of it; the keys are the same for all layers that have them.
         worst: the severity of its worst finding, or None.
+        examined: whether anything was: of a layer that cannot be read nothing is, unless a finding says otherwise.
+        measured: whether a batch reached it.
     """
 
     name: str
@@ -89,6 +91,8 @@ class LayerRow:
     numbers: Mapping[str, float | int | str | bool | None]
     worst: Severity | None
     layer_class: str = ""
+    examined: bool = True
+    measured: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain values that strict JSON can hold."""
@@ -149,7 +153,8 @@ class Diagnosis:
     @property
     def healthy(self) -> bool:
         """Whether layers were examined and there is neither an error nor a warning."""
-        return bool(self.layers) and self.count("error") == self.count("warning") == 0
+        examined = any(row.examined for row in self.layers)
+        return examined and self.count("error") == self.count("warning") == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain values that strict JSON can hold: NaN and infinities become strings."""

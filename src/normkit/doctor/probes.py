@@ -16,7 +16,18 @@ from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
 
-__all__ = ["Domains", "Pass", "full_batches", "hooked_input", "measure", "set_mode", "trailing_runs", "unheard", "wake"]
+__all__ = [
+    "Domains",
+    "Pass",
+    "full_batches",
+    "hooked_input",
+    "is_finite",
+    "measure",
+    "set_mode",
+    "trailing_runs",
+    "unheard",
+    "wake",
+]
 
 # Of one batch: a label for each sample, or one for all.
 Domains = Callable[[Any], Any]
@@ -31,6 +42,8 @@ class Pass:
         example: the first batch, or None.
         plan: how many samples the batches hold, None without batches.
         empty: how many batches held no sample and were left out.
+        spoiled: how many hold NaN or an infinity.
+        batches: how many were run.
     """
 
     def __init__(self) -> None:
@@ -38,7 +51,7 @@ class Pass:
         self.samples = 0
         self.example: Any = None
         self.plan: BatchPlan | None = None
-        self.empty = 0
+        self.empty = self.spoiled = self.batches = 0
 
 
 def measure(
@@ -78,6 +91,8 @@ def measure(
                 seen.empty += 1
                 continue
             seen.example = batch if seen.example is None else seen.example
+            seen.batches += 1
+            seen.spoiled += not is_finite(batch)
             count = sample_count(batch)
             labels = None if domains is None else _labels(domains(batch), count)
             with _listening(model, subjects, live, seen.measured, count, dropout=False, labels=labels):
@@ -106,6 +121,11 @@ def _is_empty(batch: Any) -> bool:
     """Say whether the first tensor of a batch has no rows; a batch without tensors may hold anything."""
     first = next(tensors(batch), None)
     return first is not None and first.dim() > 0 and first.shape[0] == 0
+
+
+def is_finite(value: Any) -> bool:
+    """Say whether no tensor in a value of any form holds NaN or an infinity."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(value) if tensor.is_floating_point())
 
 
 def unheard(

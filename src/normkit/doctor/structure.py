@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .examination import Examination
 from .subjects import Subject
 
-__all__ = ["in_order", "learning_before", "listed", "resting", "weighted_before"]
+__all__ = ["in_order", "learning_before", "listed", "out_of_sight", "resting", "weighted_before"]
 
 _LISTED = 8  # names that a note writes out
+_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var", "moving_variance")
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def resting(model: nn.Module, subjects: Sequence[Subject]) -> dict[str, str]:
@@ -46,6 +50,28 @@ def weighted_before(model: nn.Module, subjects: Sequence[Subject]) -> frozenset[
             found.add(by_module[id(module)])
         weighted = weighted or next(module.parameters(recurse=False), None) is not None
     return frozenset(found)
+
+
+def out_of_sight(model: nn.Module) -> list[str]:
+    """Say which statistics and norms a model keeps where torch does not see them, and what becomes of them so."""
+    notes = []
+    for path, module in model.named_modules():
+        named = f"{path or 'the model'} ({type(module).__name__})"
+        loose = [name for name in _STATISTICS if isinstance(vars(module).get(name), Tensor)]
+        if loose:
+            notes.append(
+                f"{named} keeps {' and '.join(loose)} as plain tensors: no state_dict has them and .to() does not move "
+                f"them; self.register_buffer({loose[0]!r}, ...) makes them buffers"
+            )
+        for name, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if name[0] != "_" and any(isinstance(entry, _NORMS) for entry in held):
+                kind = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"
+                notes.append(
+                    f"{named} holds normalization layers in a plain {type(value).__name__}, {name}: they are no part "
+                    f"of the model, eval() and state_dict() do not reach them; {kind} makes them so"
+                )
+    return notes
 
 
 def in_order(examination: Examination) -> list[Subject]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from ..anatomy import NormLayer, norm_layers
+from ..anatomy import NormLayer, norm_layers, refuse_meta
 from ..anatomy.forms import NormForm
 from ..anatomy.frozen import is_frozen, moved
 from ..errors import ArgumentError
@@ -73,8 +74,17 @@ class Subject:
         if self.layer is None or not self.tracks or self.is_fixed:
             return False
         module = self.layer.module
+        if self.is_switched_off:
+            return False
         wished = bool(vars(module).get("training", module.training))
         return wished and (not is_frozen(module) or bool(getattr(module, "frozen_track", True)))
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether ``track_running_stats`` was put to False on a layer that evaluates with what it stores."""
+        module = self._module
+        heedless = isinstance(module, _RELATIVES) or not isinstance(module, _BatchNorm)
+        return module is not None and self.tracks and not heedless and not vars(module).get("track_running_stats", True)
 
     @property
     def thawed(self) -> tuple[str, ...]:
@@ -111,11 +121,15 @@ class Subject:
         return "model.get_submodule({layer})"
 
     @property
+    def forwards(self) -> str:
+        """Python that moves the statistics of a layer whose input nothing but its own code can measure."""
+        return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
+
+    @property
     def recalibration(self) -> str:
         """Python that gives the layer the statistics of the data, with what this kind of layer needs beside them."""
-        if self.kind in ("unknown", "whitening"):
-            # Averages in a way of its own: only forwards in training move it.
-            return "model.train(); [normkit.anatomy.run(model, batch) for batch in batches]; model.eval()"
+        if self.kind in ("unknown", "whitening") or (self.layer is not None and self.layer.form is None):
+            return self.forwards  # it averages in a way of its own
         needs = ""
         if self.layer is not None and isinstance(self.layer.module, _RENORMS):
             needs += ", layerwise=True"
@@ -126,6 +140,7 @@ class Subject:
 
 def subjects_of_model(model: nn.Module) -> tuple[Subject, ...]:
     """Describe every normalization layer of a model that has seen its first input."""
+    refuse_meta(model)
     return tuple(_from_layer(layer) for layer in _layers(model) if not layer.lazy)
 
 
@@ -221,4 +236,5 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _count(value: Tensor | None) -> int | None:
-    return int(value) if value is not None and value.numel() == 1 else None
+    """Return a counter as a number; a negative one counts nothing."""
+    return int(value) if value is not None and value.numel() == 1 and value >= 0 else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import renderers
 from ..printable import printable
-from .findings import SEVERITIES, Diagnosis, Finding
+from .findings import SEVERITIES, Diagnosis, Finding, LayerRow
 
 __all__ = [
     "as_table",
@@ -27,7 +27,7 @@ def as_text(diagnosis: Diagnosis) -> str:
     """Write the headline, errors and warnings in full while there is room, and a line for each of the rest."""
     lines = [headline(diagnosis), *gap_in_words(diagnosis)]
     # Where nothing was examined the headline has the first note.
-    told_above = 0 if diagnosis.layers or diagnosis.findings else 1
+    told_above = 0 if _examined(diagnosis) or diagnosis.findings else 1
     notes = [f"not examined: {note}" for note in diagnosis.notes[told_above:]]
     waived = [f"waived [{f.check}] {layer_label(f)}: {reason}" for f, reason in diagnosis.waived]
     tail = [*_few(waived, 6, "waived findings"), *_few(notes, 6, "notes")]
@@ -71,13 +71,20 @@ def as_table(diagnosis: Diagnosis) -> str:
 
 def headline(diagnosis: Diagnosis) -> str:
     """Say in one line how many layers were examined and what was found."""
-    layers = len(diagnosis.layers)
+    rows = _examined(diagnosis)
+    layers = len(rows)
     if not layers and not diagnosis.findings:
         return f"nothing was examined: {diagnosis.notes[0] if diagnosis.notes else 'no normalization layer was found'}"
     counts = [f"{diagnosis.count(s)} {s}{'s' * (diagnosis.count(s) != 1)}" for s in SEVERITIES[:2]]
-    seen = f", measured on {diagnosis.samples} samples" if diagnosis.samples else ", without batches"
+    reached = sum(row.measured for row in rows)
+    which = "" if reached == layers else f"{reached or 'none'} of them "
+    seen = f", {which}measured on {diagnosis.samples} samples" if diagnosis.samples else ", without batches"
     verdict = "healthy" if diagnosis.healthy else " and ".join(counts)
     return f"{verdict}: {layers} normalization layer{'s' * (layers != 1)} examined{seen}"
+
+
+def _examined(diagnosis: Diagnosis) -> list[LayerRow]:
+    return [row for row in diagnosis.layers if row.examined]
 
 
 def gap_in_words(diagnosis: Diagnosis) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, unwrapped
+from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, refuse_meta, unwrapped
 from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
@@ -22,13 +22,13 @@ from ..spelling import alternatives
 from .convert_check import Before
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
 from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt, renamed
-from .convert_relatives import APART, is_relative, reason_of_relative, swap_relative, was_relative
+from .convert_relatives import APART, is_relative, of_parted, reason_of_relative, swap_relative, was_relative
 from .freeze import freeze
 from .fuse import Fusions
 from .fuse import fuse as fuse_activations
 from .fused import unfuse
 from .observe import observe
-from .record import Exactness, Model, Record, refuse_if_nothing_is_left
+from .record import Model, Record, refuse_if_nothing_is_left
 from .transaction import copied, restored_on_error
 from .verify import Compare, Judge, check_judgement, second_size
 
@@ -71,7 +71,7 @@ def convert(
     ======================  ===========  =====================================================================
     ``to``                  exactness    what becomes of a batch norm
     ======================  ===========  =====================================================================
-    ``normkit``, ``torch``  exact        our class, or torch's
+    ``normkit``, ``torch``  exact        our class, or torch's; of a synchronized layer the one of a single process
     ``sync``, ``batch``     exact        :class:`normkit.SyncBatchNorm`, and back to the class it was or that fits;
                                          of masked and ghost layers too, whose masks and sizes it keeps
     ``frozen``              exact        :func:`normkit.freeze` of the copy: its evaluation function
@@ -148,6 +148,8 @@ def convert(
     process_group = group_of(process_group)
     given, wrapping = unwrapped(model)
     norm_layers(given)  # refuses what is no model to be read
+    if example is not None:
+        refuse_meta(given)
     before = copied(given) if inplace else given
     work = given if inplace else copied(given)
     guard: AbstractContextManager[Any] = restored_on_error(given) if inplace else preserved(given)
@@ -166,10 +168,11 @@ def convert(
         refused=refused,
         largest_change=change,
         measure="" if change is None else "of the output in evaluation, relative to its largest value",
-        exactness=_exactness(to),
+        exactness=KINDS[to],
         notes=(
             *_notes(to, fusions, asked=fuse, measured=example is not None),
             *job.renamed,
+            *of_parted(job.parted, to),
             *judged,
             *_of_wrapping(wrapping, inplace),
         ),
@@ -207,6 +210,7 @@ class _Job:
         self.model, self.work, self.to, self.where = model, work, to, where
         self.example, self.call = example, call
         self.renamed: list[str] = []
+        self.parted: list[str] = []  # layers that were synchronized
         self.aside: dict[str, str] = {}  # why a layer was left that nobody asked to be converted
         self.chosen = {id(layer.module) for layer in norm_layers(work, where)}
         if to == "torch":
@@ -225,6 +229,7 @@ class _Job:
             reason = _reason_against(layer, self.to, shape) or self._converted(layer, shape, rebuild)
             if reason is None:
                 touched.append(layer.path)
+                self.parted += [layer.path] * (layer.kind == "sync")
             elif self.where is not None or layer.kind in _BATCH_KINDS or (self.to == "sync" and layer.kind in APART):
                 refused[layer.path] = reason
             else:
@@ -443,7 +448,3 @@ def _measured(
         kept = "the function" if KINDS[job.to] == "exact" else "the function in evaluation"
         raise SurgeryError(f"convert: to={job.to!r} should keep {kept}, and {verdict.wrong.removeprefix('it ')}")
     return verdict.change, (judge.words, str(verdict))
-
-
-def _exactness(to: str) -> Exactness:
-    return "exact" if KINDS[to] == "exact" else "approximate" if KINDS[to] == "approximate" else "retrain"

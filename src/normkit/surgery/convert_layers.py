@@ -69,7 +69,8 @@ def carried(layer: NormLayer, cls: type[nn.Module]) -> nn.Module | str:
         new.register_buffer(name, None if value is None else value.detach().flatten())
     counter = torch.tensor(0, device=device) if layer.counter is None else layer.counter
     new.register_buffer("num_batches_tracked", None if layer.mean is None else counter)
-    new.track_running_stats = layer.tracks  # type: ignore[assignment]
+    flag = layer.tracks and bool(vars(layer.module).get("track_running_stats", True))
+    new.track_running_stats = flag  # type: ignore[assignment]
     _hang_on(layer.module, new)
     if layer.form.frozen:
         hold_still(new)

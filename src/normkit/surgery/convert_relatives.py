@@ -8,7 +8,7 @@ from ..layers import SyncBatchNorm
 from .convert_classes import RELATIVES, dimensions_of, family_class
 from .convert_layers import UNKNOWN, Rebuild
 
-__all__ = ["APART", "is_relative", "reason_of_relative", "swap_relative", "was_relative"]
+__all__ = ["APART", "is_relative", "of_parted", "reason_of_relative", "swap_relative", "was_relative"]
 
 # Kinds that are told of where ranks are to share statistics, for they would go on with those of their own.
 APART = ("ghost", "masked", "renorm", "whitening")
@@ -24,6 +24,14 @@ def was_relative(module: nn.Module) -> bool:
     before = getattr(module, "source_class", None)
     is_masked = before is not None and issubclass(before, RELATIVES)
     return isinstance(module, SyncBatchNorm) and (is_masked or module.ghost_size is not None)
+
+
+def of_parted(paths: list[str], to: str) -> tuple[str, ...]:
+    """Say which synchronized layers take each rank's own batch from now on, where nobody asked for that in words."""
+    if not paths or to in ("sync", "batch", "frozen", "group", "layer", "instance"):
+        return ()
+    named = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return (f"no longer synchronized over ranks: {named}; convert(..., to='sync') makes that normkit.SyncBatchNorm",)
 
 
 def _special(module: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Other ways into a model's code than the one its example takes: public methods, and arguments that are switches."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -80,7 +81,7 @@ def entries_of(model: nn.Module, example: Any, call: Call | None, wanted: set[in
         and any(id(part) in wanted for part in block.modules())
     }
     seen: dict[int, tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
-    entries = Entries()
+    entries, methods = Entries(), Entries()
     with preserved(model), torch.no_grad(), ExitStack() as undo:
         for path, block in blocks.items():
 
@@ -89,10 +90,12 @@ def entries_of(model: nn.Module, example: Any, call: Call | None, wanted: set[in
 
             undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
             for name in _methods(block):
-                _watch(path, block, name, entries.found, undo)
+                _watch(path, block, name, methods, undo)
         run(model, own_copy(example), call)
+    entries.found += methods.found
     for path, block, args, kwargs in seen.values():
         _of_forward(path, block, args, kwargs, entries)
+    entries.alone += methods.alone
     return entries
 
 
@@ -106,7 +109,7 @@ def _of_forward(path: str, block: nn.Module, args: Any, kwargs: Any, entries: En
     bound.apply_defaults()
     for name, value in bound.arguments.items():
         item = signature.parameters[name]
-        if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) or next(tensors(value), None) is not None:
+        if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) or _holds_tensors(value):
             continue
         if not isinstance(value, bool):
             if item.default is not item.empty:
@@ -119,19 +122,39 @@ def _of_forward(path: str, block: nn.Module, args: Any, kwargs: Any, entries: En
         entries.found.append(Entry(path, "forward", other.args, other.kwargs, words))
 
 
-def _watch(path: str, block: nn.Module, name: str, found: list[Entry], undo: ExitStack) -> None:
+def _watch(path: str, block: nn.Module, name: str, entries: Entries, undo: ExitStack) -> None:
     """Put a function in the place of a method, on the object, that notes its first call."""
     bound = getattr(block, name)
     called: list[bool] = []
 
+    # With the method's own signature: there is code that asks for it before it calls.
+    @functools.wraps(bound)
     def watched(*args: Any, **kwargs: Any) -> Any:
         if not called:
             called.append(True)
-            found.append(Entry(path, name, own_copy(args), own_copy(kwargs), _named(path, name)))
+            entries.found.append(Entry(path, name, own_copy(args), own_copy(kwargs), _named(path, name)))
+            entries.alone.extend(_settings(path, name, bound, args, kwargs))
         return bound(*args, **kwargs)
 
     vars(block)[name] = watched
     undo.callback(vars(block).pop, name, None)
+
+
+def _settings(path: str, name: str, bound: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[str]:
+    """Name what a method's arguments were left at; they are not varied, since a method may do anything."""
+    try:
+        signature = inspect.signature(bound)
+        given = signature.bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return
+    given.apply_defaults()
+    for argument, value in given.arguments.items():
+        if signature.parameters[argument].default is not inspect.Parameter.empty and not _holds_tensors(value):
+            yield f"{_named(path, name)}({argument}={_short(value)})"
+
+
+def _holds_tensors(value: Any) -> bool:
+    return next(tensors(value), None) is not None
 
 
 def _methods(block: nn.Module) -> Iterator[str]:

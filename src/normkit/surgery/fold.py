@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ..anatomy import Call, norm_layers, preserved, refuse_programs, unwrapped
+from ..anatomy import Call, eagerly, norm_layers, preserved, refuse_meta, refuse_programs, unwrapped
 from ..anatomy.select import Where
 from .entries import Entries, entries_of
 from .fold_build import Folded, Folder
@@ -115,8 +115,9 @@ def fold(
     check_judgement(example, tolerance)
     inside, wrapping = unwrapped(model)
     chosen = norm_layers(inside, where)
+    refuse_meta(inside)
     copied(inside)  # what cannot be copied is refused before anything is run
-    with preserved(inside):
+    with preserved(inside), eagerly(inside):
         finder = Finder(inside, norm_layers(inside), example, call)
         # What no trace of the whole vouches for is looked at, and verified, on one size more.
         sizes = 1 if finder.is_traced else 2

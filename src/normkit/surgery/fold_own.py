@@ -93,7 +93,8 @@ def _ways(layer: nn.Module, affine: Affine, *, after: bool) -> list[Way]:
 def _change(layer: nn.Module, affine: Affine, way: Way, given: Tensor, *, after: bool) -> float:
     """Return the largest relative change over the run's input and random ones of its shape."""
     exact = copied(layer).double()
-    inputs = [given.double(), -3 * given.double()]
+    # Large ones too: what limits or bends its values does it where these are far from zero.
+    inputs = [given.double(), -3 * given.double(), 1e6 * given.double()]
     inputs.append(torch.randn(given.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     inputs = [value.to(given.device) for value in inputs]
     work = plain_convolution(exact, inputs[0]) if way.plain else copied(exact)

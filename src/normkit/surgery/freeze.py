@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..anatomy import NormLayer, norm_layers
+from ..anatomy import NormLayer, norm_layers, refuse_meta
 from ..anatomy.evidence import bare_copy, sample_input
 from ..anatomy.frozen import Frozen, frozen_class, remember, thaw
 from ..anatomy.select import Where
@@ -67,7 +67,9 @@ def freeze(
     if statistics not in ("running", "batch"):
         raise ArgumentError(f"statistics={statistics!r}; {alternatives(statistics, ('running', 'batch'))}")
     chosen, refused, aside = [], {}, {}
-    for layer in norm_layers(model, where):
+    layers = norm_layers(model, where)
+    refuse_meta(model)
+    for layer in layers:
         reason = _reason_against(layer, statistics, track)
         if reason is None:
             chosen.append(layer)

@@ -19,18 +19,6 @@ __all__ = ["Shape", "is_plain_container", "own_graph", "shapes_of"]
 
 Shape = tuple[torch.Size, torch.dtype]
 
-# What torch.fx was seen to raise on code that cannot be traced.
-_UNTRACEABLE = (
-    fx.proxy.TraceError,
-    TypeError,
-    RuntimeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    NameError,
-    NotImplementedError,
-    AssertionError,
-)
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__), inspect.getfile(preserved))
 # torch's decorators enter the context in the name of the function they decorate.
 _DECORATORS = (inspect.getfile(torch.utils._contextlib), inspect.getfile(torch.amp.autocast_mode))
@@ -121,7 +109,7 @@ def _traced(block: nn.Module, *, training: bool) -> fx.Graph | str:
         try:
             with _overseen() as seen:
                 graph = _OwnCode().trace(block)
-        except _UNTRACEABLE as error:
+        except Exception as error:  # whatever the model's code raises where it is given no tensors
             return f"its forward cannot be traced ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
         if seen:
             return f"its forward enters {seen[0]}, which a graph does not hold"
@@ -197,7 +185,7 @@ def shapes_of(block: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> dict[
         runner = _Shapes(block, graph)
         try:
             runner.run(*args)
-        except _UNTRACEABLE as error:
+        except Exception as error:  # likewise
             reason = str(error).strip().partition(chr(10))[0]
             return f"its traced graph does not run on what it was given ({type(error).__name__}: {reason})"
     return runner.found

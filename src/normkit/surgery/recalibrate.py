@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, NormLayer, norm_layers
+from ..anatomy import Call, NormLayer, norm_layers, refuse_meta
 from ..anatomy.frozen import Frozen, is_frozen, remember
 from ..anatomy.select import Where
 from ..errors import ArgumentError, SurgeryError
@@ -214,7 +214,9 @@ def _choose(
 ) -> tuple[list[NormLayer], dict[str, str], dict[str, str]]:
     """Take the layers that can be recalibrated, and say why not of the others; apart of those that nobody means."""
     chosen, refused, aside = [], {}, {}
-    for layer in norm_layers(model, where):
+    layers = norm_layers(model, where)
+    refuse_meta(model)
+    for layer in layers:
         reason = _reason_against(layer, include_frozen, layerwise)
         if reason is None:
             chosen.append(layer)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, norm_layers
+from ..anatomy import Call, norm_layers, refuse_meta
 from ..anatomy.frozen import Frozen, remember
 from ..anatomy.states import unwrapped
 from ..errors import ArgumentError, SurgeryError
@@ -87,6 +87,7 @@ def repair(
 
 def _repair_model(model: nn.Module, batches: Any, donor: Mapping[str, Tensor] | None, call: Call | None) -> Repair:
     """Lift, take from the donor, then measure what is still bad; all or nothing."""
+    refuse_meta(model)
     state = {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     layers = {layer.path: layer for layer in norm_layers(model)}
     known = {

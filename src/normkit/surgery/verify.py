@@ -234,7 +234,7 @@ class Judge:
 
     def _change(self, first: Any, second: Any) -> float:
         if self._compare is not None:
-            return float(self._compare(first, second))
+            return _number(self._compare(first, second))
         return difference(first, second)
 
     def _largest(self, first: list[Any], second: list[Any]) -> float:
@@ -281,6 +281,21 @@ class Judge:
             found = measured(self._largest, self.reference, outputs)
             largest = max(largest, found if found is not None and found == found else 0.0)
         return largest
+
+
+def _number(given: Any) -> float:
+    """Return what ``compare=`` gave as a number.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    try:
+        return float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            f"compare= gave a {type(given).__name__}, {str(given)[:40]!r}; needed is one number, how far the two "
+            "outputs are from each other: compare=lambda first, second: float((first - second).abs().max())"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -349,7 +364,7 @@ def change_between(
         first, second = (_outputs(copied(model).double(), as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
         first, second = (_outputs(model, example, call) for model in (before, after))
-    return float(measure(first, second))
+    return _number(measure(first, second))
 
 
 def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int = 1) -> list[tuple[Any, str]]:

@@ -1,5 +1,6 @@
 """Checks of the moving average: how far it looks back, how often it was updated, in what precision it is kept."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from numbers import Real
@@ -19,7 +20,7 @@ from ..thresholds import (
     RESIDUE_ERROR,
     RESIDUE_WARNING,
 )
-from .populations import compare, drift_of
+from .populations import compare, drift_of, keeps_its_start, start_left
 from .state import is_never_updated
 
 __all__ = ["AVERAGING_CHECKS"]
@@ -31,7 +32,11 @@ def ema_window(examination: Examination) -> Iterator[Finding]:
     """Find a momentum that is no momentum, is of another framework, or has not yet forgotten the initial values."""
     untold = _untold_counters(examination)
     for subject in examination.subjects:
-        if not subject.tracks or not subject.is_batch or subject.layer is None or subject.momentum is None:
+        if not subject.tracks or not subject.is_batch or subject.layer is None:
+            continue
+        if subject.is_switched_off and subject.training:
+            yield _switched_off(subject)
+        if subject.momentum is None:
             continue
         momentum = subject.momentum
         if not _is_number(momentum) or not 0 < momentum <= 1:
@@ -79,6 +84,21 @@ def _held_by_momentum(subject: Subject) -> Finding:
     )
 
 
+def _switched_off(subject: Subject) -> Finding:
+    return _window_finding(
+        subject,
+        "warning",
+        "track_running_stats was switched off on a layer that has statistics: training normalizes with each batch's "
+        "and no longer moves them, evaluation uses them all the same",
+        {"track_running_stats": False, "training": subject.training, "updates": subject.updates},
+        (
+            "it was meant to make evaluation use the batch: for that the layer must be built without statistics",
+            "it was meant to freeze the layer: it stops the average, not the use of the batch",
+        ),
+        f"{subject.accessor}.track_running_stats = True; {subject.recalibration}",
+    )
+
+
 def _foreign_momentum(subject: Subject, momentum: float) -> Finding:
     return _window_finding(
         subject,
@@ -107,19 +127,23 @@ def _residue(
     """Find the share of the initial values that the average still holds."""
     if subject.updates is None or subject.updates == 0 or subject.running_var is None:
         return
-    residue = _start(subject, momentum)
+    residue = start_left(subject)
     # A layer that still trains will forget more; it counts once the layer is relied on.
-    if (
-        residue <= RESIDUE_WARNING
-        or subject.moves
-        or is_never_updated(subject)
-        or _is_refuted(examination, subject, residue, measured)
-    ):
+    if residue <= RESIDUE_WARNING or subject.moves or is_never_updated(subject):
         return
+    kept = keeps_its_start(examination, subject, measured)
+    if kept is False:
+        return
+    told = f"{residue:.0%} of the statistics is still the initial 0 and 1"
     yield _window_finding(
         subject,
-        "error" if residue > RESIDUE_ERROR else "warning",
-        f"after {subject.updates} updates {residue:.0%} of the statistics is still the initial 0 and 1",
+        "info" if kept is None else "error" if residue > RESIDUE_ERROR else "warning",
+        f"after {subject.updates} updates {told}"
+        + (
+            ""
+            if kept
+            else ", if they are a moving average; measured ones have such a counter too: give batches to tell"
+        ),
         {"momentum": momentum, "updates": subject.updates, "residue": residue},
         (
             f"too few training steps for momentum {momentum:g}: 1 % is left after {_updates_needed(momentum)} of them",
@@ -127,12 +151,6 @@ def _residue(
         ),
         subject.recalibration,
     )
-
-
-def _start(subject: Subject, momentum: float) -> float:
-    """Return the share of the initial values in the average; none where that is debiased."""
-    assert subject.updates is not None
-    return 0.0 if subject.average == "debiased" else float((1 - momentum) ** subject.updates)
 
 
 def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
@@ -146,7 +164,7 @@ def _untold_counters(examination: Examination) -> set[tuple[float, int]]:
         measured = examination.measured.get(subject.name)
         if not subject.updates or not _is_number(subject.momentum) or subject.running_var is None:
             continue
-        residue = _start(subject, subject.momentum)
+        residue = start_left(subject)
         if bool((subject.running_var < 0.999 * residue).any()):
             found.add((subject.momentum, subject.updates))  # no average from 1 is so small
         if measured is None or not measured.pooled:
@@ -165,19 +183,6 @@ def _updates_needed(momentum: float) -> int:
         residue *= 1 - momentum
         count += 1
     return count
-
-
-def _is_refuted(examination: Examination, subject: Subject, residue: float, measured: Measured | None) -> bool:
-    """Say whether the statistics cannot be a moving average from (0, 1), or were measured to be right.
-
-    Recalibrated statistics have a small counter and no residue. A moving average that began at variance 1 holds at
-    least the residue; one channel below it is proof that these statistics came from elsewhere.
-    """
-    assert subject.running_var is not None
-    if bool((subject.running_var < 0.999 * residue).any()):
-        return True
-    drift = drift_of(examination, subject, measured) if measured is not None else None
-    return drift is not None and drift.severity is None
 
 
 def _window_finding(
@@ -285,7 +290,7 @@ def _conditioning(subject: Subject, measured: Measured) -> Iterator[Finding]:
     constant = variance <= (1e-9 * mean) ** 2
     ratio = torch.where(constant, torch.zeros_like(mean), mean / (variance + subject.eps).sqrt())
     worst, frozen = float(ratio.max()), float(torch.where(constant, mean, torch.zeros_like(mean)).max())
-    if worst <= CONDITION_LIMIT / 3 and frozen <= CONSTANT_LIMIT:
+    if not math.isfinite(subject.eps) or (worst <= CONDITION_LIMIT / 3 and frozen <= CONSTANT_LIMIT):
         return
     is_error = worst > CONDITION_LIMIT or frozen > CONSTANT_LIMIT
     yield _precision_finding(

@@ -175,7 +175,7 @@ def _few_values(examination: Examination, subject: Subject, measured: Measured, 
         remedy="loader = DataLoader(loader.dataset, batch_size=loader.batch_size, shuffle=True, drop_last=True)"
         if last <= 2 < values
         else 'model = normkit.convert(model, to="group", where={layer}).model  # then train again',
-        proof='not normkit.diagnose(model, loader).of("effective-n")',
+        proof=f'not normkit.diagnose(model, {"loader" if last <= 2 < values else "batches"}).of("effective-n")',
     )
 
 
@@ -201,7 +201,7 @@ def _one_value_per_group(subject: Subject, measured: Measured) -> Iterator[Findi
         evidence={"groups": groups, "channels": channels, "values_per_group": 1},
         causes=("batch normalization was replaced by as many groups as channels",),
         remedy=f"{subject.accessor}.num_groups = 1  # layer normalization; then train again",
-        proof='not normkit.diagnose(model, loader).of("effective-n")',
+        proof='not normkit.diagnose(model, batches).of("effective-n")',
     )
 
 

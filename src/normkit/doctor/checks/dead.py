@@ -76,6 +76,16 @@ def _dead_by_parameters(subject: Subject, rectified: bool) -> Iterator[Finding]:
         # Weights that are all zero are how residual blocks begin.
         usual = torch.quantile(size, 0.9)
         quiet = size < DEAD_WEIGHT * usual
+        if not bool(size.any()) and not subject.moves:
+            yield _parameter_finding(
+                subject,
+                size == 0,
+                "a weight of 0: the layer gives its bias whatever comes in",
+                {"smallest_weight": 0.0, "usual_weight": 0.0},
+                ("a residual block that was never trained: it begins so", "a branch that was pruned on purpose"),
+                f"layer.{subject.names.weight}.data.fill_(1)",
+                on_purpose=True,
+            )
         if bool(quiet.any()):
             yield _parameter_finding(
                 subject,

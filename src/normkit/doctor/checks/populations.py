@@ -74,6 +74,11 @@ class Drift:
         return float(self.beyond.double().mean())
 
     @property
+    def share_off(self) -> float:
+        """The share of channels that are off at all, beyond what sampling explains."""
+        return float(((self.certain_z != 0) | (self.certain_log_ratio != 0)).double().mean())
+
+    @property
     def severity(self) -> Severity | None:
         """The verdict on the channels, by the limits of ``thresholds.py``; that on the errors is `off_together`'s."""
         if self.share >= DRIFT_SHARE:
@@ -169,6 +174,36 @@ def drift_of(examination: Examination, subject: Subject, measured: Measured) -> 
     return compare(mean, variance, measured.pooled, subject.eps, layers=layers, own=own, weight=weight)
 
 
+def start_left(subject: Subject) -> float:
+    """Return the share of the initial 0 and 1 in a moving average, as momentum and counter tell it; 0 where unknown."""
+    momentum, updates = subject.momentum, subject.updates
+    is_number = isinstance(momentum, int | float) and not isinstance(momentum, bool) and 0 < momentum <= 1
+    if not updates or not is_number or subject.average == "debiased":
+        return 0.0
+    return float((1 - momentum) ** updates)
+
+
+def keeps_its_start(examination: Examination, subject: Subject, measured: Measured | None) -> bool | None:
+    """Say whether the statistics are a moving average that still holds its initial values; None where nothing tells.
+
+    Measured statistics have a small counter and nothing of the start. A moving average from variance 1 holds at least
+    its share of that: one channel below is proof of another origin. So are data that most channels agree with, and
+    would not agree with such an average. Where such an average would be right as well, nothing is wrong with it.
+    """
+    residue = start_left(subject)
+    if subject.running_var is None or bool((subject.running_var < 0.999 * residue).any()):
+        return False
+    drift = drift_of(examination, subject, measured) if measured is not None else None
+    if measured is None or drift is None:
+        return None
+    pooled, layers = measured.pooled, examination.layers_judged
+    own = 0.0 if examination.plan is None else left_by_average(subject) / max(examination.plan.regular, 1)
+    mean, var = (1 - residue) * pooled.mean, residue + (1 - residue) * pooled.var
+    averaged = compare(mean, var, pooled, subject.eps, layers=layers, own=own, weight=subject.weight)
+    explains = drift.severity is not None and averaged.severity is not None
+    return explains and averaged.share_off <= 2 * drift.share_off
+
+
 def left_by_average(subject: Subject) -> float:
     """Return the variance of an average of batches over that of one batch, as momentum and counter tell it.
 
@@ -246,7 +281,8 @@ def drift(examination: Examination) -> Iterator[Finding]:
         if _is_excused(examination, subject, found):
             severity = "info"
         shift = dropout_shift(examination, subject)
-        yield _drift_finding(subject, measured, found, severity, shift, among)
+        young = start_left(subject) > RESIDUE_ERROR and bool(keeps_its_start(examination, subject, measured))
+        yield _drift_finding(subject, measured, found, severity, shift, among, young)
 
 
 def _has_none(examination: Examination, subject: Subject) -> bool:
@@ -281,6 +317,7 @@ def _drift_finding(
     severity: Severity,
     shift: float | None,
     among: tuple[float, int] | None,
+    young: bool,
 ) -> Finding:
     evidence: dict[str, float | int] = {
         "channels_beyond": int(found.beyond.sum()),
@@ -307,7 +344,7 @@ def _drift_finding(
         + ("the data have" if subject.moves is False and subject.kind == "frozen" else "training did"),
         extent=found.share + float(found.z.max()) / 1e3 + float(found.log_ratio.abs().max()) / 1e3,
         evidence=evidence,
-        causes=_drift_causes(subject, measured, shift),
+        causes=_drift_causes(subject, measured, shift, young),
         remedy=subject.recalibration,
         proof='not normkit.diagnose(model, batches).of("drift", {layer})',
         channels=running_and_true(subject, measured) | {"z": tuple(found.z.tolist())},
@@ -332,7 +369,7 @@ def _plain(number: float) -> str:
     return f"{number:,.0f}" if 10 <= number < 1e6 else f"{number:.2g}"
 
 
-def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> tuple[str, ...]:
+def _drift_causes(subject: Subject, measured: Measured, shift: float | None, young: bool) -> tuple[str, ...]:
     causes = [
         "the weights changed after the statistics last moved: averaged, pruned, swapped, or trained with the layer "
         "in evaluation mode",
@@ -341,11 +378,7 @@ def _drift_causes(subject: Subject, measured: Measured, shift: float | None) -> 
     ]
     if shift is not None and shift > DROPOUT_LOG_RATIO:
         causes.insert(0, "dropout before the layer: its variance was learnt with dropout on and is used with it off")
-    if (
-        isinstance(subject.momentum, float)
-        and subject.updates
-        and (1 - subject.momentum) ** subject.updates > RESIDUE_ERROR
-    ):
+    if young:
         causes.insert(0, f"too few updates ({subject.updates}) for momentum {subject.momentum:g}")
     if measured.pooled.samples < SAMPLES_WANTED:
         causes.append(f"only {measured.pooled.samples} samples were measured; {SAMPLES_WANTED} are better")

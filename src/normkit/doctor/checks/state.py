@@ -1,12 +1,13 @@
 """Checks of what a layer holds: its statistics, affine part and counter. They need no data, and work on files."""
 
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..examination import Check, Examination
-from ..findings import Finding
+from ..findings import Finding, Severity
 from ..measurements import Measured
 from ..subjects import Subject
 from ..thresholds import ABSORBED_RATIO
@@ -22,6 +23,8 @@ def nonfinite(examination: Examination) -> Iterator[Finding]:
     yield from found
     if examination.overflowed is not None and not found:
         yield _overflow(examination, examination.overflowed)
+    elif not found:
+        yield from _spoiled(examination)
 
 
 def _bad_eps(examination: Examination) -> Iterator[Finding]:
@@ -29,32 +32,77 @@ def _bad_eps(examination: Examination) -> Iterator[Finding]:
     for subject in examination.subjects:
         name = subject.names.eps
         eps = getattr(subject.layer.module, name, None) if subject.layer is not None and isinstance(name, str) else None
-        if not isinstance(eps, int | float) or eps > 0:
+        if not isinstance(eps, int | float) or 0 < eps < math.inf:
+            continue
+        if not math.isfinite(eps):
+            yield _eps_finding(subject, eps, "error", "no output of the layer says anything of its input")
             continue
         variance = subject.running_var
         divided = variance is not None and subject.tracks and bool((variance + eps <= 0).any())
-        yield Finding(
-            check="nonfinite",
-            layer=subject.name,
-            severity="error" if divided else "info" if subject.is_fixed else "warning",
-            summary=f"eps is {eps:g}: "
-            + ("a channel whose variance is 0 is divided by 0" if divided else "a constant channel is divided by 0")
-            + ", and torch does not train with it",
-            evidence={"eps": float(eps)},
-            causes=("a number rounded to 0 on its way through a settings file", "a converter that left eps out"),
-            remedy=f"{subject.accessor}.{name} = 1e-05",
-            proof='not normkit.diagnose(model).of("nonfinite", {layer})',
+        severity: Severity = "error" if divided else "info" if subject.is_fixed else "warning"
+        zero = "a channel whose variance is 0 is divided by 0" if divided else "a constant channel is divided by 0"
+        yield _eps_finding(subject, eps, severity, f"{zero}, and torch does not train with it")
+
+
+def _eps_finding(subject: Subject, eps: float, severity: Severity, said: str) -> Finding:
+    return Finding(
+        check="nonfinite",
+        layer=subject.name,
+        severity=severity,
+        summary=f"eps is {eps:g}: {said}",
+        evidence={"eps": float(eps)},
+        causes=("a number rounded to 0 on its way through a settings file", "a converter that left eps out"),
+        remedy=f"{subject.accessor}.{subject.names.eps} = 1e-05",
+        proof='not normkit.diagnose(model).of("nonfinite", {layer})',
+    )
+
+
+def _spoiled(examination: Examination) -> Iterator[Finding]:
+    """Find batches of which layers were given NaN or infinities: a step of training on one is never forgotten."""
+    parts = {name: sum(part.nonfinite_batches for part in entry.calls) for name, entry in examination.measured.items()}
+    names = [name for name, count in parts.items() if count]
+    if not names:
+        return
+    count, of = examination.spoiled
+    if count:
+        said = f"{count} of {of} batches hold NaN or infinities, which reach {len(names)} of the layers"
+        causes = ("a missing value in the data", "a logarithm or a quotient of 0 in the preparation of the data")
+        remedy = (
+            "batches = [batch for batch in batches "
+            "if all(tensor.isfinite().all() for tensor in normkit.anatomy.batches.tensors(batch))]"
         )
+    else:
+        said = f"a finite batch gives {names[0]} an input that is not finite"
+        causes = ("numbers too large for the type", "a logarithm or a quotient of 0 before the layer")
+        remedy = "model.float()  # where it is in half precision; else look at what stands before the layer"
+    yield Finding(
+        check="nonfinite",
+        layer="" if count else names[0],
+        severity="warning",
+        summary=f"{said}: one step of training on that makes the running statistics NaN for ever",
+        evidence={"batches": count, "of": of, "first_layer": names[0], "layers": len(names)},
+        causes=causes,
+        remedy=remedy,
+        proof='not normkit.diagnose(model, batches).of("nonfinite")',
+    )
 
 
 def _overflow(examination: Examination, layer: str) -> Finding:
     subject = examination.subject(layer) if layer else None
+    broken = _broken_parameter(examination.model)
+    if broken:
+        remedy = "model.load_state_dict(last_good_state)"
+    elif subject is not None and subject.tracks and subject.is_batch:
+        remedy = subject.recalibration
+    else:
+        remedy = "model.float()  # where it is in half precision; else look for the first module that gives NaN"
     return Finding(
         check="nonfinite",
         layer=layer,
         severity="error",
         summary="in evaluation the output of the model is not finite, though the batch is"
-        + (": this layer is the first to make NaN or an infinity of finite numbers" if layer else ""),
+        + (": this layer is the first to make NaN or an infinity of finite numbers" if layer else "")
+        + (f": {broken} holds NaN or an infinity" if broken else ""),
         evidence={"first_layer": layer or None},
         causes=(
             ("statistics far from what the layer is given", "numbers too large for the layer's type")
@@ -62,11 +110,15 @@ def _overflow(examination: Examination, layer: str) -> Finding:
             else ("weights with NaN, or numbers too large for their type", "a logarithm or a quotient of 0")
         )
         + ("scores that are set to minus infinity on purpose",),
-        remedy=subject.recalibration
-        if subject is not None and subject.tracks and subject.is_batch
-        else "model.float()  # where it is in half precision; else look for the first module that gives NaN",
+        remedy=remedy,
         proof='not normkit.diagnose(model, batches).of("nonfinite")',
     )
+
+
+def _broken_parameter(model: nn.Module | None) -> str:
+    named = () if model is None else model.named_parameters()
+    wrong = (name for name, value in named if value.is_floating_point() and not torch.isfinite(value).all())
+    return next(wrong, "")
 
 
 def _bad_statistics(examination: Examination) -> Iterator[Finding]:
@@ -157,6 +209,7 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
             yield _absorbed_finding(subject)
             continue
         unused = subject.name in examination.unheard
+        past_its_call = examination.plan is not None and measured is None and not unused
         untold = trained and not (measured is not None and measured.pooled)
         yield Finding(
             check="never-updated",
@@ -176,7 +229,7 @@ def never_updated(examination: Examination) -> Iterator[Finding]:
             + (
                 ("or they were absorbed into weight and bias, and all is well: give batches to tell",) if untold else ()
             ),
-            remedy=subject.recalibration,
+            remedy=subject.forwards if past_its_call else subject.recalibration,
             proof='not normkit.diagnose(model).of("never-updated", {layer})',
             channels=running_and_true(subject, measured),
         )
