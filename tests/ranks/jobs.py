@@ -1,5 +1,6 @@
 """What the processes of a group compute, by name."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -252,6 +253,37 @@ def accumulated(rank: int, ranks: int):
         net.zero_grad()
         normkit.accumulate(parallel, list(mine.split(2)), lambda net, x: net(x).pow(3).mean() * share, kind="exact")
     return _state(net)
+
+
+def buckets(rank: int, ranks: int):
+    """Gradients that lie in the memory into which data parallelism gathers the next ones: three steps, one that fails."""
+    mine, found = torch.cat([_share(place, ranks) for place in range(ranks)]).double().tensor_split(ranks)[rank], {}
+    for kind in ("exact", "statistics"):
+        for views in (False, True):
+            torch.manual_seed(2)
+            net = _net().double()
+            parallel = DistributedDataParallel(net, gradient_as_bucket_view=views)
+
+            def loss(net, x, fails=False):
+                value = net(x).pow(3).mean()
+                if fails and x is micro[1]:
+                    value.register_hook(_refuse)
+                return value
+
+            micro, steps = list(mine.split(2)), []
+            for step in range(4):
+                if step == 2:
+                    net.zero_grad(set_to_none=False)
+                normkit.accumulate(parallel, micro, loss, kind=kind)
+                steps.append([parameter.grad.clone() for parameter in net.parameters()])
+            with contextlib.suppress(RuntimeError):
+                normkit.accumulate(parallel, micro, functools.partial(loss, fails=True), kind=kind)
+            found[kind, views] = [*steps, [parameter.grad.clone() for parameter in net.parameters()]]
+    return found
+
+
+def _refuse(gradient):
+    raise RuntimeError("no gradient")
 
 
 class _Block(nn.Module):

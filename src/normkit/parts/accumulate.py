@@ -230,6 +230,9 @@ def _weighed(value: object, share: float, place: int, model: nn.Module) -> Tenso
 def _gradients_kept(model: nn.Module) -> Iterator[None]:
     """Add to the gradients that there are what is computed inside; where that fails, leave them as they were."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    # DistributedDataParallel may gather the new gradients in the memory of the old ones.
+    shared = any(getattr(module, "gradient_as_bucket_view", False) for module in model.modules())
+    values = [gradient.clone() if shared and gradient is not None else gradient for _, gradient in before]
     for parameter, _ in before:
         parameter.grad = None
     try:
@@ -242,15 +245,21 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
                 "first argument"
             )
     except BaseException:
-        for parameter, gradient in before:
-            parameter.grad = gradient
+        with torch.no_grad():
+            for (parameter, gradient), value in zip(before, values, strict=True):
+                parameter.grad = gradient
+                if gradient is not None and gradient is not value:
+                    gradient.copy_(value)
         raise
     with torch.no_grad():
-        for parameter, gradient in before:
-            if gradient is not None:
-                if parameter.grad is not None:
-                    gradient.add_(parameter.grad)
-                parameter.grad = gradient
+        for (parameter, gradient), value in zip(before, values, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is not None:
+                value.add_(parameter.grad)
+            parameter.grad = gradient
+            if gradient is not value:
+                gradient.copy_(value)
 
 
 def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
