@@ -256,7 +256,7 @@ def accumulated(rank: int, ranks: int):
 
 
 def buckets(rank: int, ranks: int):
-    """Gradients that lie in the memory into which data parallelism gathers the next ones: three steps, one that fails."""
+    """Gradients that lie in the memory into which data parallelism gathers the next ones: steps, and one that fails."""
     mine, found = torch.cat([_share(place, ranks) for place in range(ranks)]).double().tensor_split(ranks)[rank], {}
     for kind in ("exact", "statistics"):
         for views in (False, True):
@@ -264,22 +264,26 @@ def buckets(rank: int, ranks: int):
             net = _net().double()
             parallel = DistributedDataParallel(net, gradient_as_bucket_view=views)
 
-            def loss(net, x, fails=False):
-                value = net(x).pow(3).mean()
-                if fails and x is micro[1]:
-                    value.register_hook(_refuse)
-                return value
-
             micro, steps = list(mine.split(2)), []
             for step in range(4):
                 if step == 2:
                     net.zero_grad(set_to_none=False)
-                normkit.accumulate(parallel, micro, loss, kind=kind)
+                normkit.accumulate(parallel, micro, _cubed, kind=kind)
                 steps.append([parameter.grad.clone() for parameter in net.parameters()])
             with contextlib.suppress(RuntimeError):
-                normkit.accumulate(parallel, micro, functools.partial(loss, fails=True), kind=kind)
+                normkit.accumulate(parallel, micro, _failing, kind=kind)
             found[kind, views] = [*steps, [parameter.grad.clone() for parameter in net.parameters()]]
     return found
+
+
+def _cubed(net, x):
+    return net(x).pow(3).mean()
+
+
+def _failing(net, x):
+    value = _cubed(net, x)
+    value.register_hook(_refuse)
+    return value
 
 
 def _refuse(gradient):

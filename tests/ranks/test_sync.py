@@ -164,9 +164,9 @@ def test_gradients_that_lie_in_the_memory_of_the_next_ones_are_added_once(tmp_pa
         for kind in ("exact", "statistics"):
             own, views = rank[kind, False], rank[kind, True]
             assert all(map(torch.equal, own[-2], own[-1])), "a step that fails leaves gradients as they were"
-            for step, (expected, found) in enumerate(zip(own, views, strict=True)):
+            for place, (expected, found) in enumerate(zip(own, views, strict=True)):
                 for one, other in zip(expected, found, strict=True):
-                    assert_close(other, one, dtype=torch.float64, what=f"{kind}, step {step}")
+                    assert_close(other, one, dtype=torch.float64, what=f"{kind}, step {place}")
 
 
 def test_micro_batches_of_a_sharded_net_are_one_batch_or_refused(tmp_path):

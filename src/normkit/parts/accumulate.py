@@ -57,7 +57,8 @@ def accumulate(
 
     Conventions:
         The mean over samples: a batch's samples are the length that its tensors have in common, those of no dimension
-            aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is.
+            aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is,
+            and for lists with an entry for each sample, ``samples=len``.
         Layers: batch norms of torch's and ours, with activation and residual, masked ones, and
         :class:`normkit.SyncBatchNorm`, whose ranks each bring their micro-batches. A layer called several times is
         pooled call by call. Several models go as one: ``nn.ModuleList([D, G])``.
@@ -232,7 +233,7 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     # DistributedDataParallel may gather the new gradients in the memory of the old ones.
     shared = any(getattr(module, "gradient_as_bucket_view", False) for module in model.modules())
-    values = [gradient.clone() if shared and gradient is not None else gradient for _, gradient in before]
+    values = [gradient.clone() if shared and gradient is not None else None for _, gradient in before]
     for parameter, _ in before:
         parameter.grad = None
     try:
@@ -248,18 +249,18 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for (parameter, gradient), value in zip(before, values, strict=True):
                 parameter.grad = gradient
-                if gradient is not None and gradient is not value:
+                if gradient is not None and value is not None:
                     gradient.copy_(value)
         raise
     with torch.no_grad():
         for (parameter, gradient), value in zip(before, values, strict=True):
             if gradient is None:
                 continue
-            if parameter.grad is not None:
-                value.add_(parameter.grad)
+            if parameter.grad is not None and value is not None:
+                gradient.copy_(value.add_(parameter.grad))
+            elif parameter.grad is not None:
+                gradient.add_(parameter.grad)
             parameter.grad = gradient
-            if gradient is not value:
-                gradient.copy_(value)
 
 
 def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
