@@ -190,7 +190,7 @@ def _check_model(model: nn.Module) -> None:
     refuse_programs(model)
     for path, module in model.named_modules():
         words = ""
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        if (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None) and norm_layers(module):
             words = "is compiled, and its norms are no calls any more; give the model without torch.compile"
         elif isinstance(module, nn.DataParallel):
             words = "spreads a call over devices in threads of its own; give the model inside"
