@@ -142,3 +142,10 @@ def test_backwards_of_one_layer_in_another_order_are_an_error_and_no_mixture(cre
         assert torch.equal(first[0], second[1])
     with pytest.raises(SyncError, match="in the backward of different forwards of this layer"):
         run(step, shares, [True, False])
+
+
+def test_a_backward_behind_the_simulation_is_told_so():
+    shares = torch.randn(2, 4, 3, requires_grad=True)
+    outputs = normkit.simulate(normkit.SyncBatchNorm(3), ranks=2).run(lambda layer, x: layer(x), shares)
+    with pytest.raises(SyncError, match="backward: the simulation is over; call backward inside the step"):
+        outputs[0].sum().backward()
