@@ -117,6 +117,8 @@ def test_the_model_is_bit_for_bit_as_before_and_bad_input_is_refused():
     assert "effective" in str(found)
     for given, match in (
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"batch_size": None}, "batch_size must be an integer of at least 1, got None"),
+        ({"batch_size": 8, "ranks": None}, "ranks must be an integer of at least 1, got None"),
         ({"batch_size": 8, "ranks": 3}, "not shared evenly by 3 ranks with 1 micro-batches each; 6 is"),
         ({"batch_size": 8, "gap": 0}, "gap must be above 0"),
         ({"batch_size": 8, "samples": 2.5}, "samples must be an integer"),
@@ -181,3 +183,12 @@ def test_many_layers_are_a_line_for_each_cause():
     assert "where=[layer.name for layer in found.layers if layer.samples_needed > 2]" in lines[0]
     assert lines[1].startswith("29: two values have outputs of +1 and -1 alone; a batch of ")
     assert max(map(len, found.advice)) < 300
+
+
+def test_a_larger_batch_is_one_of_all_ranks_and_micro_batches():
+    model, x = nn.Sequential(nn.BatchNorm1d(3)), torch.randn(512, 3)
+    alone = normkit.plan(model, x, 8).layers[0].samples_needed
+    shared = normkit.plan(model, x, 32, ranks=2, micro_batches=2)
+    assert shared.layers[0].samples == 8
+    assert f"a batch of {4 * shared.layers[0].samples_needed} or more" in shared.advice[0]
+    assert alone == shared.layers[0].samples_needed

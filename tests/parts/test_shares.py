@@ -103,6 +103,27 @@ def test_where_lengths_differ_samples_says_it(kind):
 
 
 @kinds
+@pytest.mark.parametrize("form", [list, lambda samples: {"samples": tuple(samples)}], ids=["list", "in a dict"])
+def test_lists_of_samples_of_different_lengths_are_counted_by_samples_alone(kind, form):
+    model, (x, y) = network(), data()
+
+    def stacked(model, batch):
+        x, y = zip(*(batch["samples"] if isinstance(batch, dict) else batch), strict=True)
+        return F.cross_entropy(model(torch.stack(x)), torch.stack(y))
+
+    every = list(zip(x, y, strict=True))
+    batches = [form(every[:8]), form(every[8:])]
+    with pytest.raises(ArgumentError, match=r"holds 8 in micro-batch 0 and 5 in micro-batch 1.*samples=lambda batch"):
+        normkit.accumulate(model, batches, stacked, kind=kind)
+    count = (lambda batch: len(batch["samples"])) if isinstance(batches[0], dict) else len
+    got = normkit.accumulate(model, batches, stacked, kind="exact", samples=count)
+    assert_close(got, stacked(copy.deepcopy(model), every).detach(), dtype=torch.float64)
+    # Lists that hold no tensors are names, and say nothing.
+    named = [{"x": x[:8], "y": y[:8], "names": ["a"] * 8}, {"x": x[8:], "y": y[8:], "names": ["b"] * 5}]
+    normkit.accumulate(model, named, loss, kind=kind)
+
+
+@kinds
 def test_what_cannot_be_counted_is_refused(kind):
     model, (x, y) = network(), data()
     batches = [(x[:6], y[:6]), (x[6:], y[6:])]

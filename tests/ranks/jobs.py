@@ -1,5 +1,6 @@
 """What the processes of a group compute, by name."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -252,6 +253,41 @@ def accumulated(rank: int, ranks: int):
         net.zero_grad()
         normkit.accumulate(parallel, list(mine.split(2)), lambda net, x: net(x).pow(3).mean() * share, kind="exact")
     return _state(net)
+
+
+def buckets(rank: int, ranks: int):
+    """Gradients that lie in the memory into which data parallelism gathers the next ones: steps, and one that fails."""
+    mine, found = torch.cat([_share(place, ranks) for place in range(ranks)]).double().tensor_split(ranks)[rank], {}
+    for kind in ("exact", "statistics"):
+        for views in (False, True):
+            torch.manual_seed(2)
+            net = _net().double()
+            parallel = DistributedDataParallel(net, gradient_as_bucket_view=views)
+
+            micro, steps = list(mine.split(2)), []
+            for step in range(4):
+                if step == 2:
+                    net.zero_grad(set_to_none=False)
+                normkit.accumulate(parallel, micro, _cubed, kind=kind)
+                steps.append([parameter.grad.clone() for parameter in net.parameters()])
+            with contextlib.suppress(RuntimeError):
+                normkit.accumulate(parallel, micro, _failing, kind=kind)
+            found[kind, views] = [*steps, [parameter.grad.clone() for parameter in net.parameters()]]
+    return found
+
+
+def _cubed(net, x):
+    return net(x).pow(3).mean()
+
+
+def _failing(net, x):
+    value = _cubed(net, x)
+    value.register_hook(_refuse)
+    return value
+
+
+def _refuse(gradient):
+    raise RuntimeError("no gradient")
 
 
 class _Block(nn.Module):

@@ -1,7 +1,10 @@
 """The simulator: the numbers of processes, bit for bit, and their mistakes named."""
 
+import functools
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import ArgumentError, SyncError
@@ -121,3 +124,28 @@ def test_a_thousand_ranks_merge_as_exactly_as_one_sum():
     assert (mean - x.flatten(0, 1).mean(0)).abs().max() < 1e-11
     var = x.flatten(0, 1).var(0, correction=0)
     assert ((squares / 7000 - var) / var).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_backwards_of_one_layer_in_another_order_are_an_error_and_no_mixture(create_graph, checkpointed):
+    def step(layer, x, turned):
+        forward = functools.partial(checkpoint, layer, use_reentrant=False) if checkpointed else layer
+        inputs = [x.clone().requires_grad_(), (x + x.square()).requires_grad_()]
+        losses = [forward(x).pow(3).sum() for x in inputs]
+        order = (1, 0) if turned else (0, 1)
+        return [torch.autograd.grad(losses[place], inputs[place], create_graph=create_graph)[0] for place in order]
+
+    shares = torch.randn(8, 3).double().split(4)
+    run = normkit.simulate(normkit.SyncBatchNorm(3).double(), ranks=2).run
+    for first, second in zip(run(step, shares, [True, True]), run(step, shares, [False, False]), strict=True):
+        assert torch.equal(first[0], second[1])
+    with pytest.raises(SyncError, match="in the backward of different forwards of this layer"):
+        run(step, shares, [True, False])
+
+
+def test_a_backward_behind_the_simulation_is_told_so():
+    shares = torch.randn(2, 4, 3, requires_grad=True)
+    outputs = normkit.simulate(normkit.SyncBatchNorm(3), ranks=2).run(lambda layer, x: layer(x), shares)
+    with pytest.raises(SyncError, match="backward: the simulation is over; call backward inside the step"):
+        outputs[0].sum().backward()

@@ -159,6 +159,16 @@ def test_micro_batches_of_all_ranks_are_one_batch(tmp_path):
             assert_close(rank[name], value, dtype=torch.float64, what=name)
 
 
+def test_gradients_that_lie_in_the_memory_of_the_next_ones_are_added_once(tmp_path):
+    for rank in run("buckets", 2, tmp_path):
+        for kind in ("exact", "statistics"):
+            own, views = rank[kind, False], rank[kind, True]
+            assert all(map(torch.equal, own[-2], own[-1])), "a step that fails leaves gradients as they were"
+            for place, (expected, found) in enumerate(zip(own, views, strict=True)):
+                for one, other in zip(expected, found, strict=True):
+                    assert_close(other, one, dtype=torch.float64, what=f"{kind}, step {place}")
+
+
 def test_micro_batches_of_a_sharded_net_are_one_batch_or_refused(tmp_path):
     first, second = run("sharded", 2, tmp_path)
     net = jobs.blocks(lambda size: nn.BatchNorm1d(size))

@@ -245,7 +245,9 @@ def _is_flat(batch: Any) -> bool:
 def _check(batch_size: int, ranks: int, micro_batches: int, samples: int | None, gap: float) -> None:
     numbers = {"batch_size": batch_size, "ranks": ranks, "micro_batches": micro_batches, "samples": samples}
     for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if not (value is None and name == "samples") and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
     if batch_size % (ranks * micro_batches):
         fitting = batch_size // (ranks * micro_batches) * ranks * micro_batches or ranks * micro_batches
@@ -389,7 +391,10 @@ def _cures(
     # By what they lack, each with what is enough for the worst of them.
     for cause in dict.fromkeys(layer.advice for layer in few):
         alike = [layer for layer in few if layer.advice == cause]
-        needed = max(layer.samples_needed for layer in alike)
+        # What shares a statistic is a part of the batch, for each of them one of so many.
+        parts = ranks * micro_batches
+        needed = max(math.ceil(layer.samples_needed * batch_size / layer.samples) for layer in alike)
+        needed = math.ceil(needed / parts) * parts
         hopeless = [layer for layer in alike if layer.samples_needed > batch_size]
         small = any(layer.samples < BATCH_SIZE_SMALL for layer in hopeless)
         other = f"; or {_as_groups(hopeless, f'samples_needed > {batch_size}')}" if small else ""

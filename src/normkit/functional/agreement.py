@@ -14,7 +14,7 @@ from ..kernels.dispatch import Activation
 from .exchange import Exchange
 from .paths import asleep_beside, may_be_one, path_of
 
-__all__ = ["BACKWARD", "DTYPES", "FORWARD", "SECOND", "SyncCall", "bring", "check_heads", "enter"]
+__all__ = ["BACKWARD", "DTYPES", "FORWARD", "SECOND", "SyncCall", "bring", "check_heads", "enter", "seal"]
 
 # Bytes in which a layer describes itself to the others, once: what they compare, its name, and what else is said of it.
 _SAID, _PATH, _NOTE = 288, 112, 112
@@ -74,6 +74,18 @@ def bring(
     return dict(zip(_FIELDS, heads, strict=True)), rows[:, len(_FIELDS) :]
 
 
+def seal(mean: Tensor, var: Tensor) -> dict[str, float]:
+    """Return a field that says which forward a backward belongs to: the statistics of all ranks in it, to the bit.
+
+    Of two forwards of one layer neither its number nor the length of its rows tells them apart, and a forward that
+    activation checkpointing runs again has no number of its own.
+    """
+    bits = torch.nan_to_num(torch.cat([mean, var])).view(torch.int64)
+    places = torch.arange(1, 2 * len(bits) + 1, 2, dtype=torch.int64, device=bits.device)
+    # Whole numbers, whose sum hangs on no order; so many bits as a float64 holds.
+    return {"settings": float((bits * places).sum().item() % (1 << 52))}
+
+
 def check_heads(heads: dict[str, list[float]], call: SyncCall) -> None:
     """Refuse ranks that differ in what they must have in common; all of them see it alike.
 
@@ -99,6 +111,9 @@ def check_heads(heads: dict[str, list[float]], call: SyncCall) -> None:
         apart("the ranks have inputs of different types; cast them alike", lambda r: DTYPES[int(heads["dtype"][r])])
     if len(set(heads["settings"])) > 1:
         own = heads["settings"][own_rank]
+        if heads["way"][own_rank] in (BACKWARD, SECOND):
+            said = "the ranks are in the backward of different forwards of this layer, or ran them in another order"
+            apart(said, lambda rank: "as here" if heads["settings"][rank] == own else "another forward")
         apart(
             "the ranks have different settings (momentum, eps, unbiased, average, variance, ghost_size, which tensors "
             'there are; under accumulate its kind, and with "statistics" how many micro-batches)',

@@ -17,7 +17,7 @@ from ..errors import ShapeError
 from ..kernels.plain import channels as plain
 from ..kernels.saved import restore
 from . import batch_steps, checks
-from .agreement import BACKWARD, SECOND, SyncCall, bring, check_heads
+from .agreement import BACKWARD, SECOND, SyncCall, bring, check_heads, seal
 from .exchange import add_up, merge_moments
 from .inplace import is_recorded
 from .transforms import must_be_followed
@@ -212,7 +212,7 @@ def _backward(ctx: Any, gradients: Sequence[Tensor], saved: _Saved) -> _Gradient
         return [None] * len(before), dweight, dbias, before
     whole = own
     if call.exchange is not None:
-        heads, rows = bring(call, BACKWARD, {"count": ctx.count}, (own,))
+        heads, rows = bring(call, BACKWARD, {"count": ctx.count, **seal(mean, saved.var)}, (own,))
         check_heads(heads, call)
         whole = add_up(rows)
     total = whole[: len(mean)], whole[len(mean) :]
@@ -238,7 +238,7 @@ def _differentiable_backward(ctx: Any, gradients: Sequence[Tensor], saved: _Save
         moments.append(torch.cat([distance.sum(axes), distance.square().sum(axes)]))
     sums = add_up(torch.stack(moments))
     if ctx.differentiated:
-        sums = _over_ranks(sums, call)
+        sums = _over_ranks(sums, saved, call)
     offset = sums[:channels] / ctx.count
     centre, var = mean + offset, sums[channels:] / ctx.count - offset.square()
     rstd = (var + call.eps).rsqrt()
@@ -251,7 +251,7 @@ def _differentiable_backward(ctx: Any, gradients: Sequence[Tensor], saved: _Save
     dbias, dweight = own[:channels], own[channels:]
     if not ctx.differentiated:
         return [None] * len(before), dweight, dbias, before
-    total = _over_ranks(own, call)
+    total = _over_ranks(own, saved, call)
     both = (total[:channels], total[channels:])
     dx = [
         plain.apply_backward(dz, x, centre, rstd, saved.weight, both, ctx.count)
@@ -260,10 +260,10 @@ def _differentiable_backward(ctx: Any, gradients: Sequence[Tensor], saved: _Save
     return dx, dweight, dbias, before
 
 
-def _over_ranks(row: Tensor, call: SyncCall) -> Tensor:
+def _over_ranks(row: Tensor, saved: _Saved, call: SyncCall) -> Tensor:
     if call.exchange is None:
         return row
-    total: Tensor = _AddUp.apply(row, call)
+    total: Tensor = _AddUp.apply(row, call, seal(saved.mean, saved.var))
     return total
 
 
@@ -271,12 +271,12 @@ class _AddUp(torch.autograd.Function):
     """The sum of all ranks' rows on every rank. Each row counts in every rank's sum: the backward adds up too."""
 
     @staticmethod
-    def forward(ctx: Any, row: Tensor, call: SyncCall) -> Tensor:
-        ctx.call = call
-        heads, rows = bring(call, SECOND, {}, (row.contiguous(),))
+    def forward(ctx: Any, row: Tensor, call: SyncCall, sealed: dict[str, float]) -> Tensor:
+        ctx.call, ctx.sealed = call, sealed
+        heads, rows = bring(call, SECOND, sealed, (row.contiguous(),))
         check_heads(heads, call)
         return add_up(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _AddUp.apply(gradient, ctx.call), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _AddUp.apply(gradient, ctx.call, ctx.sealed), None, None

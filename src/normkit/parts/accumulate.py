@@ -57,7 +57,8 @@ def accumulate(
 
     Conventions:
         The mean over samples: a batch's samples are the length that its tensors have in common, those of no dimension
-            aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is.
+            aside. Where lengths differ (tokens beside sentences, weights of classes), ``samples`` says which it is,
+            and for lists with an entry for each sample, ``samples=len``.
         Layers: batch norms of torch's and ours, with activation and residual, masked ones, and
         :class:`normkit.SyncBatchNorm`, whose ranks each bring their micro-batches. A layer called several times is
         pooled call by call. Several models go as one: ``nn.ModuleList([D, G])``.
@@ -189,7 +190,7 @@ def _check_model(model: nn.Module) -> None:
     refuse_programs(model)
     for path, module in model.named_modules():
         words = ""
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        if (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None) and norm_layers(module):
             words = "is compiled, and its norms are no calls any more; give the model without torch.compile"
         elif isinstance(module, nn.DataParallel):
             words = "spreads a call over devices in threads of its own; give the model inside"
@@ -230,6 +231,9 @@ def _weighed(value: object, share: float, place: int, model: nn.Module) -> Tenso
 def _gradients_kept(model: nn.Module) -> Iterator[None]:
     """Add to the gradients that there are what is computed inside; where that fails, leave them as they were."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    # DistributedDataParallel may gather the new gradients in the memory of the old ones.
+    shared = any(getattr(module, "gradient_as_bucket_view", False) for module in model.modules())
+    values = [gradient.clone() if shared and gradient is not None else None for _, gradient in before]
     for parameter, _ in before:
         parameter.grad = None
     try:
@@ -242,15 +246,21 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
                 "first argument"
             )
     except BaseException:
-        for parameter, gradient in before:
-            parameter.grad = gradient
+        with torch.no_grad():
+            for (parameter, gradient), value in zip(before, values, strict=True):
+                parameter.grad = gradient
+                if gradient is not None and value is not None:
+                    gradient.copy_(value)
         raise
     with torch.no_grad():
-        for parameter, gradient in before:
-            if gradient is not None:
-                if parameter.grad is not None:
-                    gradient.add_(parameter.grad)
-                parameter.grad = gradient
+        for (parameter, gradient), value in zip(before, values, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is not None and value is not None:
+                gradient.copy_(value.add_(parameter.grad))
+            elif parameter.grad is not None:
+                gradient.add_(parameter.grad)
+            parameter.grad = gradient
 
 
 def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:

@@ -1,11 +1,13 @@
 """Calls of a model's batch norms, answered for a while by what puts several micro-batches together."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from ..anatomy import NormLayer, norm_layers
 from ..anatomy.hold import update_later
@@ -159,6 +161,9 @@ def answered(layers: list[NormLayer], answer: Answer) -> Iterator[None]:
         stack.enter_context(update_later([layer.module for layer in layers]))
         for layer in layers:
             name, method = _method(layer, answer)
+            if "torch._dynamo" in sys.modules:
+                # Micro-batches that take turns inside a graph would leave its compiler at work around the others.
+                method = _disable_dynamo(method)
             method.answers = True  # type: ignore[attr-defined]
             vars(layer.module)[name] = method
             stack.callback(vars(layer.module).pop, name)

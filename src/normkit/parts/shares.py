@@ -43,8 +43,45 @@ def shares(parts: Sequence[Any], samples: Samples | None) -> list[float]:
     """
     if samples is not None and not callable(samples):
         raise ArgumentError(f"accumulate: samples={samples!r}; give a function, samples=lambda batch: len(batch[0])")
+    if samples is None:
+        _check_lists(parts)
     counts = [_count(batch, samples, place) for place, batch in enumerate(parts)]
     return [count / sum(counts) for count in counts]
+
+
+def _check_lists(parts: Sequence[Any]) -> None:
+    """Refuse lists of tensors that are longer in one micro-batch than in another: they hold one sample an entry.
+
+    Such a sample's first dimension is no number of samples. Where all lists are of one length, so are the shares.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    before: dict[str, tuple[int, int]] = {}
+    for place, batch in enumerate(parts):
+        for path, length in _lists(batch, "batch"):
+            first, known = before.setdefault(path, (place, length))
+            if length != known:
+                raise ArgumentError(
+                    f"accumulate: {path} holds {known} in micro-batch {first} and {length} in micro-batch {place}, as "
+                    "lists with an entry for each sample do, and the number of samples, over which loss takes its "
+                    "mean, cannot be told; say it: samples=lambda batch: ..."
+                )
+
+
+def _lists(value: Any, path: str) -> Iterator[tuple[str, int]]:
+    """Yield where the sequences of a batch lie that hold tensors, and how long they are."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _lists(entry, f"{path}[{key!r}]")
+    elif (
+        isinstance(value, Sequence)
+        and not isinstance(value, str | bytes)
+        and any(True for entry in value for _ in _tensors(entry, "", objects=False))
+    ):
+        yield path, len(value)
+        for place, entry in enumerate(value):
+            yield from _lists(entry, f"{path}[{place}]")
 
 
 def _count(batch: Any, samples: Samples | None, place: int) -> int:

@@ -114,6 +114,8 @@ class _Rank:
         self.together, self.rank, self.size, self.book = together, rank, together.parts, book
 
     def gather(self, row: Tensor, words: str) -> Tensor:
+        if self.together.part() is None:
+            raise SyncError(f"{words}: the simulation is over; call backward inside the step, where the ranks are")
         rows: Tensor = self.together.meet((words, row))
         return rows
 
