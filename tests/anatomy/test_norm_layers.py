@@ -97,6 +97,9 @@ def test_statistics_channels_and_laziness_are_told():
     assert only(nn.InstanceNorm2d(3, track_running_stats=True)).tracks
     switched_off = nn.BatchNorm2d(3)
     switched_off.track_running_stats = False
+    assert only(switched_off).tracks  # evaluation uses what is there
+    switched_off = nn.InstanceNorm2d(3, track_running_stats=True)
+    switched_off.track_running_stats = False
     assert not only(switched_off).tracks
     assert only(OwnFrozen()).tracks
     assert only(nn.BatchNorm2d(3)).channels == 3

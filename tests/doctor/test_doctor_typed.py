@@ -82,7 +82,9 @@ def test_an_output_that_is_not_finite_is_never_healthy():
     assert only.layer == "1"
     assert "not finite" in only.summary
     spoilt = [torch.full_like(batches[0], float("nan"))]
-    assert not normkit.diagnose(convolutional()[0], spoilt).of("nonfinite")  # nothing finite was given
+    (only,) = normkit.diagnose(convolutional()[0], spoilt).of("nonfinite")
+    assert (only.layer, only.severity) == ("", "warning")
+    assert "1 of 1 batches hold NaN" in only.summary
 
 
 @pytest.mark.parametrize("unit", [3e-3, 1e-12])
