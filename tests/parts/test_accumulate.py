@@ -376,6 +376,8 @@ def test_reentrant_checkpoints_are_found_in_the_forward_and_else_in_the_backward
         raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
     monkeypatch.setattr("normkit.parts.exact.is_inside_function", lambda: False)
     raised_and_unchanged(model, batches, step, ArgumentError, "use_reentrant=False", kind="exact")
+    # A function switches forward mode off for its thread, in which others take their turns.
+    assert torch._C._is_fwd_grad_enabled()
 
 
 @pytest.mark.usefixtures("turns")

@@ -67,7 +67,7 @@ def copied_context() -> Callable[..., Any]:
 class Surroundings:
     """What torch keeps for this thread at this moment, to compute with again for a while, whatever has been set since.
 
-    Beside what `surroundings` carries: dispatch modes and inference mode.
+    Beside what `surroundings` carries: dispatch modes, inference mode and whether forward mode is on.
 
     >>> callers = Surroundings()
     >>> with torch.no_grad():
@@ -79,6 +79,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._recorded, self._casts = torch.is_grad_enabled(), _casts()
+        self._forward_mode = torch._C._is_fwd_grad_enabled()
         self._cached, self._hooks = torch.is_autocast_cache_enabled(), _hooks()
         self._without_hooks = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
         self._modes = torch._C._len_torch_function_stack()
@@ -104,6 +105,9 @@ class Surroundings:
             if torch.is_grad_enabled() != self._recorded:
                 aside.callback(torch._C._set_grad_enabled, torch.is_grad_enabled())
                 torch._C._set_grad_enabled(self._recorded)
+            if torch._C._is_fwd_grad_enabled() != self._forward_mode:
+                aside.callback(torch._C._set_fwd_grad_enabled, torch._C._is_fwd_grad_enabled())
+                torch._C._set_fwd_grad_enabled(self._forward_mode)
             self._put_casts_aside(aside)
             self._put_hooks_aside(aside)
             if self._stream is not None:
