@@ -122,7 +122,16 @@ def fold(
         # What no trace of the whole vouches for is looked at, and verified, on one size more.
         sizes = 1 if finder.is_traced else 2
         entries = entries_of(inside, example, call, {id(layer.module) for layer in chosen})
-        judge = Judge(inside, example, call, tolerance=tolerance, compare=compare, sizes=sizes, entries=entries)
+        judge = Judge(
+            inside,
+            example,
+            call,
+            tolerance=tolerance,
+            compare=compare,
+            sizes=sizes,
+            entries=entries,
+            values=finder.may_branch,
+        )
         finder.see(judge.examples[1:])
         folder = Folder(inside, chosen, finder, judge)
         folded, verdict = folder.fold()
@@ -148,6 +157,7 @@ def fold(
         notes=(
             judge.words,
             *_ways(judge.entries),
+            *((judge.values.note,) if finder.may_branch else ()),
             str(verdict),
             *_notes(folded, finder),
             *((wrapping,) if wrapping else ()),
