@@ -137,3 +137,56 @@ def test_a_record_names_the_values():
     assert "on the example in half the size times -3; the example in half the size times 0.01" in said
     said = "\n".join(fold(Tokens(), (X.sigmoid() * 5).long()[:, 0]).notes)
     assert "on those of the example alone" in said
+
+
+class Leaves(Pair):
+    def forward(self, x):
+        self.feature = self.c(x)
+        return self.head(self.n(self.feature))
+
+
+class LeavesInADict(Pair):
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, x):
+        y = self.kept["c"] = self.c(x)
+        return self.head(self.n(y))
+
+
+class LeavesInABuffer(Pair):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        self.last = self.c(x)
+        return self.head(self.n(self.last))
+
+
+class LeavesWhatStays(Pair):
+    def forward(self, x):
+        self.feature = self.n(self.c(x))
+        return self.head(self.feature)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(Leaves(), "feature"), (LeavesInADict(), "kept"), (LeavesInABuffer(), "last")],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_forward_leaves_on_its_modules_stays(model, name):
+    record = fold(nn.Sequential(model).eval(), X)
+    assert list(record.into) == ["0.head.1"]
+    assert re.search(rf"it changes what forward leaves in 0\.{name} by", record.refused["0.n"])
+
+
+def test_what_forward_leaves_and_stays_the_same_is_no_obstacle():
+    model = LeavesWhatStays()
+    record = fold(model, X)
+    assert sorted(record.into) == ["head.1", "n"]
+    assert not hasattr(model, "feature")
+    record.model(X)
+    model(X)
+    torch.testing.assert_close(record.model.feature, model.feature, rtol=1e-5, atol=1e-5)

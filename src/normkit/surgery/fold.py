@@ -131,6 +131,7 @@ def fold(
             sizes=sizes,
             entries=entries,
             values=finder.may_branch,
+            is_block=lambda module: not finder.is_layer(module),
         )
         finder.see(judge.examples[1:])
         folder = Folder(inside, chosen, finder, judge)

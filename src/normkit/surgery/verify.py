@@ -17,6 +17,7 @@ from ..anatomy import Call, preserved
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError, SurgeryError
 from .entries import Entries, Entry, own_copy
+from .left_behind import LeftBehind
 from .other_values import OtherValues
 from .outputs import (
     Taps,
@@ -106,6 +107,7 @@ class Judge:
         sizes: how many other sizes are tried.
         entries: other ways into the model's code, which are to give the same too; those that it does not take are left.
         values: whether it is compared on other values and on long samples too, where its code may branch.
+        is_block: modules on which forward is to leave the same tensors too; None looks at none.
 
     Raises:
         ArgumentError: the tolerance is no number, negative or not finite, or the example holds no sample.
@@ -123,6 +125,7 @@ class Judge:
         sizes: int = 1,
         entries: Entries | None = None,
         values: bool = False,
+        is_block: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         check_judgement(example, tolerance)
         self.model, self.call, self._compare = model, call, compare
@@ -141,17 +144,13 @@ class Judge:
         ]
         self._entered: list[_Entered] = []
         self.entries = self._enter(entries or Entries())
-        varied = list(
-            zip(self.examples, ("the example", *(f"the example in {words}" for words in self.sizes)), strict=True)
-        )
-        self.values = OtherValues(
-            model if self._exact is None else self._exact_model,
-            varied if values else [],
-            call,
-            self._change,
-            self._allowed() if self._exact is None else max(_EXACT, tolerance or 0.0),
-            exactly=self._exact is not None,
-        )
+        named = ("the example", *(f"the example in {words}" for words in self.sizes))
+        varied = list(zip(self.examples, named, strict=True)) if values else []
+        judged = self.model if self._exact is None else self._exact_model
+        floor, exactly = self._allowed() if self._exact is None else max(_EXACT, tolerance or 0.0), self.runs_in_float64
+        self.values = OtherValues(judged, varied, call, self._change, floor, exactly=exactly)
+        blocks = is_block or (lambda module: False)
+        self._left = LeftBehind(judged, example, call, floor, exactly=exactly, is_block=blocks)
 
     @property
     def runs_in_float64(self) -> bool:
@@ -189,7 +188,7 @@ class Judge:
             if not self._is_exact(exact):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
                 return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=wrong)
-        otherwise = self._against_entries(changed, exactly) or self.values.against(in64)
+        otherwise = self._against_entries(changed, exactly) or self._left.against(in64) or self.values.against(in64)
         if otherwise is not None:
             return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=otherwise)
         own = self._own_change(changed)
