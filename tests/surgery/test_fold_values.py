@@ -190,3 +190,19 @@ def test_what_forward_leaves_and_stays_the_same_is_no_obstacle():
     record.model(X)
     model(X)
     torch.testing.assert_close(record.model.feature, model.feature, rtol=1e-5, atol=1e-5)
+
+
+class Flag(Pair):
+    def __init__(self):
+        super().__init__()
+        self.deploy, self.never_asked = False, True
+
+    def forward(self, x):
+        y = self.c(x)
+        return self.head(y if self.deploy else self.n(y))
+
+
+def test_a_flag_that_was_not_varied_is_named():
+    said = "\n".join(fold(nn.Sequential(Flag()).eval(), X).notes)
+    assert "other values may take other ways, and were not tried: 0.deploy=False" in said
+    assert "never_asked" not in said
