@@ -47,7 +47,7 @@ class Entries:
 
     Attributes:
         found: the calls.
-        alone: of arguments that are no switches, the one value that the example gives them, in words.
+        alone: of arguments that are no switches, and of attributes that are, the one value that they have, in words.
     """
 
     found: list[Entry] = field(default_factory=list)
@@ -96,7 +96,17 @@ def entries_of(model: nn.Module, example: Any, call: Call | None, wanted: set[in
     for path, block, args, kwargs in seen.values():
         _of_forward(path, block, args, kwargs, entries)
     entries.alone += methods.alone
+    for path, block in blocks.items():
+        entries.alone += [f"{_named(path, name)}={value}" for name, value in _flags(block)]
     return entries
+
+
+def _flags(block: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Name the attributes that are True or False and that a module's forward asks for; they are not varied."""
+    asked = getattr(getattr(type(block).forward, "__code__", None), "co_names", ())
+    for name, value in vars(block).items():
+        if isinstance(value, bool) and name in asked and name != "training":
+            yield name, value
 
 
 def _of_forward(path: str, block: nn.Module, args: Any, kwargs: Any, entries: Entries) -> None:

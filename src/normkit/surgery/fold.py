@@ -75,8 +75,11 @@ def fold(
     example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
     type, where it may be off by ten times the given model's own rounding. So are other ways into the code: forward with
     the other value of each argument that is True or False, and the public methods that the code calls, each with what
-    it was given. A pair that one of them shows apart is not folded. Of other arguments the value of the example alone
-    is verified, and of methods that nothing calls nothing is; ``notes`` says which were.
+    it was given. Code that may branch on what it is given, since no trace shows it, is compared in float64 on other
+    values and on long samples too, where the model takes them. Tensors that forward leaves in attributes of blocks are
+    compared like outputs. A pair that one of these shows apart is not folded. Of other arguments, and of attributes
+    that are True or False, the value of the example alone is verified, and of methods that nothing calls nothing is;
+    ``notes`` says which were.
 
     Args:
         model: in evaluation mode; it is not changed.
@@ -122,7 +125,17 @@ def fold(
         # What no trace of the whole vouches for is looked at, and verified, on one size more.
         sizes = 1 if finder.is_traced else 2
         entries = entries_of(inside, example, call, {id(layer.module) for layer in chosen})
-        judge = Judge(inside, example, call, tolerance=tolerance, compare=compare, sizes=sizes, entries=entries)
+        judge = Judge(
+            inside,
+            example,
+            call,
+            tolerance=tolerance,
+            compare=compare,
+            sizes=sizes,
+            entries=entries,
+            values=finder.may_branch,
+            is_block=lambda module: not finder.is_layer(module),
+        )
         finder.see(judge.examples[1:])
         folder = Folder(inside, chosen, finder, judge)
         folded, verdict = folder.fold()
@@ -148,6 +161,7 @@ def fold(
         notes=(
             judge.words,
             *_ways(judge.entries),
+            *((judge.values.note,) if finder.may_branch else ()),
             str(verdict),
             *_notes(folded, finder),
             *((wrapping,) if wrapping else ()),

@@ -23,6 +23,9 @@ __all__ = ["Finder"]
 # They hold a batch norm and add a residual and an activation: the call that counts is theirs.
 _HOLDERS = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
+# Layers whose code is known not to branch on values.
+_KNOWN = ("torch.nn.", "normkit.")
+
 
 class Finder:
     """Asks the recorded runs and the traces of a model about its norms; the model stays as it is."""
@@ -47,6 +50,12 @@ class Finder:
     def is_traced(self) -> bool:
         """Whether the whole model's code could be traced."""
         return any(trace.path == "" for trace in self.traces.found)
+
+    @property
+    def may_branch(self) -> bool:
+        """Whether code that no trace shows, of the model or of a layer of one's own, may branch on what it is given."""
+        layers = (module for module in self.modules.values() if may_absorb(module) or id(module) in self._norms)
+        return not self.is_traced or any(not type(module).__module__.startswith(_KNOWN) for module in layers)
 
     def see(self, examples: list[Any]) -> None:
         """Record the model on more examples: a pair must stand together in all of them."""

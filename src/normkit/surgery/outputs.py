@@ -1,5 +1,6 @@
 """How far two outputs of a model are from each other, whatever objects they are."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -7,8 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
 from ..errors import SurgeryError
+from .entries import own_copy
 
 __all__ = [
     "Taps",
@@ -16,9 +19,11 @@ __all__ = [
     "as_double",
     "difference",
     "has_numbers",
+    "jittered",
     "largest_difference",
     "mapped",
     "measured",
+    "outputs_of",
     "plain",
 ]
 
@@ -134,3 +139,28 @@ def mapped(value: Any, function: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(mapped(entry, function) for entry in value)
     return value
+
+
+def jittered(model: nn.Module, size: float | None) -> nn.Module:
+    """Move each weight of a copy by a random part of itself: of ``size``, or of its type's rounding."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                span = torch.finfo(parameter.dtype).eps if size is None else size
+                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1
+                exact = parameter.double() * (1 + span * noise.to(parameter.device))
+                parameter.copy_(exact)
+    return model
+
+
+def outputs_of(model: nn.Module, example: Any, call: Call | None) -> Any:
+    """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
+    with preserved(model), torch.no_grad():
+        output = run(model, own_copy(example), call)
+        if next(tensors(plain(output)), None) is None:
+            raise SurgeryError(
+                f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
+                "that returns what matters of it"
+            )
+        return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()

@@ -13,11 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, preserved, run
+from ..anatomy import Call, preserved
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError, SurgeryError
 from .entries import Entries, Entry, own_copy
-from .outputs import Taps, apart, as_double, difference, has_numbers, largest_difference, mapped, measured, plain
+from .left_behind import LeftBehind
+from .other_values import OtherValues
+from .outputs import (
+    Taps,
+    apart,
+    as_double,
+    difference,
+    has_numbers,
+    jittered,
+    largest_difference,
+    mapped,
+    measured,
+    outputs_of,
+    plain,
+)
 from .transaction import copied
 
 __all__ = [
@@ -92,6 +106,8 @@ class Judge:
             outputs that are sorted, nested or of varying number.
         sizes: how many other sizes are tried.
         entries: other ways into the model's code, which are to give the same too; those that it does not take are left.
+        values: whether it is compared on other values and on long samples too, where its code may branch.
+        is_block: modules on which forward is to leave the same tensors too; None looks at none.
 
     Raises:
         ArgumentError: the tolerance is no number, negative or not finite, or the example holds no sample.
@@ -108,10 +124,12 @@ class Judge:
         compare: Compare | None = None,
         sizes: int = 1,
         entries: Entries | None = None,
+        values: bool = False,
+        is_block: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         check_judgement(example, tolerance)
         self.model, self.call, self._compare = model, call, compare
-        self._own = [_outputs(model, example, call)]
+        self._own = [outputs_of(model, example, call)]
         others = _tried_sizes(model, example, call, most=sizes)
         self.examples = [example, *(other for other, _, _ in others)]
         self.sizes = tuple(words for _, words, _ in others)
@@ -126,6 +144,13 @@ class Judge:
         ]
         self._entered: list[_Entered] = []
         self.entries = self._enter(entries or Entries())
+        named = ("the example", *(f"the example in {words}" for words in self.sizes))
+        varied = list(zip(self.examples, named, strict=True)) if values else []
+        judged = self.model if self._exact is None else self._exact_model
+        floor, exactly = self._allowed() if self._exact is None else max(_EXACT, tolerance or 0.0), self.runs_in_float64
+        self.values = OtherValues(judged, varied, call, self._change, floor, exactly=exactly)
+        blocks = is_block or (lambda module: False)
+        self._left = LeftBehind(judged, example, call, floor, exactly=exactly, is_block=blocks)
 
     @property
     def runs_in_float64(self) -> bool:
@@ -154,7 +179,7 @@ class Judge:
             sites: layers whose outputs are to be the same too, in float64: the model's own output may be zero, or
                 saturated, whatever they give.
         """
-        exact = None
+        exact, in64 = None, changed
         if self._exact is not None:
             in64 = copied(changed).double() if exactly is None else exactly
             with Taps(in64, sites) as taps:
@@ -163,7 +188,7 @@ class Judge:
             if not self._is_exact(exact):
                 wrong = f"it changes the output by {exact:.3g} where both are computed in float64"
                 return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=wrong)
-        otherwise = self._against_entries(changed, exactly)
+        otherwise = self._against_entries(changed, exactly) or self._left.against(in64) or self.values.against(in64)
         if otherwise is not None:
             return Verdict(exact=exact, own=None, rounding=self._largest_rounding(), wrong=otherwise)
         own = self._own_change(changed)
@@ -195,7 +220,7 @@ class Judge:
             return None
 
     def _outputs64(self, model: nn.Module) -> list[Any]:
-        return [_outputs(model, as_double(example), self.call) for example in self.examples]
+        return [outputs_of(model, as_double(example), self.call) for example in self.examples]
 
     def _enter(self, entries: Entries) -> Entries:
         """Take the other ways into the model, twice: what fails, or differs from itself, is no judge."""
@@ -251,7 +276,7 @@ class Judge:
 
     def _own_change(self, changed: nn.Module) -> float | None:
         """Return the change in the model's own type; None where rounding alone decides the form of the outputs."""
-        outputs = [_outputs(changed, example, self.call) for example in self.examples]
+        outputs = [outputs_of(changed, example, self.call) for example in self.examples]
         found = [measured(self._change, one, other) for one, other in zip(self.reference, outputs, strict=True)]
         known = [change for change in found if change is not None]
         return max(known) if len(known) == len(found) or (known and self._exact is not None) else None
@@ -269,15 +294,15 @@ class Judge:
     def _noise(self) -> float:
         """Return what a float64 computation of this model is worth: its change where weights move by 1e-13."""
         assert self._exact is not None
-        changes = measured(self._largest, self._exact, self._outputs64(_jittered(copied(self._exact_model), 1e-13)))
+        changes = measured(self._largest, self._exact, self._outputs64(jittered(copied(self._exact_model), 1e-13)))
         return _MOST_NOISE if changes is None else min(changes, _MOST_NOISE)
 
     def _weights_rounding(self) -> float:
         """Return what rounding each weight once more does to the output: what a folded model cannot do without."""
         largest = 0.0
         for _ in range(3):
-            work = _jittered(copied(self.model), None)
-            outputs = [_outputs(work, example, self.call) for example in self.examples]
+            work = jittered(copied(self.model), None)
+            outputs = [outputs_of(work, example, self.call) for example in self.examples]
             found = measured(self._largest, self.reference, outputs)
             largest = max(largest, found if found is not None and found == found else 0.0)
         return largest
@@ -317,19 +342,6 @@ def _entered(model: nn.Module, entry: Entry, exactly: bool) -> Any | None:
         return None
 
 
-def _jittered(model: nn.Module, size: float | None) -> nn.Module:
-    """Move each weight of a copy by a random part of itself: of ``size``, or of its type's rounding."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                span = torch.finfo(parameter.dtype).eps if size is None else size
-                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1
-                exact = parameter.double() * (1 + span * noise.to(parameter.device))
-                parameter.copy_(exact)
-    return model
-
-
 def check_judgement(example: Any, tolerance: float | None) -> None:
     """Refuse what nothing can be judged by.
 
@@ -361,9 +373,9 @@ def change_between(
     """
     measure = compare or (lambda one, other: largest_difference(list(tensors(plain(one))), list(tensors(plain(other)))))
     try:
-        first, second = (_outputs(copied(model).double(), as_double(example), call) for model in (before, after))
+        first, second = (outputs_of(copied(model).double(), as_double(example), call) for model in (before, after))
     except (RuntimeError, TypeError, ValueError):
-        first, second = (_outputs(model, example, call) for model in (before, after))
+        first, second = (outputs_of(model, example, call) for model in (before, after))
     return _number(measure(first, second))
 
 
@@ -383,7 +395,7 @@ def _tried_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int
         if len(found) == most:
             break
         try:
-            output = _outputs(model, other, call)
+            output = outputs_of(model, other, call)
         except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
             continue
         found.append((other, words, output))
@@ -394,18 +406,6 @@ def second_size(model: nn.Module, example: Any, call: Call | None) -> tuple[Any,
     """Return the example in another size that the model takes, and what was made of it."""
     found = other_sizes(model, example, call)
     return found[0] if found else (example, "the model takes no other size of it")
-
-
-def _outputs(model: nn.Module, example: Any, call: Call | None) -> Any:
-    """Return what a model returns, with its tensors kept from what a later call writes; the model is as before."""
-    with preserved(model), torch.no_grad():
-        output = run(model, own_copy(example), call)
-        if next(tensors(plain(output)), None) is None:
-            raise SurgeryError(
-                f"the output of {type(model).__name__} holds no tensor, so that nothing can be compared; give call= "
-                "that returns what matters of it"
-            )
-        return copy.deepcopy(output) if not isinstance(output, Tensor) else output.detach().clone()
 
 
 def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
