@@ -145,7 +145,8 @@ def _more_seeds(plan: Plan, folder: Path, rows: Sequence[Row]) -> str:
         return ""
     asked, count = len(plan.seeds), len(held.union(plan.seeds))
     kept, were = f"{len(held)} seed{'s' * (len(held) > 1)}", "was" if asked == 1 else "were"
-    return f"{folder} holds {kept} of {plan.claim}, and {asked} {were} asked for: all {count} count"
+    looks = f"all {count} count, a verdict at looks of 5, 10, 20 and 40"
+    return f"{folder} holds {kept} of {plan.claim}, and {asked} {were} asked for: {looks}"
 
 
 def _unfinished(plan: Plan, done: Mapping[str, object]) -> bool:
