@@ -193,6 +193,15 @@ def test_second_run_of_a_finished_folder_runs_nothing_and_redraws(whole, command
     assert "done: " not in told
     assert (out / "report.html").exists()
     assert (out / "results.jsonl").stat().st_ino == before
+    assert "seeds of" not in told
+
+
+def test_seeds_that_the_folder_holds_besides_those_asked_for_are_told_to_count(whole, command, normkit):
+    out, _ = whole
+    code, _, told = in_process(normkit, [*command(out), "--seeds", "1"])
+    assert code == 0, told
+    assert f"{out} holds 2 seeds of convergence, and 1 was asked for: all 2 count" in told
+    assert json.loads((out / "verdicts.json").read_text())["convergence"]["primary"]["seeds"] == 2
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_named(whole, command, normkit):

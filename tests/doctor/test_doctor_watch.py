@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit.anatomy import fingerprint
 from normkit.doctor.demos import Checkpointed, loader, network, patterns
+from normkit.errors import ArgumentError
 
 from . import networks
 from .test_doctor_missed import FrozenBatchNorm2d
@@ -236,3 +237,14 @@ def test_waiver_sets_a_watched_finding_aside():
         model(torch.randn(16, 64))
     assert ledger.diagnosis().healthy
     assert ledger.diagnosis().waived[0][1] == "adapting to the test data"
+
+
+def test_watch_says_that_a_lazy_layer_must_see_a_batch_first():
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
+    said = r"^watch: 0 is lazy and has not seen a batch; call model\(batch\) once"
+    with pytest.raises(ArgumentError, match=said), normkit.watch(model):
+        pass
+    model(torch.randn(8, 3))
+    with normkit.watch(model) as ledger:
+        model(torch.randn(8, 3))
+    assert ledger.layers["1"].writers["forward"] == 1

@@ -192,3 +192,29 @@ def test_a_larger_batch_is_one_of_all_ranks_and_micro_batches():
     assert shared.layers[0].samples == 8
     assert f"a batch of {4 * shared.layers[0].samples_needed} or more" in shared.advice[0]
     assert alone == shared.layers[0].samples_needed
+
+
+def test_one_value_has_no_variance_and_the_plan_says_so():
+    x = torch.randn(256, 3)
+    found = normkit.plan(nn.BatchNorm1d(3), x, 1)
+    assert found.layers[0].var_error is None
+    assert str(found).splitlines()[2].split("100%")[1].split("1.00")[0].strip() == "no variance"
+    # As many as by independent values: 1 / n + 1 / 2n is to be 0.01.
+    assert found.layers[0].samples_needed == pytest.approx(150, rel=0.15)
+    assert "one value has no variance, and training raises an error; a batch of" in found.advice[0]
+    assert not any("momentum" in line for line in found.advice)
+
+
+def test_a_ghost_layer_is_told_its_ghost_size_and_its_parts_are_then_large_enough():
+    def reckoned(size, batch, **shares):
+        return normkit.plan(
+            normkit.GhostBatchNorm1d(3, ghost_size=size), torch.randn(2048, 3), batch, gap=0.2, **shares
+        )
+
+    told = reckoned(4, 256, ranks=2).advice[0]
+    assert "its ghost_size=4 sets the limit, and not the batch: ghost_size=" in told
+    size = int(told.split("ghost_size=")[2].split()[0])
+    assert reckoned(size, 256, ranks=2).layers[0].advice == ""
+    told = reckoned(4, 16).advice[0]
+    size, batch = int(told.split("ghost_size=")[2].split()[0]), int(told.split("a batch of ")[1])
+    assert reckoned(size, batch).layers[0].samples == size

@@ -448,3 +448,50 @@ def test_a_model_that_loss_puts_into_training_mode_is_synchronized():
     ranks.run(step, x.split(6), y.split(6))
     assert_close(ranks.models[1].first.running_mean, large.first.running_mean, dtype=torch.float64)
     assert_close(ranks.models[1].second.running_var, large.second.running_var, dtype=torch.float64)
+
+
+class Scripted(nn.Module):
+    """Weights, a buffer that every forward moves, and no norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 5)
+        self.register_buffer("shift", torch.ones(5))
+
+    def forward(self, x):
+        return self.linear(x).relu() + self.shift
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_scripted_part_takes_its_share_of_the_large_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.jit.script(Scripted()), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
+    x = torch.randn(12, 5, dtype=torch.float64)
+
+    def loss(model, x):
+        return model(x).square().mean()
+
+    normkit.accumulate(model, x.split(SPLIT), loss, kind="exact")
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    loss(model, x).backward()
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        assert_close(gradient, parameter.grad, dtype=torch.float64, what="gradient")
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x):
+        if x.size(0) > 0:
+            self.seen = x.size(0)
+        return x * self.seen
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_scripted_part_that_keeps_what_it_saw_is_refused():
+    model = nn.Sequential(nn.Linear(5, 5), torch.jit.script(Counting()), nn.BatchNorm1d(5))
+    with pytest.raises(ArgumentError, match=r"1 is a ScriptModule that assigns an attribute.*or kind=.statistics"):
+        normkit.accumulate(model, torch.randn(12, 5).split(SPLIT), lambda model, x: model(x).sum(), kind="exact")

@@ -45,6 +45,7 @@ def test_refusals_name_what_came_and_what_to_type(kind):
     check(rf"loss is torch's CrossEntropyLoss, which takes an output and a target; give {own}", nn.CrossEntropyLoss())
     check(rf"loss is torch's cross_entropy, which takes an output and a target; give {own}", F.cross_entropy)
     check("loss='ce' is no function", "ce")
+    check(r"^accumulate: loss is a list, and no function; give", batches(), batches=None)
     check(r"loss takes \(model\), and is called as loss\(model, batch\)", lambda model: 0)
     check("no parameter of the model asks for one", model=network().requires_grad_(False))
     other = network().eval()
@@ -107,3 +108,15 @@ def test_ranks_that_accumulate_otherwise_are_refused_on_every_rank(way):
     if way == "other numbers":
         said = ranks.run(lambda model, data: words(lambda: normkit.accumulate(model, data, loss, kind="exact")), data)
         assert said == ["no error"] * 2
+
+
+def test_arguments_in_another_order_are_told_in_one_line():
+    model, data = network(), batches()
+    for given, names in (
+        ((model, loss, data), "batches and loss"),
+        ((data, model, loss), "model and batches"),
+        ((loss, model, data), "model, batches and loss"),
+    ):
+        with pytest.raises(ArgumentError) as told:
+            normkit.accumulate(*given)
+        assert str(told.value) == f"accumulate: {names} are swapped; call accumulate(model, batches, loss)"

@@ -134,3 +134,14 @@ def test_an_unknown_method_lists_the_known():
         ArgumentError, match=r"did you mean .batch.. Known are: adaptive, batch, ghost, group, instance"
     ):
         check_norm_layer(normkit.BatchNorm2d, "bach")
+
+
+@pytest.mark.parametrize("build", [nn.LazyBatchNorm2d, lambda channels: nn.LazyBatchNorm2d()])
+def test_a_lazy_layer_must_see_a_batch_first(build):
+    layer = build() if build is nn.LazyBatchNorm2d else build
+    call = r"LazyBatchNorm2d is lazy and has not seen a batch; call layer\(torch.randn\(5, 6, 7, 3\)\) once"
+    with pytest.raises(ArgumentError, match=call):
+        check_norm_layer(layer)
+    layer = nn.LazyBatchNorm2d()
+    layer(torch.randn(5, 6, 7, 3))
+    assert check_norm_layer(layer).findings == check_norm_layer(nn.BatchNorm2d(6)).findings

@@ -7,7 +7,7 @@ from .explain import ModelExplanation, explain
 from .forms import NormForm, register_norm
 from .hold import hold_statistics
 from .layers import NormLayer, norm_layers
-from .programs import eagerly, refuse_meta, refuse_programs, unwrapped
+from .programs import eagerly, refuse_lazy, refuse_meta, refuse_programs, unwrapped
 from .snapshot import Snapshot, fingerprint, preserved
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "iterate",
     "norm_layers",
     "preserved",
+    "refuse_lazy",
     "refuse_meta",
     "refuse_programs",
     "register_norm",

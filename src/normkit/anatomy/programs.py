@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import ArgumentError
 
-__all__ = ["eagerly", "refuse_meta", "refuse_programs", "unwrapped"]
+__all__ = ["eagerly", "refuse_lazy", "refuse_meta", "refuse_programs", "unwrapped"]
 
 _INSTEAD = "give the torch.nn.Module that it was made from, and make the program again from the result"
 
@@ -55,6 +57,21 @@ def refuse_meta(model: nn.Module) -> None:
             raise ArgumentError(
                 f"{name} is on the meta device and holds no values; give the model memory and weights first: "
                 "model.to_empty(device='cpu'), then model.load_state_dict(...)"
+            )
+
+
+def refuse_lazy(model: nn.Module, caller: str, call: str = "model(batch)") -> None:
+    """Refuse a model of which no shapes are known yet.
+
+    Raises:
+        ArgumentError: a layer waits for its first batch.
+
+    >>> refuse_lazy(nn.BatchNorm1d(2), "watch")
+    """
+    for path, module in model.named_modules():
+        if any(map(is_lazy, chain(module.parameters(recurse=False), module.buffers(recurse=False)))):
+            raise ArgumentError(
+                f"{caller}: {path or type(module).__name__} is lazy and has not seen a batch; call {call} once before"
             )
 
 

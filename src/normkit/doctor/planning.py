@@ -4,13 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import renderers
-from ..anatomy import Call, iterate, preserved
+from ..anatomy import Call, preserved
 from ..anatomy.programs import refuse_programs, unwrapped
 from ..errors import ArgumentError
+from .cutting import cut
+from .ghost_parts import larger_parts
 from .measurements import Measured, PooledMoments, independent_values
 from .probes import measure
 from .subjects import Subject, subjects_of_model
@@ -38,11 +39,12 @@ class PlannedLayer:
         effective: as how many independent values they count, by how much the variance varies from batch to batch, as
             the doctor reckons; never more than there are, and None where the example is too small to tell.
         mean_error: the standard error of a batch's mean, in deviations of the channel.
-        var_error: the standard error of a batch's variance, as a share of it.
+        var_error: the standard error of a batch's variance, as a share of it; None of one value, which has none.
         gap: how far the layer's output in training lies from that in evaluation, root mean square, in deviations:
             ``sqrt(mean_error^2 + var_error^2 / 4)``.
         samples_needed: how many samples would have to share a statistic for the gap that was asked for.
         advice: what to do, in words; empty where nothing is to be done.
+        ghost_size: the largest part in ghost normalization; None in other layers.
     """
 
     name: str
@@ -52,10 +54,11 @@ class PlannedLayer:
     last_values: int
     effective: float | None
     mean_error: float
-    var_error: float
+    var_error: float | None
     gap: float
     samples_needed: int
     advice: str
+    ghost_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ class TrainingPlan:
 
 def _cells(layer: PlannedLayer) -> tuple[str, ...]:
     effective = "?" if layer.effective is None else f"{layer.effective:.0f}"
-    errors = (f"{layer.mean_error:.0%}", f"{layer.var_error:.0%}", f"{layer.gap:.2f}")
+    variance = "no variance" if layer.var_error is None else f"{layer.var_error:.0%}"
+    errors = (f"{layer.mean_error:.0%}", variance, f"{layer.gap:.2f}")
     needs = f"{layer.samples_needed} samples"
     return (
         layer.name or "(the model itself)",
@@ -176,7 +180,7 @@ def plan(
     with preserved(model):
         live = frozenset(subject.name for subject in subjects)
         together = share * (ranks if subjects and all(map(_is_over_ranks, subjects)) else 1)
-        seen = measure(model, subjects, _cut(example, together), call, None, live)
+        seen = measure(model, subjects, cut(example, together), call, None, live)
     measured = [(subject, seen.measured[subject.name]) for subject in subjects if subject.name in seen.measured]
     if not measured:
         raise ArgumentError("plan: the model has no layer that normalizes with the batch, or the example reaches none")
@@ -218,30 +222,6 @@ def _too_small_an_example(samples: int, least: int) -> list[str]:
     return [f"{said}: they count as independent; give {SAMPLES_FOR_SPREAD} or more"]
 
 
-def _cut(example: Any, size: int) -> Any:
-    """Return batches of this many samples, where the example can be cut: a tensor, or batches of tensors or tuples."""
-    if isinstance(example, torch.Tensor):
-        if example.dim() == 0 or example.numel() == 0:
-            raise ArgumentError(_NO_SAMPLES.format(f"a tensor of shape {tuple(example.shape)}"))
-        return example.split(size) if len(example) >= size else example
-    given = list(iterate(example))
-    if not given:
-        raise ArgumentError(_NO_SAMPLES.format("no batch"))
-    if given and all(isinstance(batch, torch.Tensor) for batch in given):
-        return _cut(torch.cat(given), size)
-    if given and all(isinstance(batch, tuple | list) and _is_flat(batch) for batch in given):
-        columns = [torch.cat(column) for column in zip(*given, strict=True)]
-        return list(zip(*(column.split(size) for column in columns), strict=True))
-    return given
-
-
-_NO_SAMPLES = "plan: the example holds no samples, it is {}; give some dozens and more, as training has them"
-
-
-def _is_flat(batch: Any) -> bool:
-    return all(isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(batch[0]) for value in batch)
-
-
 def _check(batch_size: int, ranks: int, micro_batches: int, samples: int | None, gap: float) -> None:
     numbers = {"batch_size": batch_size, "ranks": ranks, "micro_batches": micro_batches, "samples": samples}
     for name, value in numbers.items():
@@ -271,11 +251,14 @@ def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int,
     over = ranks if _is_over_ranks(subject) else 1
     together, positions = _of_one_statistic(subject, share * over), max(entry.values_per_sample, 1)
     calls = [call for call in entry.calls if call]
-    alone = _independent_errors(together * positions)
-    found = max((_errors(call, together, positions) for call in calls), default=alone, key=_gap)
+    # One value has no variance, and says nothing of how many are enough; batches of this size do.
+    single = together * positions == 1
+    size = SAMPLES_FOR_SPREAD if single else together
+    alone = _independent_errors(size * positions)
+    found = max((_errors(call, size, positions) for call in calls), default=alone, key=_gap)
     told = max((call.samples for call in calls), default=0) >= SAMPLES_FOR_SPREAD
-    wide = _gap(found)
-    needed = math.ceil(together * (wide / gap) ** 2)
+    wide = 1.0 if single else _gap(found)
+    needed = math.ceil(size * (_gap(found) / gap) ** 2)
     values, left = together * positions, _of_one_statistic(subject, last * over) * positions
     return PlannedLayer(
         name=subject.name,
@@ -284,22 +267,27 @@ def _layer(subject: Subject, entry: Measured, share: int, last: int, ranks: int,
         values=values,
         last_values=left,
         effective=independent_values(found[1], values) if told else None,
-        mean_error=found[0],
-        var_error=found[1],
+        mean_error=1.0 if single else found[0],
+        var_error=None if single else found[1],
         gap=wide,
         samples_needed=max(needed, 2 if positions == 1 else 1),
         advice=_advice(values, left, wide, gap),
+        ghost_size=_ghost_size(subject),
     )
 
 
 def _is_over_ranks(subject: Subject) -> bool:
     """Say whether the ranks share what a batch is normalized with: a synchronized ghost layer shares what it stores."""
-    return subject.kind == "sync" and getattr(subject.layer and subject.layer.module, "ghost_size", None) is None
+    return subject.kind == "sync" and _ghost_size(subject) is None
+
+
+def _ghost_size(subject: Subject) -> int | None:
+    return getattr(subject.layer and subject.layer.module, "ghost_size", None)
 
 
 def _of_one_statistic(subject: Subject, samples: int) -> int:
     """Return how many of these samples share a statistic: all, or the smallest part of ghost normalization."""
-    size = getattr(subject.layer.module, "ghost_size", None) if subject.layer is not None else None
+    size = _ghost_size(subject)
     return samples if size is None else samples // math.ceil(samples / size)
 
 
@@ -322,7 +310,11 @@ def _gap(errors: tuple[float, float]) -> float:
 
 def _advice(values: int, last: int, gap: float, wanted: float) -> str:
     if values <= 2:
-        return "one value has no variance" if values == 1 else "two values have outputs of +1 and -1 alone"
+        return (
+            "one value has no variance, and training raises an error"
+            if values == 1
+            else "two values have outputs of +1 and -1 alone"
+        )
     if gap > wanted:
         return "too few independent values"
     return "drop the last batch" if last <= 2 else ""
@@ -349,12 +341,16 @@ def _planned(
             effect = "training raises an error" if count == 1 else "outputs are +1 and -1 alone"
             left = f"the last batch of an epoch of {samples} leaves {count} value{'s' * (count > 1)} per channel"
             advice.append(f"{left} at {names}: {effect}; drop_last=True")
-    if few:
-        advice += _cures(few, worst, batch_size, ranks, micro_batches, groups)
+    parted, whole = ([layer for layer in few if (layer.ghost_size is None) == kind] for kind in (False, True))
+    for layer in parted:
+        cure = larger_parts(layer.ghost_size or 1, layer.samples_needed, share, ranks * micro_batches)
+        advice.append(f"{_named([layer])}: {layer.advice}; {cure}")
+    if whole:
+        advice += _cures(whole, worst, batch_size, ranks, micro_batches, groups)
     noisy = [layer for layer in layers if layer not in few and layer.samples < BATCH_SIZE_SMALL]
-    advice += _of_few_samples([layer for layer in noisy if layer.kind != "ghost"], gap, batch_size)
+    advice += _of_few_samples([layer for layer in noisy if layer.ghost_size is None], gap, batch_size)
     momentum = _momentum(max(layer.gap for layer in layers))
-    if momentum < _LARGEST_MOMENTUM:
+    if momentum < _LARGEST_MOMENTUM and all(layer.values > 1 for layer in layers):
         half_life = math.log(0.5) / math.log1p(-momentum)
         advice.append(f"momentum={momentum:.2g} (half_life={half_life:.0f}) keeps the stored statistics to {_STORED:g}")
     return TrainingPlan(

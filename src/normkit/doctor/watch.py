@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ..anatomy.forms import NormForm
 from ..anatomy.frozen import moved
 from ..anatomy.hold import is_held, listening
-from ..anatomy.programs import unwrapped
+from ..anatomy.programs import refuse_lazy, unwrapped
 from .checks import CHECK_NAMES
 from .checks.ranks import rank_agreement
 from .examination import Examination
@@ -50,7 +50,8 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None, group: An
         The ledger; ask it for ``diagnosis()`` at any time, also after the block.
 
     Raises:
-        ArgumentError: a waiver names no check or no reason, or ``group`` came without a process group.
+        ArgumentError: a waiver names no check or no reason, ``group`` came without a process group, or a lazy layer has
+            not seen a batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -68,6 +69,7 @@ def watch(model: nn.Module, *, waive: Mapping[str, str] | None = None, group: An
     waivers = parse_waivers(waive, CHECK_NAMES)
     check_group(group)
     model, _ = unwrapped(model)
+    refuse_lazy(model, "watch")
     kept = [s for s in subjects_of_model(model) if s.running_mean is not None and not s.is_fixed]
     watcher = _Watcher(model, kept, waivers)
     try:

@@ -42,8 +42,8 @@ class Event:
     """Something happened that a progress display may want to show.
 
     Attributes:
-        kind: ``"begin"`` (all cells are known), ``"dropped"`` (unfinished rows were left out, or the folder is of
-            another machine), ``"epoch"``, ``"cell"``.
+        kind: ``"begin"`` (all cells are known), ``"dropped"`` (unfinished rows were left out, the folder is of
+            another machine, or holds more seeds), ``"epoch"``, ``"cell"``.
         cell: the cell's key, for the last two.
         steps: all measurements of the run, for ``"begin"``.
         done: how many of them were done before, for ``"begin"``.
@@ -124,7 +124,8 @@ def _begin(plans: Sequence[Plan], folder: Path, datasets: dict[str, Dataset], on
         check_record(folder, plan, datasets[plan.claim])
     loaded = read_cells(results)
     told = dict.fromkeys(elsewhere(folder, plan) for plan in plans if _unfinished(plan, loaded.cells))
-    for text in filter(None, told):
+    more = (_more_seeds(plan, folder, loaded.rows) for plan in plans)
+    for text in filter(None, (*told, *more)):
         on_event(Event(kind="dropped", text=text))
     pending = _pending(plans, folder, set(loaded.cells), datasets)
     if loaded.dropped:
@@ -135,6 +136,17 @@ def _begin(plans: Sequence[Plan], folder: Path, datasets: dict[str, Dataset], on
     counts = [Counter(cell.claim for cell in part) for part in (cells, pending)]
     on_event(Event(kind="begin", steps=steps, done=steps - left, cells=counts[0], left=counts[1]))
     return pending
+
+
+def _more_seeds(plan: Plan, folder: Path, rows: Sequence[Row]) -> str:
+    """Say that the folder holds seeds that were not asked for, since the verdict is of all of them; else nothing."""
+    held = {row["seed"] for row in rows if row["claim"] == plan.claim}
+    if held <= set(plan.seeds):
+        return ""
+    asked, count = len(plan.seeds), len(held.union(plan.seeds))
+    kept, were = f"{len(held)} seed{'s' * (len(held) > 1)}", "was" if asked == 1 else "were"
+    looks = f"all {count} count, a verdict at looks of 5, 10, 20 and 40"
+    return f"{folder} holds {kept} of {plan.claim}, and {asked} {were} asked for: {looks}"
 
 
 def _unfinished(plan: Plan, done: Mapping[str, object]) -> bool:

@@ -1,6 +1,7 @@
 """One step of several micro-batches that is the step of the large batch."""
 
 import contextlib
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,8 +95,8 @@ def accumulate(
             no gradient or reaches no parameter; a layer whose statistics cannot be put together; a compiled or wrapped
             model; with ``"statistics"`` a micro-batch of one value per channel; or, with ``"exact"``, micro-batches
             that call different norms or use what another computed, weights changed in place inside ``loss``, batch
-            norms that are no layers of the model, a sharded module that lets its weights go, reentrant checkpointing,
-            or a gradient through a norm inside ``loss``.
+            norms that are no layers of the model, a scripted part that assigns an attribute, a sharded module that lets
+            its weights go, reentrant checkpointing, or a gradient through a norm inside ``loss``.
         SyncError: ranks accumulate in other kinds, or by ``"statistics"`` with other numbers of micro-batches.
         ShapeError, DtypeError, StatisticsError: as for the layer.
 
@@ -120,8 +121,11 @@ def accumulate(
     """
     if kind not in ("statistics", "exact"):
         raise ArgumentError(f"kind={kind!r}; {alternatives(kind, ('statistics', 'exact'))}")
+    _check_order(model, batches, loss)
     _check_loss(loss)
     _check_model(model)
+    if kind == "exact":
+        _refuse_programs_that_remember(model)
     refuse_modes("accumulate")
     if not torch.is_grad_enabled():
         raise ArgumentError("accumulate: gradients are not recorded here; call it outside torch.no_grad()")
@@ -155,6 +159,26 @@ def accumulate(
     return mean.detach()
 
 
+def _check_order(model: Any, batches: Any, loss: Any) -> None:
+    """Refuse the three arguments in another order.
+
+    Raises:
+        ArgumentError: each is what another one should be.
+    """
+    given = {"model": _role(model), "batches": _role(batches), "loss": _role(loss)}
+    swapped = [name for name, role in given.items() if name != role]
+    if swapped and set(given.values()) == set(given):
+        named = " and ".join(filter(None, (", ".join(swapped[:-1]), swapped[-1])))
+        raise ArgumentError(f"accumulate: {named} are swapped; call accumulate(model, batches, loss)")
+
+
+def _role(value: Any) -> str:
+    """Return which of the three arguments a value can be."""
+    if isinstance(value, nn.Module):
+        return "model"
+    return "loss" if inspect.isroutine(value) or isinstance(value, functools.partial) else "batches"
+
+
 def _check_loss(loss: Any) -> None:
     """Refuse what cannot be called with a model and a batch.
 
@@ -163,7 +187,9 @@ def _check_loss(loss: Any) -> None:
     """
     given = "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
     if not callable(loss):
-        raise ArgumentError(f"accumulate: loss={loss!r} is no function; give {given}")
+        # The words of a list are all the numbers in it.
+        came = f"={loss!r} is" if loss is None or isinstance(loss, str) else f" is a {type(loss).__name__}, and"
+        raise ArgumentError(f"accumulate: loss{came} no function; give {given}")
     kind = loss if inspect.isroutine(loss) else type(loss)
     if str(getattr(kind, "__module__", "")).startswith(("torch.nn.", "torch._C")):
         raise ArgumentError(
@@ -202,6 +228,21 @@ def _check_model(model: nn.Module) -> None:
             words = "has not seen its first input; call the model once before"
         if words:
             raise ArgumentError(f"accumulate: {path or 'the model'} {words}")
+
+
+def _refuse_programs_that_remember(model: nn.Module) -> None:
+    """Refuse a scripted part that keeps what it saw: nothing in a program can be each micro-batch's own.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    for path, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule) and hasattr(module, "forward")
+        if scripted and module.inlined_graph.findNode("prim::SetAttr") is not None:
+            raise ArgumentError(
+                f"accumulate: {path} is a ScriptModule that assigns an attribute in its forward, which all "
+                'micro-batches would have in common; give the module that it was made from, or kind="statistics"'
+            )
 
 
 def _weighed(value: object, share: float, place: int, model: nn.Module) -> Tensor:

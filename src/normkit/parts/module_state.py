@@ -117,7 +117,8 @@ def _places(modules: Iterable[nn.Module], model: nn.Module) -> Iterator[dict[Any
         own = vars(module)
         yield own
         for name in _REGISTRIES:
-            if name in own and not (sharded and name == "_parameters"):
+            # A scripted module's are no dicts but views of what its program keeps, in which nothing can be replaced.
+            if isinstance(own.get(name), dict) and not (sharded and name == "_parameters"):
                 yield own[name]
     yield vars(parametrize)
     yield parametrize._cache

@@ -69,7 +69,7 @@ def _cells(layer: PlannedLayer) -> tuple[str, ...]:
         f"{layer.values:,}",
         "" if layer.effective is None else f"{layer.effective:,.0f}",
         f"{layer.mean_error:.0%}",
-        f"{layer.var_error:.0%}",
+        "no variance" if layer.var_error is None else f"{layer.var_error:.0%}",
         f"{layer.gap:.2f}",
         f"{layer.samples_needed:,} sample{'' if layer.samples_needed == 1 else 's'}",
     )

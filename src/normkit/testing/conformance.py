@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import nn
 
+from ..anatomy.programs import refuse_lazy
 from ..errors import ArgumentError
 from ..spelling import alternatives
 from . import forward, learning, state
@@ -66,7 +67,7 @@ def check_norm_layer(
         The findings, the checks that passed, and those that do not apply.
 
     Raises:
-        ArgumentError: the method has no contract here.
+        ArgumentError: the method has no contract here, or the layer is lazy and has not seen a batch.
 
     Example:
         >>> from normkit import BatchNorm2d
@@ -86,6 +87,8 @@ def check_norm_layer(
         channels=channels,
         dimensions=_dimensions(layer_or_factory, channels) if dimensions is None else dimensions,
     )
+    made = layer_or_factory if isinstance(layer_or_factory, nn.Module) else layer_or_factory(channels)
+    refuse_lazy(made, "check_norm_layer", f"layer(torch.randn{subject.shape()})")
     checks, skipped = _choose(subject)
     findings: list[Finding] = []
     for name, check in checks.items():
