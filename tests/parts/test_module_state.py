@@ -451,7 +451,7 @@ def test_a_model_that_loss_puts_into_training_mode_is_synchronized():
 
 
 class Scripted(nn.Module):
-    """Weights, a buffer that every forward moves, and no norm."""
+    """Weights, a buffer that the forward reads, and no norm."""
 
     def __init__(self):
         super().__init__()
