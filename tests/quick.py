@@ -70,6 +70,11 @@ SLOW = {
     "tests/cli/test_surgery_commands.py::*runs_as_a_process*": "processes",
     "tests/surgery/test_export.py::*disk_that_takes_no_more*": "disks that are full",
     "tests/testing/test_conformance.py::test_every_check_runs*": "the whole kit over all layers",
+    "tests/doctor/test_doctor_ranks.py::*cured*": "processes",
+    "tests/kernels/test_memory.py::*end_in_silence": "processes",
+    "tests/kernels/test_native_memory.py::*end_in_silence": "processes",
+    "tests/parts/test_accumulate.py::*many_steps_leave*": "many steps",
+    "tests/surgery/test_transformers_models.py::*": "models of another library are built",
 }
 FEW = {
     "tests/ranks/test_simulate.py::test_the_simulator_equals_processes*": "processes",
@@ -100,7 +105,7 @@ FEW = {
 }
 HALF = torch.float16
 # Cases that a test keeps whole, and of how many more one is kept.
-KEPT, EVERY = 3, 12
+KEPT, EVERY = 1, 24
 
 
 def parted(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:

@@ -161,6 +161,7 @@ def plan(
             samples, one that gives a layer nothing finite, or a model without a layer that normalizes with the batch.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
         >>> found = plan(model, torch.randn(256, 3), batch_size=32, ranks=8, samples=1025)
