@@ -9,9 +9,8 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 
 import pytest
 import torch
@@ -33,7 +32,6 @@ SLOW = {
     "tests/kernels/test_guard_pages.py::*": "kernels compiled again in processes of their own",
     "tests/kernels/test_native.py::*same_bits*": "every kernel compiled for every type",
     "tests/kernels/test_numba_samples.py::test_fused_activation*group*": "kernels compiled that no other test asks for",
-    "tests/kernels/test_processor.py::*True?": "kernels compiled again in processes of their own",
     "tests/differential/*": "many drawn inputs; `make fuzz` draws more",
     "tests/functional/test_matrix_root.py::*eighth*": "derivatives to the eighth order",
     "tests/parts/test_accumulate.py::*thousand_steps*": "a thousand steps",
@@ -80,7 +78,6 @@ FEW = {
     "tests/ranks/test_simulate.py::test_the_simulator_equals_processes*": "processes",
     "tests/ranks/test_sync_forms.py::test_ghost_batches*": "processes",
     "tests/ranks/test_sync_forms.py::test_forms_equal_one_process": "processes",
-    "tests/surgery/test_transformers_models.py::*": "models of another library are built",
     "tests/surgery/test_fold_graphs.py::*": "the laboratory's nets are built and exported",
     "tests/layers/test_graphs.py::*": "torch's compiler",
     "tests/layers/test_repeated_forwards.py::*": "torch's compiler, and kernels of every type",
@@ -103,7 +100,6 @@ FEW = {
     "tests/cli/test_help.py::*": "processes",
     "tests/cli/test_doctor_command.py::test_cure_that_is_printed*": "processes",
 }
-HALF = torch.float16
 # Cases that a test keeps whole, and of how many more one is kept.
 KEPT, EVERY = 1, 24
 
@@ -117,7 +113,7 @@ def parted(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest
         function = _function(item)
         place, seen[function] = seen[function], seen[function] + 1
         slow = any(fnmatchcase(item.nodeid, pattern) for pattern in SLOW) or item.get_closest_marker("browser")
-        slow = slow or HALF in _values(item)
+        slow = slow or _takes(torch.float16, item)
         if any(fnmatchcase(function, pattern) for pattern in FEW):
             slow = slow or place not in (0, cases[function] - 1)
         many = cases[function] > KEPT + 2 and not (
@@ -131,9 +127,6 @@ def _function(item: pytest.Item) -> str:
     return item.nodeid.partition("[")[0]
 
 
-def _values(item: pytest.Item) -> list[object]:
-    return [value for value in getattr(item, "callspec", _NoCase).params.values() if isinstance(value, torch.dtype)]
-
-
-class _NoCase:
-    params: Mapping[str, object] = MappingProxyType({})
+def _takes(dtype: torch.dtype, item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    return case is not None and any(value is dtype for value in case.params.values())

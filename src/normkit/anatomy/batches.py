@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import ArgumentError
 
-__all__ = ["Call", "arguments", "iterate", "run", "sample_count", "tensors"]
+__all__ = ["Call", "arguments", "is_finite", "iterate", "run", "sample_count", "tensors"]
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -184,3 +184,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for entry in value:
             yield from tensors(entry)
+
+
+def is_finite(value: Any) -> bool:
+    """Say whether no tensor of a batch, however deep it lies, holds NaN or an infinity."""
+    numbers = (tensor for tensor in tensors(value) if tensor.is_floating_point() or tensor.is_complex())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in numbers)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Call, run, sample_count
-from ..anatomy.batches import tensors
+from ..anatomy.batches import is_finite, tensors
 from .measurements import Company
-from .probes import hooked_input, is_finite, set_mode
+from .probes import hooked_input, set_mode
 from .subjects import Subject
 
 __all__ = ["keep_company", "overflowing"]

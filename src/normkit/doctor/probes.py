@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ..anatomy import Call, iterate, run, sample_count, without_exchange
-from ..anatomy.batches import tensors
+from ..anatomy.batches import is_finite, tensors
 from ..errors import ArgumentError
 from .measurements import BatchPlan, Measured, Padding, PooledMoments
 from .subjects import Subject
@@ -21,7 +21,6 @@ __all__ = [
     "Pass",
     "full_batches",
     "hooked_input",
-    "is_finite",
     "measure",
     "set_mode",
     "trailing_runs",
@@ -121,11 +120,6 @@ def _is_empty(batch: Any) -> bool:
     """Say whether the first tensor of a batch has no rows; a batch without tensors may hold anything."""
     first = next(tensors(batch), None)
     return first is not None and first.dim() > 0 and first.shape[0] == 0
-
-
-def is_finite(value: Any) -> bool:
-    """Say whether no tensor in a value of any form holds NaN or an infinity."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(value) if tensor.is_floating_point())
 
 
 def unheard(

@@ -30,6 +30,7 @@ from .processes import from_first, is_first, joined, processes
 from .record import check_record, check_versions, commit, elsewhere, read_record, write_record
 from .results import append_rows, locked, read_cells, rewrite
 from .searches import forget_locks
+from .sequential import LOOKS
 from .workers import Where, workers
 
 __all__ = ["Event", "available_jobs", "check_device", "run"]
@@ -145,7 +146,7 @@ def _more_seeds(plan: Plan, folder: Path, rows: Sequence[Row]) -> str:
         return ""
     asked, count = len(plan.seeds), len(held.union(plan.seeds))
     kept, were = f"{len(held)} seed{'s' * (len(held) > 1)}", "was" if asked == 1 else "were"
-    looks = f"all {count} count, a verdict at looks of 5, 10, 20 and 40"
+    looks = f"all {count} count, a verdict at looks of {', '.join(map(str, LOOKS[:-1]))} and {LOOKS[-1]}"
     return f"{folder} holds {kept} of {plan.claim}, and {asked} {were} asked for: {looks}"
 
 

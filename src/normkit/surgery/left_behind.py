@@ -1,5 +1,6 @@
 """What a forward leaves on its modules to be read later: tensors in attributes, in lists and dicts, in buffers."""
 
+import functools
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -10,13 +11,11 @@ from torch import Tensor, nn
 from ..anatomy import Call, preserved, run
 from ..anatomy.places import places_of
 from .entries import own_copy
-from .outputs import as_double, difference, jittered, measured
+from .outputs import as_double, beyond_rounding, difference, jittered, measured
 from .transaction import copied
 
 __all__ = ["LeftBehind"]
 
-# A change that is no more than so many times what a tiny move of the weights makes is rounding.
-_TIMES = 10
 _REGISTRIES = {"_parameters", "_modules", "_buffers"}
 _Place = tuple[str, str]  # the path of a module, and the name of its attribute
 
@@ -46,26 +45,27 @@ class LeftBehind:
         self._model, self._call, self._floor, self._exactly = model, call, floor, exactly
         self._example = as_double(example) if exactly else example
         self._paths = [path for path, module in places_of(model) if is_block(module)]
-        self._left = self._after(model)
+        self._left = self._after(model) if self._paths else {}
 
     def against(self, changed: nn.Module) -> str | None:
         """Say what a forward of a changed copy, in the type of ``model``, leaves otherwise, or return None."""
         if not self._left:
             return None
         found = self._after(changed)
-        noise: dict[_Place, list[Tensor]] | None = None
         for place, given in self._left.items():
-            change = measured(difference, given, found.get(place, []))
-            if change is not None and change <= self._floor:
-                continue
-            if noise is None:
-                noise = self._after(jittered(copied(self._model), 1e-13 if self._exactly else None))
-            rounding = measured(difference, given, noise.get(place, []))
-            if rounding is None or (change is not None and change <= _TIMES * rounding):
-                continue  # rounding decides what the model itself leaves there
-            by = "" if change is None else f" by {change:.3g}"
-            return f"it changes what forward leaves in {'.'.join(filter(None, place))}{by}"
+
+            def rounding(place: _Place = place, given: list[Tensor] = given) -> float | None:
+                return measured(difference, given, self._moved.get(place, []))
+
+            by = beyond_rounding(measured(difference, given, found.get(place, [])), self._floor, rounding)
+            if by is not None:
+                return f"it changes what forward leaves in {'.'.join(filter(None, place))}{by}"
         return None
+
+    @functools.cached_property
+    def _moved(self) -> dict[_Place, list[Tensor]]:
+        """What the model itself leaves where its weights move a little."""
+        return self._after(jittered(copied(self._model), 1e-13 if self._exactly else None))
 
     def _after(self, model: nn.Module) -> dict[_Place, list[Tensor]]:
         """Run a model and return the tensors that its modules hold and did not before; it is as it was then."""

@@ -1,16 +1,16 @@
 """Inputs on which a model's code may take another branch than on its example: other values, and long samples."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..anatomy import Call
-from ..anatomy.batches import tensors
-from .outputs import as_double, jittered, mapped, measured, outputs_of, plain
+from ..anatomy.batches import is_finite, tensors
+from .outputs import as_double, beyond_rounding, jittered, mapped, measured, outputs_of, plain
 from .transaction import copied
 
 __all__ = ["OtherValues"]
@@ -18,8 +18,6 @@ __all__ = ["OtherValues"]
 # A long sample has more than this along one axis, and no more elements than a small batch of images.
 _LONG = 256
 _MOST_ELEMENTS = 2**18
-# A change that is no more than so many times what a tiny move of the weights makes is rounding.
-_TIMES = 10
 
 
 @dataclass(frozen=True)
@@ -78,22 +76,26 @@ class OtherValues:
             return None
         changed = _on_cpu(changed)
         for given in self._taken:
-            change = self._from(given, changed)
-            if change is not None and change <= self._floor:
-                continue
-            noise = self._from(given, jittered(copied(self._model), 1e-13 if self._exactly else None))
-            if noise is None or (change is not None and change <= _TIMES * noise):
-                continue  # rounding decides what the model itself gives there
-            by = "" if change is None else f" by {change:.3g}"
-            return f"it changes the output{by} on {given.words}"
+
+            def rounding(given: _Given = given) -> float | None:
+                return self._from(given, self._moved)
+
+            by = beyond_rounding(self._from(given, changed), self._floor, rounding)
+            if by is not None:
+                return f"it changes the output{by} on {given.words}"
         return None
+
+    @functools.cached_property
+    def _moved(self) -> nn.Module:
+        """The model itself, its weights moved a little."""
+        return jittered(copied(self._model), 1e-13 if self._exactly else None)
 
     def _tried(self, example: Any, name: str) -> Iterator[_Given]:
         for varied, words in _variants(mapped(example, Tensor.cpu), name):
             given = as_double(varied) if self._exactly else varied
             try:
                 output = outputs_of(self._model, given, self._call)
-                if _is_finite(output) and self._change(output, output) == 0:
+                if is_finite(plain(output)) and self._change(output, output) == 0:
                     yield _Given(words, given, output)
             except Exception:  # noqa: S112  whatever the model's code raises at what it was not written for
                 continue
@@ -131,10 +133,6 @@ def _long(tensor: Tensor, axis: int, times: int) -> Tensor:
     if tensor.ndim + axis < 2:
         return sample
     return sample.repeat(*(times if place == tensor.ndim + axis else 1 for place in range(tensor.ndim)))
-
-
-def _is_finite(output: Any) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(plain(output)))
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

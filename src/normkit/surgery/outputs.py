@@ -17,6 +17,7 @@ __all__ = [
     "Taps",
     "apart",
     "as_double",
+    "beyond_rounding",
     "difference",
     "has_numbers",
     "jittered",
@@ -26,6 +27,9 @@ __all__ = [
     "outputs_of",
     "plain",
 ]
+
+# A change that is no more than so many times what a tiny move of the weights makes is rounding.
+_ROUNDINGS = 10
 
 
 class Taps:
@@ -139,6 +143,26 @@ def mapped(value: Any, function: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(mapped(entry, function) for entry in value)
     return value
+
+
+def beyond_rounding(change: float | None, floor: float, rounding: Callable[[], float | None]) -> str | None:
+    """Say by how much something changed, where rounding does not explain it, or return None.
+
+    Args:
+        change: how far apart two values are; None where they have not the same form.
+        floor: the change that is allowed, whatever the rounding.
+        rounding: how far apart the model's own values are where its weights move a little, asked for only where it
+            matters; None where they have not the same form then, so that rounding alone decides it.
+
+    >>> beyond_rounding(0.5, 1e-9, lambda: 1e-12), beyond_rounding(1e-8, 1e-9, lambda: 1e-8)
+    (' by 0.5', None)
+    """
+    if change is not None and change <= floor:
+        return None
+    moved = rounding()
+    if moved is None or (change is not None and change <= _ROUNDINGS * moved):
+        return None
+    return "" if change is None else f" by {change:.3g}"
 
 
 def jittered(model: nn.Module, size: float | None) -> nn.Module:
