@@ -85,12 +85,13 @@ def test_folder_of_another_machine_is_told_and_every_row_says_its_own(quick, tmp
     record = json.loads((tmp_path / "run.json").read_text())
     record["gradient-flow"]["machine"] = "another machine"
     (tmp_path / "run.json").write_text(json.dumps(record))
-    told = [event.text for event in run([replace(quick, seeds=(0, 1, 2))], tmp_path) if event.kind == "dropped"]
+    more = replace(quick, seeds=(0, 1, 2))
+    told = [event.text for event in run([more], tmp_path) if event.kind == "dropped"]
     assert len(told) == 1
     assert "goes on with another machine another machine there, " in told[0]
     assert all(row["machine"] for row in read_cells(tmp_path / "results.jsonl").rows)
     # Nothing is left to run: nothing is told.
-    assert not [event for event in run([quick], tmp_path) if event.kind == "dropped"]
+    assert not [event for event in run([more], tmp_path) if event.kind == "dropped"]
 
 
 @pytest.mark.parametrize(
