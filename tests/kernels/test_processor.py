@@ -76,3 +76,34 @@ def test_kernels_of_other_processors_are_right_or_refused(processor, features, e
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+COLUMNS = """
+import hashlib, sys, torch, normkit
+from normkit.kernels.numba import processor
+processor.has_many_registers = lambda: sys.argv[1] == "32 registers"
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for shape in [(4, 64, 30, 30), (3, 100, 17, 17), (2, 257, 20, 20), (5, 48, 14, 14)]:
+    x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+    with normkit.use_backend("numba"):
+        y = normkit.BatchNorm2d(shape[1], affine=False)(x)
+    dx, = torch.autograd.grad(y, x, torch.randn(shape))
+    digest.update(dx.contiguous().numpy().tobytes())
+from normkit.kernels.numba.channels import channels_last_backward
+print(channels_last_backward.GATHERED, digest.hexdigest())
+"""
+
+
+def test_the_columns_gathered_at_once_change_no_bit(tmp_path):
+    found = {}
+    for registers in ("16 registers", "32 registers"):
+        ended = subprocess.run(
+            [sys.executable, "-c", COLUMNS, registers],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / registers), "NORMKIT_NATIVE": "0"},
+            capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+        columns, digest = ended.stdout.split()
+        found[int(columns)] = digest
+    assert set(found) == {32, 64}
+    assert found[32] == found[64]

@@ -1,8 +1,11 @@
 """What the processor that kernels are compiled for can do, asked of the compiler itself."""
 
+import functools
+from typing import Any
+
 import torch
 
-__all__ = ["unavailable"]
+__all__ = ["has_many_registers", "unavailable"]
 
 # Both ways between the two types, apart: one after the other would cancel. Where the processor has no instruction for
 # it, LLVM calls a function of its runtime library that the process does not hold, and ends the process when it links.
@@ -29,12 +32,24 @@ def unavailable(dtype: torch.dtype) -> str | None:
     return None
 
 
-def _converts_float16() -> bool:
-    from llvmlite import binding
+@functools.cache
+def has_many_registers() -> bool:
+    """Say whether sixteen lanes fit one register and there are 32 of these, as with AVX-512; AVX2 has 16 of eight."""
+    return "+avx512f" in _machine()[1].split(",")
+
+
+def _machine() -> tuple[Any, str]:
+    """Return the machine that Numba compiles for, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included, and what it has."""
     from numba.core.registry import cpu_target
 
-    # The machine that Numba compiles for, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included.
-    machine = cpu_target.target_context.codegen()._tm
+    codegen = cpu_target.target_context.codegen()
+    return codegen._tm, codegen.magic_tuple()[2]
+
+
+def _converts_float16() -> bool:
+    from llvmlite import binding
+
+    machine, _ = _machine()
     module = binding.parse_assembly(_CONVERSIONS)
     module.triple = machine.triple
     assembly = machine.emit_assembly(module)

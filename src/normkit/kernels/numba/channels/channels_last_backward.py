@@ -12,6 +12,7 @@ from ..arguments import (
     parameter,
 )
 from ..moments import finish_backward
+from ..processor import has_many_registers
 from ..vectors import (
     fence,
     fma,
@@ -76,6 +77,28 @@ def gather_backward_tile(a, sums, low, high, column):
 
 
 @inlined
+def gather_backward_half(a, sums, low, high, column):
+    """The same for 32 columns."""
+    k, w, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
+    c0, c1 = vload(k, column), vload(k, column + 16)
+    m0, m1 = vload(k, w + column), vload(k, w + column + 16)
+    o0, o1 = vload(k, 2 * w + column), vload(k, 2 * w + column + 16)
+    s0 = s1 = q0 = q1 = zeros(a)
+    at = low * stride + column
+    for _ in range(low, high):
+        s0, q0 = gathered_backward(a, at, 16, c0, m0, o0, s0, q0)
+        s1, q1 = gathered_backward(a, at + 16, 16, c1, m1, o1, s1, q1)
+        at += stride
+    add_sums(sums, w, column, s0, q0)
+    add_sums(sums, w, column + 16, s1, q1)
+
+
+# The sixteen registers of AVX2 hold the sums of 32 columns, the 32 of AVX-512 those of 64. Each sum has the same bits.
+GATHERED = TILE if has_many_registers() else TILE // 2
+_gather_backward_wide = gather_backward_tile if GATHERED == TILE else gather_backward_half
+
+
+@inlined
 def gather_backward_column(a, sums, low, high, column, left):
     """Add rows low to high of up to sixteen columns to their sums."""
     k, w, stride = parameter(a, slots.COEFFICIENTS), integer(a, slots.WIDTH), columns(a)
@@ -102,9 +125,9 @@ def gather_backward(a, sums, low, high, begin, end, valid):
     while start < high:
         # Half as many rows as a forward gathers, for there is one sum where that has two or four.
         stop, column = min(start + ROWS // 2, high), begin
-        while column + TILE <= last:
-            gather_backward_tile(a, sums, start, stop, column)
-            column += TILE
+        while column + GATHERED <= last:
+            _gather_backward_wide(a, sums, start, stop, column)
+            column += GATHERED
         while column < last:
             gather_backward_column(a, sums, start, stop, column, valid - column)
             column += 16
