@@ -48,6 +48,13 @@ double = _address_reader(lambda arguments: "float64")
 
 
 @intrinsic
+def plain(_: Any, arguments: Arguments) -> Any:
+    """The same arguments for what no activation and no residual changes: it is compiled once for all of them."""
+    kind = Arguments(arguments.element, None, False, arguments.revision)
+    return kind(arguments), lambda c, b, s, a: a[0]
+
+
+@intrinsic
 def working_lanes(_: Any, arguments: Arguments, index: Any, skipped: Any) -> Any:
     """Read slot ``index`` as an address of numbers computed in, past ``skipped`` float64 numbers."""
     kind = Address(COMPUTED[arguments.element])

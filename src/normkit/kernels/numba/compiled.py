@@ -14,12 +14,13 @@ from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 from .kernel_cache import KernelCache
+from .pipeline import KernelCompiler
 from .vectors import Arguments
 
 __all__ = ["SHARED", "Kernels"]
 
 # The modules that the kernels of every room are made of, besides its own.
-SHARED = ("vectors", "arguments", "activations", "slots", "moments")
+SHARED = ("pipeline", "vectors", "arguments", "activations", "slots", "moments")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class _Kernel(CFunc):
     """A Numba ``cfunc`` with a cache of ours."""
 
     def __init__(self, function: Callable[..., None], signature: Any, cache: KernelCache) -> None:
-        super().__init__(function, normalize_signature(signature), {}, {"error_model": "numpy"})
+        settings = {"error_model": "numpy"}
+        super().__init__(function, normalize_signature(signature), {}, settings, pipeline_class=KernelCompiler)
         self._cache = cache
         self.compile()
 

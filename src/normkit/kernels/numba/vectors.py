@@ -18,10 +18,17 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
+from .pipeline import PartCompiler
+
 LANES = 16
 # What a kernel calls is compiled once for its types, and inlined by LLVM: Numba's own inlining takes twice as long. It
 # needs no entrance from Python. Dividing by zero gives infinity as in NumPy.
-_SETTINGS: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_SETTINGS: dict[str, Any] = {
+    "pipeline_class": PartCompiler,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 inlined = njit(forceinline=True, **_SETTINGS)
 called = njit(**_SETTINGS)
 BOOL, _BYTE, _INT16, _INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
@@ -36,7 +43,7 @@ class Arguments(types.Type):
     """The pointer a kernel receives, and what the kernel is specialised for."""
 
     def __init__(self, element: str, activation: str | None, residual: bool, revision: str) -> None:
-        self.element, self.activation, self.residual = element, activation, residual
+        self.element, self.activation, self.residual, self.revision = element, activation, residual, revision
         # The revision stands for the source of every kernel file: a changed source misses the disk cache.
         super().__init__(name=f"Arguments({element}, {activation}, {residual}, {revision})")
 

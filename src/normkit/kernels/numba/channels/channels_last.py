@@ -18,6 +18,7 @@ from ..arguments import (
     has_residual,
     integer,
     parameter,
+    plain,
     working_doubles,
     working_lanes,
 )
@@ -248,13 +249,14 @@ def write_rows(a, low, high, begin, end, valid):
 
 def forward(begin, end, a):
     """Training forward of few rows: a task is a tile of GROUP columns, from statistics to output."""
+    common = plain(a)
     width, tile, rows = integer(a, slots.WIDTH), integer(a, slots.GROUP), integer(a, slots.OUTER)
-    moments, lanes, channels = double(a, slots.PARTIALS), region_lanes(a, 0), integer(a, slots.CHANNELS)
+    moments, lanes, channels = double(a, slots.PARTIALS), region_lanes(common, 0), integer(a, slots.CHANNELS)
     for task in range(begin, end):
         low, high = task * tile, min((task + 1) * tile, width)
-        gather(a, moments, lanes, 0, rows, low, high)
+        gather(common, moments, lanes, 0, rows, low, high)
         for column in range(low, high, 16):
-            finish_channels(a, column, moments, width)
+            finish_channels(common, column, moments, width)
         write_rows(a, 0, rows, low, high, channels)
     fence()
 

@@ -10,6 +10,7 @@ from ..arguments import (
     has_residual,
     integer,
     parameter,
+    plain,
 )
 from ..moments import finish_backward
 from ..processor import has_many_registers
@@ -212,16 +213,17 @@ def write_backward(a, low, high, begin, end, valid):
 
 def backward(begin, end, a):
     """Backward of few rows: a task is a tile of GROUP columns."""
+    common = plain(a)
     width, tile, rows = integer(a, slots.WIDTH), integer(a, slots.GROUP), integer(a, slots.OUTER)
     sums, channels = double(a, slots.PARTIALS), integer(a, slots.CHANNELS)
     for task in range(begin, end):
         low, high = task * tile, min((task + 1) * tile, width)
         for column in range(low, high, 16):
-            restore_channels(a, column)
+            restore_channels(common, column)
         clear(sums, width, low, high)
         gather_backward(a, sums, 0, rows, low, high, channels)
         for column in range(low, high, 16):
-            finish_channels_backward(a, column, sums, width)
+            finish_channels_backward(common, column, sums, width)
         write_backward(a, 0, rows, low, high, channels)
     fence()
 

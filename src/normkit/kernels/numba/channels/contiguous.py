@@ -15,6 +15,7 @@ from ..arguments import (
     has_residual,
     integer,
     parameter,
+    plain,
     scratch,
     scratch_centres,
     scratch_double,
@@ -201,11 +202,12 @@ def chunks_of(a):
 
 def forward(begin, end, a):
     """Training forward of groups of channels."""
+    common = plain(a)
     outer, channels, inner = integer(a, slots.OUTER), integer(a, slots.CHANNELS), integer(a, slots.INNER)
     x, y, residual = data(a, slots.X), data(a, slots.Y), data(a, slots.RESIDUAL)
     coefficients = parameter(a, slots.COEFFICIENTS)
     lanes, centres, moments = scratch(a), scratch_centres(a), scratch_double(a)
-    width, stream, chunks = integer(a, slots.GROUP), integer(a, slots.STREAM), chunks_of(a)
+    width, stream, chunks = integer(a, slots.GROUP), integer(a, slots.STREAM), chunks_of(common)
     for task in range(begin, end):
         first_channel = task * width
         group = min(width, channels - first_channel)
@@ -213,10 +215,10 @@ def forward(begin, end, a):
             store(moments, g, 0.0)
         count = 0.0
         for chunk in range(chunks):
-            count += gather(a, x, lanes, centres, moments, first_channel, group, chunk, count)
+            count += gather(common, x, lanes, centres, moments, first_channel, group, chunk, count)
         for g in range(group):
-            mean = origin(a, first_channel + g) + load(moments, 2 * g)
-            finish_channel(a, first_channel + g, mean, load(moments, 2 * g + 1))
+            mean = origin(common, first_channel + g) + load(moments, 2 * g)
+            finish_channel(common, first_channel + g, mean, load(moments, 2 * g + 1))
         # The planes read last are the ones still in the cache.
         for reverse in range(outer):
             i = outer - 1 - reverse
@@ -402,20 +404,21 @@ def write_backward(a, i, k):
 
 def backward(begin, end, a):
     """Backward of groups of channels."""
+    common = plain(a)
     outer, channels = integer(a, slots.OUTER), integer(a, slots.CHANNELS)
-    width, chunks = integer(a, slots.GROUP), chunks_of(a)
+    width, chunks = integer(a, slots.GROUP), chunks_of(common)
     lanes, sums = scratch(a), scratch_double(a)
     for task in range(begin, end):
         first_channel = task * width
         group = min(width, channels - first_channel)
         for g in range(group):
-            restore_coefficients(a, first_channel + g)
+            restore_coefficients(common, first_channel + g)
         for g in range(2 * group):
             store(sums, g, 0.0)
         for chunk in range(chunks):
             gather_backward(a, lanes, sums, first_channel, group, chunk)
         for g in range(group):
-            finish_backward(a, first_channel + g, load(sums, 2 * g), load(sums, 2 * g + 1))
+            finish_backward(common, first_channel + g, load(sums, 2 * g), load(sums, 2 * g + 1))
         for reverse in range(outer):
             for g in range(group):
                 write_backward(a, outer - 1 - reverse, first_channel + g)
