@@ -7,6 +7,7 @@ from torch.nn.utils import parametrizations
 
 import normkit
 from normkit.anatomy import norm_layers
+from normkit.anatomy.forms import NAMED_STATISTICS
 from normkit.errors import ArgumentError
 
 
@@ -20,10 +21,10 @@ class Renamed(nn.BatchNorm2d):
 
 
 class OwnNorm(nn.Module):
-    def __init__(self):
+    def __init__(self, mean="running_mean", variance="running_var"):
         super().__init__()
-        self.register_buffer("running_mean", torch.zeros(3))
-        self.register_buffer("running_var", torch.ones(3))
+        self.register_buffer(mean, torch.zeros(3))
+        self.register_buffer(variance, torch.ones(3))
 
     def forward(self, input):
         return input
@@ -77,6 +78,13 @@ def test_a_module_in_two_places_is_listed_once(net):
 )
 def test_kind_is_that_of_the_nearest_known_class(module, kind):
     assert only(module).kind == kind
+
+
+@pytest.mark.parametrize(("mean", "variance"), NAMED_STATISTICS)
+def test_a_layer_that_cannot_be_read_is_known_by_any_name_of_its_statistics(mean, variance):
+    layer = only(OwnNorm(mean, variance))
+    assert layer.kind == "unknown"
+    assert layer.unread
 
 
 def test_a_forward_of_another_house_is_seen():

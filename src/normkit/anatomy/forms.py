@@ -14,7 +14,16 @@ from ..layers.catalog import METHODS
 from ..spelling import alternatives
 from .tails import Tailed, tail_modules
 
-__all__ = ["NormForm", "WeightIs", "candidates", "known_form", "misnamed", "register_norm", "registered_form"]
+__all__ = [
+    "NAMED_STATISTICS",
+    "NormForm",
+    "WeightIs",
+    "candidates",
+    "known_form",
+    "misnamed",
+    "register_norm",
+    "registered_form",
+]
 
 WeightIs = Literal["weight", "1 + weight", "|weight| + eps"]
 Class = TypeVar("Class", bound=type[nn.Module])
@@ -101,15 +110,15 @@ class NormForm:
         return self.tensor(module, "mean") is not None and self.tensor(module, "var") is not None
 
 
-# Keras and its translations, tutorials, and the names that TensorFlow's checkpoints have; tried on data before use.
-_STATISTICS = (
+# What a stored mean and variance are called by torch, Keras and its translations, and TensorFlow's checkpoints.
+NAMED_STATISTICS = (
     ("running_mean", "running_var"),
     ("moving_mean", "moving_var"),
     ("moving_mean", "moving_variance"),
     ("running_mean", "running_variance"),
-    ("moving_avg", "moving_var"),
-    ("mean", "var"),
 )
+# Tutorials', and names that other things have too: tried on data before use.
+_STATISTICS = (*NAMED_STATISTICS, ("moving_avg", "moving_var"), ("mean", "var"))
 _AFFINES = (("weight", "bias"), ("gamma", "beta"), ("scale", "bias"), ("scale", "shift"), ("scale", "offset"))
 _EPS = ("eps", "epsilon", "variance_epsilon")
 _MOMENTA = ("momentum", "decay", "alpha", "rho")

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .evidence import Evidence, examined
-from .forms import NormForm, known_form, registered_form
+from .forms import NAMED_STATISTICS, NormForm, known_form, registered_form
 from .frozen import Frozen
 from .places import places_of
 from .programs import refuse_programs
@@ -182,8 +182,8 @@ def _read(module: nn.Module) -> tuple[str, Evidence] | None:
         return known.method, evidence
     if registered_form(module) is not None:
         return "unknown", evidence  # told to be one, and the data say otherwise: that is not to be passed over
-    pairs = (("running_mean", "running_var"), ("moving_mean", "moving_var"), ("moving_mean", "moving_variance"))
-    return ("unknown", evidence) if any(set(module._buffers.keys()) >= set(pair) for pair in pairs) else None
+    held = module._buffers.keys()
+    return ("unknown", evidence) if any(held >= set(pair) for pair in NAMED_STATISTICS) else None
 
 
 def _describe(module: nn.Module, kind: str, evidence: Evidence, names: list[str]) -> NormLayer:

@@ -1,18 +1,20 @@
 """What the structure of a model says of its layers: what stands around them, before them, and in which order."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..anatomy.forms import NAMED_STATISTICS
 from .examination import Examination
 from .subjects import Subject
 
 __all__ = ["in_order", "learning_before", "listed", "out_of_sight", "resting", "weighted_before"]
 
 _LISTED = 8  # names that a note writes out
-_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var", "moving_variance")
+_STATISTICS = tuple(dict.fromkeys(chain.from_iterable(NAMED_STATISTICS)))
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Call, norm_layers, refuse_meta
+from ..anatomy.forms import NAMED_STATISTICS
 from ..anatomy.frozen import Frozen, remember
 from ..anatomy.states import unwrapped
 from ..errors import ArgumentError, SurgeryError
@@ -19,13 +20,6 @@ from .transaction import restored_on_error
 __all__ = ["Repair", "repair"]
 
 _MEAN, _VARIANCE, _COUNTER = "running_mean", "running_var", "num_batches_tracked"
-# By these a state is read, of which nobody can be asked. In a model the layers say their own names.
-_PAIRS = (
-    (_MEAN, _VARIANCE),
-    ("running_mean", "running_variance"),
-    ("moving_mean", "moving_var"),
-    ("moving_mean", "moving_variance"),
-)
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -205,7 +199,7 @@ def _pairs_in(state: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
     """Return the layers of a state by their prefixes, each with what it calls its mean and variance."""
     return {
         name.removesuffix(variance): (mean, variance)
-        for mean, variance in _PAIRS
+        for mean, variance in NAMED_STATISTICS
         for name in state
         if (name == variance or name.endswith(f".{variance}")) and name.removesuffix(variance) + mean in state
     }
