@@ -132,8 +132,8 @@ def _bad_statistics(examination: Examination) -> Iterator[Finding]:
             check="nonfinite",
             layer=subject.name,
             severity="error",
-            summary=f"{' and '.join(bad)} hold NaN, an infinity or a negative variance: "
-            f"in evaluation {count} channel{'s are' if count > 1 else ' is'} NaN or wrong for ever",
+            summary=f"{' and '.join(bad)} {'hold' if len(bad) > 1 else 'holds'} NaN, an infinity or a negative "
+            f"variance: in evaluation {count} channel{'s are' if count > 1 else ' is'} NaN or wrong for ever",
             evidence={f"{name}_channels": channels[:_LISTED] for name, channels in bad.items()} | {"channels": count},
             causes=(
                 "one training batch with NaN or an overflow; a loss scaler skips the weights' step, not the statistics",
