@@ -332,11 +332,11 @@ def chart_of(marks):
     return Chart(name="c", title="t", panels=[Panel(title="p", x_label="epoch", y_label="y", marks=marks)], text="d")
 
 
-def entry_with(variants=((),), rates=(), rows=(), **settings):
+def entry_with(variants=((),), rates=(), rows=(), sets=(), **settings):
     entry = entry_of(rows_of())
     plan = entry.record["plan"]
     plan = {**plan, "norms": ["none", "batch"], "variants": variants, "settings": {**plan["settings"], **settings}}
-    claim = dataclasses.replace(entry.claim, rates=rates)
+    claim = dataclasses.replace(entry.claim, rates=rates, sets=sets)
     return dataclasses.replace(entry, claim=claim, record={**entry.record, "plan": plan}, rows=rows)
 
 
@@ -344,7 +344,8 @@ def entry_with(variants=((),), rates=(), rows=(), **settings):
     ("given", "expected"),
     [
         ({"learning_rate": 0.002}, "0.002"),
-        ({"variants": [[["rate", 0.1]], [["rate", 0.5]]]}, "varied: 0.1, 0.5"),
+        ({"variants": [[["rate", 0.1]], [["rate", 0.5]], [["rate", 0.1]]]}, "varied: 0.1, 0.5"),
+        ({"sets": ("learning_rate",)}, "that of each variant"),
         (
             {
                 "rates": (0.03, 0.3),
@@ -368,6 +369,27 @@ def entry_with(variants=((),), rates=(), rows=(), **settings):
 )  # fmt: skip
 def test_learning_rate_is_said_as_it_was_set_varied_or_searched(given, expected):
     assert dict(named_settings(entry_with(**given)))["learning rate"] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"weight_decay": 0.0}, "0.0"),
+        ({"variants": [[["decay", 0.0]], [["decay", 0.01]]]}, "varied: 0, 0.01"),
+        ({"sets": ("learning_rate", "weight_decay")}, "that of each variant"),
+    ],
+)
+def test_weight_decay_is_said_as_it_was_set_or_varied(given, expected):
+    assert dict(named_settings(entry_with(**{"weight_decay": 0.0, **given})))["weight decay"] == expected
+
+
+def test_every_claim_that_trains_says_where_its_rate_comes_from():
+    for claim in all_claims():
+        varied = any(name == "rate" for variant in claim.variants for name, _ in variant)
+        for settings in claim.settings.values():
+            assert settings.optimizer == "none" or settings.learning_rate or claim.rates or varied or claim.sets, (
+                claim.id
+            )
 
 
 def test_settings_of_training_are_left_out_where_nothing_is_trained():

@@ -161,6 +161,7 @@ class Claim:
         seeds: how many by default.
         settings: how the networks are trained by default, by data set.
         variants: what else is varied.
+        sets: the settings of training that a variant sets itself under another name than theirs.
         rates: the grid from which each side's learning rate is chosen; empty where nothing is searched.
         keeps_last: whether each cell's last measurement alone is kept: for nets that are trained for many epochs, of
             which verdict and figures read the last.
@@ -192,6 +193,7 @@ class Claim:
     kind: Literal["empirical", "formula"] = "empirical"
     design: int = 1
     variants: tuple[tuple[tuple[str, Value], ...], ...] = ((),)
+    sets: tuple[str, ...] = ()
     rates: tuple[float, ...] = ()
     keeps_last: bool = False
     any_norm: bool = True

@@ -8,6 +8,8 @@ from .language import ENGLISH, Language
 
 __all__ = ["named_settings"]
 
+# What variants call a setting of training by.
+VARIED = {"learning_rate": "rate", "weight_decay": "decay"}
 # What says nothing where no network is trained, or where the optimiser has no such thing.
 MEANINGLESS = {
     "none": ("epochs", "optimizer", "learning_rate", "momentum", "weight_decay"),
@@ -32,21 +34,28 @@ def named_settings(entry: Entry, lang: Language = ENGLISH) -> tuple[tuple[str, s
         named.append(("optimizer", lang.say("none: no network is trained")))
     for name, value in settings.items():
         if name not in MEANINGLESS.get(settings["optimizer"], ()):
-            said = _rate(entry, lang) if name == "learning_rate" else lang.say("all") if value is None else str(value)
+            said = lang.say("all") if value is None else str(value)
+            if name in entry.claim.sets:
+                said = lang.say("that of each variant")
+            elif name in VARIED:
+                said = _varied(VARIED[name], entry, lang) or (_rate(entry, lang) if name == "learning_rate" else said)
             named.append((name.replace("_", " "), said))
     named += [(name, version) for name, version in record["versions"].items()]
     named += [("machine", record["machine"]), ("commit", record["commit"] or lang.say("not known"))]
     return tuple((lang.say(name), value) for name, value in named)
 
 
+def _varied(word: str, entry: Entry, lang: Language) -> str:
+    """Return the values of what the variants call by this word, each once, or nothing."""
+    variants = (dict(variant) for variant in entry.record["plan"]["variants"])
+    values = dict.fromkeys(f"{variant[word]:g}" for variant in variants if word in variant)
+    return lang.say("varied: {rates}", rates=", ".join(values)) if values else ""
+
+
 def _rate(entry: Entry, lang: Language) -> str:
-    """Return the learning rate: the one that was set, the ones that were varied, or a search's grid and its choices."""
-    varied = [f"{dict(variant)['rate']:g}" for variant in entry.record["plan"]["variants"] if "rate" in dict(variant)]
-    if varied:
-        return lang.say("varied: {rates}", rates=", ".join(varied))
+    """Return the learning rate that was set, or a search's grid and its choices."""
     if not entry.claim.rates:
-        rate = entry.record["plan"]["settings"]["learning_rate"]
-        return str(rate) if rate else lang.say("that of each variant")
+        return str(entry.record["plan"]["settings"]["learning_rate"])
     grid = ", ".join(f"{rate:g}" for rate in entry.claim.rates)
     chosen = "; ".join(_choices(norm, entry) for norm in entry.record["plan"]["norms"])
     return lang.say("searched in {grid}; chosen: {chosen}", grid=grid, chosen=chosen)

@@ -201,6 +201,7 @@ CLAIM = Claim(
     seeds=5,
     settings={"digits": SETTINGS, "fashion-mnist": replace(SETTINGS, epochs=30, train_images=3000, test_images=2000)},
     variants=tuple((("pair", pair),) for pair in PAIRS),
+    sets=("learning_rate", "weight_decay"),
     measure=measure,
     judge=decide,
     show=show,
