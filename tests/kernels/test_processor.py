@@ -78,29 +78,32 @@ def test_kernels_of_other_processors_are_right_or_refused(processor, features, e
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
-COLUMNS = """
+BITS = """
 import hashlib, sys, torch, normkit
 from normkit.kernels.numba import processor
-processor.has_many_registers = lambda: sys.argv[1] == "32 registers"
+processor.has_avx512 = lambda: sys.argv[1] == "AVX-512"
 torch.manual_seed(0)
 digest = hashlib.sha256()
-for shape in [(4, 64, 30, 30), (3, 100, 17, 17), (2, 257, 20, 20), (5, 48, 14, 14)]:
-    x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
-    with normkit.use_backend("numba"):
-        y = normkit.BatchNorm2d(shape[1], affine=False)(x)
-    dx, = torch.autograd.grad(y, x, torch.randn(shape))
-    digest.update(dx.contiguous().numpy().tobytes())
+for shape in [(4, 64, 9, 9), (3, 100, 7, 7), (2, 257, 20, 20), (5, 48, 14, 14), (2, 3, 5, 3), (4, 5, 1, 31)]:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(shape).to(dtype).contiguous(memory_format=layout).requires_grad_()
+            with normkit.use_backend("numba"):
+                y = normkit.BatchNorm2d(shape[1], affine=False)(x)
+            dx, = torch.autograd.grad(y, x, torch.randn(shape).to(dtype))
+            for value in (y, dx):
+                digest.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
 from normkit.kernels.numba.channels import channels_last_backward
 print(channels_last_backward.GATHERED, digest.hexdigest())
 """
 
 
-def test_the_columns_gathered_at_once_change_no_bit(tmp_path):
+def test_registers_and_masks_of_a_processor_change_no_bit(tmp_path):
     found = {}
-    for registers in ("16 registers", "32 registers"):
+    for instructions in ("AVX2", "AVX-512"):
         ended = subprocess.run(
-            [sys.executable, "-c", COLUMNS, registers],
-            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / registers), "NORMKIT_NATIVE": "0"},
+            [sys.executable, "-c", BITS, instructions],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / instructions), "NORMKIT_NATIVE": "0"},
             capture_output=True, text=True, timeout=300, check=True,
         )  # fmt: skip
         columns, digest = ended.stdout.split()

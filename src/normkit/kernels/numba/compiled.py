@@ -20,7 +20,7 @@ from .vectors import Arguments
 __all__ = ["SHARED", "Kernels"]
 
 # The modules that the kernels of every room are made of, besides its own.
-SHARED = ("pipeline", "vectors", "arguments", "activations", "slots", "moments")
+SHARED = ("pipeline", "processor", "vectors", "arguments", "activations", "slots", "moments")
 
 
 @dataclass(frozen=True, eq=False)

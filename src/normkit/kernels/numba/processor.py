@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["has_many_registers", "unavailable"]
+__all__ = ["has_avx512", "unavailable"]
 
 # Both ways between the two types, apart: one after the other would cancel. Where the processor has no instruction for
 # it, LLVM calls a function of its runtime library that the process does not hold, and ends the process when it links.
@@ -33,8 +33,8 @@ def unavailable(dtype: torch.dtype) -> str | None:
 
 
 @functools.cache
-def has_many_registers() -> bool:
-    """Say whether sixteen lanes fit one register and there are 32 of these, as with AVX-512; AVX2 has 16 of eight."""
+def has_avx512() -> bool:
+    """Say whether there are 32 registers of sixteen lanes, and stores under a mask; AVX2 has 16 registers of eight."""
     return "+avx512f" in _machine()[1].split(",")
 
 

@@ -13,7 +13,7 @@ from ..arguments import (
     plain,
 )
 from ..moments import finish_backward
-from ..processor import has_many_registers
+from ..processor import has_avx512
 from ..vectors import (
     fence,
     fma,
@@ -95,7 +95,7 @@ def gather_backward_half(a, sums, low, high, column):
 
 
 # The sixteen registers of AVX2 hold the sums of 32 columns, the 32 of AVX-512 those of 64. Each sum has the same bits.
-GATHERED = TILE if has_many_registers() else TILE // 2
+GATHERED = TILE if has_avx512() else TILE // 2
 _gather_backward_wide = gather_backward_tile if GATHERED == TILE else gather_backward_half
 
 
