@@ -91,6 +91,26 @@ def test_resnet_is_fused_and_trains_as_before():
     assert_close(record.model.eval()(other), model.eval()(other), dtype=torch.float32)
 
 
+class Chained(nn.Module):
+    """What one fusion ends with is the shortcut of the next, in the same forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn1, self.bn2, self.act = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.act(self.bn1(self.conv1(x)))
+        return self.act(self.bn2(self.conv2(y)) + y)
+
+
+def test_shortcut_may_be_what_an_earlier_fusion_ends_with():
+    model = randomize(Chained())
+    record = convert(model, "normkit", EXAMPLE)
+    assert record.fused == {"bn1": "relu", "bn2": "residual and relu"}
+    same_step(model, record.model)
+
+
 def test_fused_layers_do_the_work_and_the_rest_is_not_called():
     calls = []
     fused = convert(resnet(), "normkit", EXAMPLE).model.eval()
