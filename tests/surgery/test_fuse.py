@@ -402,6 +402,15 @@ class Branches(nn.Module):
         return self.used(x) if len(x) > 0 else self.unused(x)
 
 
+def test_a_frozen_layer_is_left_unfused_and_the_reason_is_what_helps():
+    model = randomize(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    normkit.freeze(model)
+    record = convert(model, "normkit", EXAMPLE)
+    assert record.unfused == {"1": "it is frozen; normkit.unfreeze it first"}
+    normkit.unfreeze(model)
+    assert convert(model, "normkit", EXAMPLE).fused == {"1": "relu"}
+
+
 def test_branch_that_the_example_does_not_reach_is_left_alone():
     record = convert(randomize(Branches()), "normkit", EXAMPLE)
     assert record.fused == {"used.0": "relu"}
