@@ -325,6 +325,22 @@ class Counting(Plain):
         return torch.relu(self.bn(x))
 
 
+class FromOutside(Plain):
+    def forward(self, x):
+        return torch.relu(self.bn(x)) * EXAMPLE.new_tensor(0.5)
+
+
+class OfItsOwn(Plain):
+    """The same tensor as a buffer, which a graph holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(0.5))
+
+    def forward(self, x):
+        return torch.relu(self.bn(x)) * self.factor
+
+
 class Gambling(Plain):
     def forward(self, x):
         return torch.relu(self.bn(x)) * (1.0 if torch.rand(()) < 2 else 0.0)
@@ -359,6 +375,7 @@ REFUSED = [
     (Decorated, "wrapped or was replaced"),
     (Checkpointed, "checkpointing"),
     (Counting, "writes attributes"),
+    (FromOutside, "uses a tensor that is no parameter, buffer or attribute of a layer; make it a buffer"),
     (Gambling, "draws random numbers"),
     (Optional, "optional argument skip"),
     (ByMode, "one thing in training and another"),
@@ -378,6 +395,10 @@ def test_what_a_graph_does_not_hold_is_left_alone_with_the_reason(cls, why):
         assert_close(record.model.eval()(EXAMPLE), model.eval()(EXAMPLE), dtype=torch.float32)
     if cls.same_in_training:
         same_step(model, record.model)
+
+
+def test_a_tensor_from_outside_is_no_obstacle_as_a_buffer():
+    assert convert(OfItsOwn(), "normkit", EXAMPLE).fused == {"bn": "relu"}
 
 
 def test_hooks_are_left_their_view():
