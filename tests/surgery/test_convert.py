@@ -326,6 +326,46 @@ def test_a_choice_of_nothing_is_called_that(operation, where):
         operation(model[:1], where=where)
 
 
+class Paired(nn.Module):
+    """The forward reads its layers from a plain list, which torch is not shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.pairs = [(self.conv, self.norm)]
+
+    def forward(self, x):
+        for conv, norm in self.pairs:
+            x = norm(conv(x)).relu()
+        return x
+
+
+@pytest.mark.parametrize("example", [None, EXAMPLE])
+@pytest.mark.parametrize("to", ["group", "ghost"])
+def test_a_layer_that_the_code_holds_unseen_is_not_replaced_behind_its_back(to, example):
+    with pytest.raises(SurgeryError, match="norm: the model's code holds it in pairs too"):
+        convert(Paired(), to, example)
+    assert convert(Paired(), "normkit", EXAMPLE).touched == ("norm",)
+
+
+class ReadsVariance(Paired):
+    def __init__(self):
+        super().__init__()
+        del self.pairs
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) * self.norm.running_var.mean()
+
+
+def test_code_that_asks_the_layer_for_what_the_new_one_lacks_is_a_refusal_in_words():
+    model = ReadsVariance()
+    before = fingerprint(model)
+    with pytest.raises(SurgeryError, match=r"the model fails on the example: AttributeError: .*running_var"):
+        convert(model, "group", EXAMPLE, inplace=True)
+    assert fingerprint(model) == before
+    assert type(model.norm) is nn.BatchNorm2d
+
+
 def test_the_model_itself_may_be_the_layer():
     norm = randomize(nn.BatchNorm2d(3))
     assert type(convert(norm, "normkit").model) is normkit.BatchNorm2d

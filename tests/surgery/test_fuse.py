@@ -91,6 +91,26 @@ def test_resnet_is_fused_and_trains_as_before():
     assert_close(record.model.eval()(other), model.eval()(other), dtype=torch.float32)
 
 
+class Chained(nn.Module):
+    """What one fusion ends with is the shortcut of the next, in the same forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn1, self.bn2, self.act = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.act(self.bn1(self.conv1(x)))
+        return self.act(self.bn2(self.conv2(y)) + y)
+
+
+def test_shortcut_may_be_what_an_earlier_fusion_ends_with():
+    model = randomize(Chained())
+    record = convert(model, "normkit", EXAMPLE)
+    assert record.fused == {"bn1": "relu", "bn2": "residual and relu"}
+    same_step(model, record.model)
+
+
 def test_fused_layers_do_the_work_and_the_rest_is_not_called():
     calls = []
     fused = convert(resnet(), "normkit", EXAMPLE).model.eval()
@@ -305,6 +325,22 @@ class Counting(Plain):
         return torch.relu(self.bn(x))
 
 
+class FromOutside(Plain):
+    def forward(self, x):
+        return torch.relu(self.bn(x)) * EXAMPLE.new_tensor(0.5)
+
+
+class OfItsOwn(Plain):
+    """The same tensor as a buffer, which a graph holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(0.5))
+
+    def forward(self, x):
+        return torch.relu(self.bn(x)) * self.factor
+
+
 class Gambling(Plain):
     def forward(self, x):
         return torch.relu(self.bn(x)) * (1.0 if torch.rand(()) < 2 else 0.0)
@@ -339,6 +375,7 @@ REFUSED = [
     (Decorated, "wrapped or was replaced"),
     (Checkpointed, "checkpointing"),
     (Counting, "writes attributes"),
+    (FromOutside, "uses a tensor that is no parameter, buffer or attribute of a layer; make it a buffer"),
     (Gambling, "draws random numbers"),
     (Optional, "optional argument skip"),
     (ByMode, "one thing in training and another"),
@@ -358,6 +395,10 @@ def test_what_a_graph_does_not_hold_is_left_alone_with_the_reason(cls, why):
         assert_close(record.model.eval()(EXAMPLE), model.eval()(EXAMPLE), dtype=torch.float32)
     if cls.same_in_training:
         same_step(model, record.model)
+
+
+def test_a_tensor_from_outside_is_no_obstacle_as_a_buffer():
+    assert convert(OfItsOwn(), "normkit", EXAMPLE).fused == {"bn": "relu"}
 
 
 def test_hooks_are_left_their_view():
@@ -380,6 +421,15 @@ class Branches(nn.Module):
 
     def forward(self, x):
         return self.used(x) if len(x) > 0 else self.unused(x)
+
+
+def test_a_frozen_layer_is_left_unfused_and_the_reason_is_what_helps():
+    model = randomize(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    normkit.freeze(model)
+    record = convert(model, "normkit", EXAMPLE)
+    assert record.unfused == {"1": "it is frozen; normkit.unfreeze it first"}
+    normkit.unfreeze(model)
+    assert convert(model, "normkit", EXAMPLE).fused == {"1": "relu"}
 
 
 def test_branch_that_the_example_does_not_reach_is_left_alone():

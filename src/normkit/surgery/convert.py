@@ -21,7 +21,7 @@ from ..layers.laws import law_of
 from ..spelling import alternatives
 from .convert_check import Before
 from .convert_classes import BIASED, KINDS, OURS, SYNCS, TORCHS, Kind, dimensions_of
-from .convert_layers import UNKNOWN, Rebuild, carried, rebuilt, renamed
+from .convert_layers import UNKNOWN, Rebuild, carried, held_unseen, put, rebuilt, renamed
 from .convert_relatives import APART, is_relative, of_parted, reason_of_relative, swap_relative, was_relative
 from .freeze import freeze
 from .fuse import Fusions
@@ -127,7 +127,8 @@ def convert(
     Raises:
         ArgumentError: ``to``, ``groups``, ``process_group``, ``where`` or ``tolerance`` is not as above, the example
             holds no sample, or the model is a program (a ScriptModule, an exported program).
-        SurgeryError: no layer can be converted, or an exact conversion was measured not to be. The model is as before.
+        SurgeryError: no layer can be converted, an exact conversion was measured not to be, or the model does not run
+            with it. The model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
     >>> convert(model, "group").model[1].num_groups
@@ -215,6 +216,7 @@ class _Job:
         self.chosen = {id(layer.module) for layer in norm_layers(work, where)}
         if to == "torch":
             unfuse(work, self.chosen)
+        self.unseen = held_unseen(work)
 
     def convert(self, rebuild: Rebuild) -> tuple[list[str], dict[str, str]]:
         """Convert the layers; return the paths of those that were, and the reasons for the others."""
@@ -272,7 +274,7 @@ class _Job:
     def _convert(self, layer: NormLayer, shape: tuple[int, ...] | None, rebuild: Rebuild) -> str | None:
         """Convert one layer; return why not, if so."""
         if rebuild.to not in ("normkit", "torch", "batch", "sync"):
-            return _put(self.work, layer, rebuilt(layer, shape, rebuild))
+            return put(self.work, layer, rebuilt(layer, shape, rebuild), self.unseen)
         if is_relative(layer.module) or (rebuild.to == "batch" and was_relative(layer.module)):
             return swap_relative(layer, shape, rebuild)
         if isinstance(layer.module, Frozen):
@@ -285,7 +287,7 @@ class _Job:
         made = carried(layer, target)
         if isinstance(made, SyncBatchNorm):
             made.process_group = rebuild.process_group
-        reason = _put(self.work, layer, made)
+        reason = put(self.work, layer, made, self.unseen)
         if reason is None:
             self.renamed += renamed(layer)
         return reason
@@ -420,28 +422,22 @@ def _is_plain(cls: type[nn.Module]) -> bool:
     return cls in known or issubclass(cls, Tailed)
 
 
-def _put(work: nn.Module, layer: NormLayer, new: nn.Module | str) -> str | None:
-    """Put a new layer in the place of another, under all its names; return why not, if so."""
-    if isinstance(new, str):
-        return new
-    if "" in layer.names:
-        return "it is the model itself, which cannot be replaced in itself; put it into a Sequential"
-    for name in layer.names:
-        holder, _, own = name.rpartition(".")
-        work.get_submodule(holder)._modules[own] = new
-    return None
-
-
 def _measured(
     model: nn.Module, work: nn.Module, job: _Job, tolerance: float | None, compare: Compare | None
 ) -> tuple[float, tuple[str, ...]]:
     """Measure the change of the output in evaluation, and say on what; refuse an exact conversion that is not.
 
     Raises:
-        SurgeryError: the function was to be kept and has changed.
+        SurgeryError: the function was to be kept and has changed, or the model does not run any more.
     """
     judge = Judge(copied(model).eval(), job.example, job.call, tolerance=tolerance, compare=compare)
-    verdict = judge(copied(work).eval())
+    try:
+        verdict = judge(copied(work).eval())
+    except SurgeryError:
+        raise
+    except Exception as error:  # whatever the model's code raises where a layer is another
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        raise SurgeryError(f"convert: with to={job.to!r} the model fails on the example: {reason}") from error
     if KINDS[job.to] == "retrain":
         return verdict.change, ()
     if verdict.wrong is not None:

@@ -1,5 +1,6 @@
 """Build the layer that takes another's place, with what the old one learnt and what hangs on it."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..errors import ArgumentError
 from .convert_classes import BIASED, INSTANCES, KINDS, OURS, dimensions_of, family_class, group_count
 from .freeze import hold_still
 
-__all__ = ["UNKNOWN", "Rebuild", "carried", "rebuilt", "renamed"]
+__all__ = ["UNKNOWN", "Rebuild", "carried", "held_unseen", "put", "rebuilt", "renamed"]
 
 _HOOK_DICTS = (
     "_forward_hooks",
@@ -27,6 +28,7 @@ _HOOK_DICTS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_SHOWN = {"_modules", "_parameters", "_buffers"}
 UNKNOWN = "its class does not say how many dimensions its input has; give example="
 
 
@@ -181,3 +183,47 @@ def renamed(layer: NormLayer) -> list[str]:
     words = (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
     changed = [f"{old} is {new}" for what, new in words if (old := getattr(layer.form, what)) != new]
     return [f"names in the state of {layer.path}: {', '.join(changed)} now"] if changed else []
+
+
+def put(work: nn.Module, layer: NormLayer, new: nn.Module | str, unseen: Mapping[int, str]) -> str | None:
+    """Put a new layer in the place of another, under all its names; return why not, if so.
+
+    Args:
+        work: the model.
+        layer: the one that is replaced.
+        new: what replaces it, or why there is nothing.
+        unseen: of :func:`held_unseen`.
+    """
+    if isinstance(new, str):
+        return new
+    if "" in layer.names:
+        return "it is the model itself, which cannot be replaced in itself; put it into a Sequential"
+    if id(layer.module) in unseen:
+        return (
+            f"the model's code holds it in {unseen[id(layer.module)]} too, which torch is not shown, and would go on "
+            "calling the old layer; make that an nn.ModuleList or nn.ModuleDict, or look the layer up where it is used"
+        )
+    for name in layer.names:
+        holder, _, own = name.rpartition(".")
+        work.get_submodule(holder)._modules[own] = new
+    return None
+
+
+def held_unseen(work: nn.Module) -> dict[int, str]:
+    """Return where plain attributes, lists and dicts of a model's code hold modules, by the modules' ``id``."""
+    found: dict[int, str] = {}
+    for path, module in work.named_modules():
+        for name, value in vars(module).items():
+            if name not in _SHOWN:
+                for held in _modules_in(value, set()):
+                    found.setdefault(id(held), f"{path}.{name}" if path else name)
+    return found
+
+
+def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif type(value) in (dict, list, tuple, set) and id(value) not in seen:
+        seen.add(id(value))
+        for entry in value.values() if type(value) is dict else value:
+            yield from _modules_in(entry, seen)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Call, NormLayer, preserved, run
 from ..anatomy.batches import tensors
+from ..anatomy.frozen import is_frozen
 from ..anatomy.places import places_of
 from ..anatomy.tails import fused_activation
 from .convert_classes import OURS
@@ -173,6 +174,8 @@ class _Job:
 
     def _against(self, layer: NormLayer) -> str | None:
         """Say what in the norm itself stands against fusing it."""
+        if is_frozen(layer.module):
+            return "it is frozen; normkit.unfreeze it first"
         if type(layer.module) not in OURS.values():
             return "it is no batch norm of ours"
         if layer.hooked:

@@ -105,7 +105,7 @@ def _traced(block: nn.Module, *, training: bool) -> fx.Graph | str:
     with preserved(block):
         for module in block.modules():
             module.training = training
-        before = fingerprint(block)
+        before, known = fingerprint(block), set(vars(block))
         try:
             with _overseen() as seen:
                 graph = _OwnCode().trace(block)
@@ -113,6 +113,9 @@ def _traced(block: nn.Module, *, training: bool) -> fx.Graph | str:
             return f"its forward cannot be traced ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
         if seen:
             return f"its forward enters {seen[0]}, which a graph does not hold"
+        if any(name.startswith("_tensor_constant") for name in set(vars(block)) - known):
+            # The tracer's, for a tensor that it finds under no name.
+            return "its forward uses a tensor that is no parameter, buffer or attribute of a layer; make it a buffer"
         if fingerprint(block) != before:
             return "its forward writes attributes or draws random numbers, which a graph does not hold"
     return graph

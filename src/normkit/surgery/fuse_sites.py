@@ -36,14 +36,12 @@ class Site:
         end: the call of the activation.
         activation: its name.
         sum: the sum between the two, if there is one.
-        residual: what is added.
     """
 
     norm: fx.Node
     end: fx.Node
     activation: str
     sum: fx.Node | None = None
-    residual: fx.Node | None = None
 
 
 def find_site(norm: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Shape]) -> Site | str:
@@ -71,12 +69,14 @@ def find_site(norm: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[f
         return "it is added in place to a tensor that others may read"
     if _writes_between(norm, user, modules):
         return "something is written in place between it and the sum"
-    return Site(norm, end, activation, user, residual)
+    return Site(norm, end, activation, user)
 
 
 def fuse_site(graph: fx.Graph, site: Site) -> None:
     """Put one call of the fused layer in the place of the site."""
-    kwargs: dict[str, Any] = {} if site.residual is None else {"residual": site.residual}
+    # Read here and not when the site was found: what is added may be the end of a site that was fused since.
+    residual = None if site.sum is None else _residual(site.sum, site.norm)
+    kwargs: dict[str, Any] = {} if residual is None else {"residual": residual}
     with graph.inserting_before(site.norm if site.sum is None else site.sum):
         fused = graph.call_module(str(site.norm.target), site.norm.args, kwargs)
     site.end.replace_all_uses_with(fused)
