@@ -111,3 +111,45 @@ def test_parametrized_norm_is_refused_where_its_class_would_change():
     for to in ("sync", "group", "normkit"):
         with pytest.raises(SurgeryError, match="parametriz"):
             normkit.convert(model, to)
+
+
+class Stages(nn.Module):
+    """Its forward goes through functions that were made around its layers."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        norm = self.norm
+        if how == "over the model":
+            self.stages = [lambda x: self.norm(self.conv(x))]
+        elif how == "over a layer":
+            self.stages = {"norm": lambda x: norm(self.conv(x))}
+        elif how == "by a default":
+            self.stages = (lambda x, layers=self: layers.norm(layers.conv(x)),)
+        else:
+            forward = self.norm.forward
+            self.norm.forward = lambda x: forward(x)
+            self.stages = ()
+
+    def forward(self, x):
+        stages = self.stages.values() if isinstance(self.stages, dict) else self.stages
+        for stage in stages:
+            return stage(x)
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("how", ["over the model", "over a layer", "by a default", "a wrapped forward"])
+@pytest.mark.parametrize("operation", [normkit.fold, lambda model, x: normkit.convert(model, "group", x)])
+def test_a_function_around_the_given_layers_is_refused_where_a_copy_would_call_it(operation, how):
+    model, x = Stages(how).eval(), torch.randn(2, 3, 6, 6)
+    named = "norm.forward" if how == "a wrapped forward" else "stages"
+    with pytest.raises(SurgeryError, match=rf"{named} is a function made around the model's own layers"):
+        operation(model, x)
+
+
+def test_hooks_and_functions_of_their_own_are_no_obstacle():
+    seen = []
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    model[0].register_forward_hook(lambda module, args, output: seen.append(model))
+    model.scale = lambda value: 2 * value
+    assert normkit.convert(model, "normkit", torch.randn(2, 3, 6, 6)).touched == ("1",)

@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,11 +24,18 @@ def copied(model: nn.Module) -> nn.Module:
     copy's hook computes anew.
 
     Raises:
-        SurgeryError: a layer is lazy (what has no shape cannot be copied), or an attribute cannot be copied.
+        SurgeryError: a layer is lazy (what has no shape cannot be copied), an attribute cannot be copied, or holds a
+            function that would go on calling the given model's layers.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise SurgeryError(f"{name} is lazy and cannot be copied; run the model once first")
+    held = _held_by_function(model)
+    if held is not None:
+        raise SurgeryError(
+            f"{held} is a function made around the model's own layers; a copy keeps that function and would go on "
+            "calling the given model's, and surgery works on a copy; write it as a method of the class"
+        )
     computed: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -41,6 +49,36 @@ def copied(model: nn.Module) -> nn.Module:
             f"a {type(model).__name__} cannot be copied (copy.deepcopy: {reason}), and surgery works on a copy; take "
             "what cannot be copied out first (torch.nn.utils.remove_weight_norm for an old weight norm)"
         ) from error
+
+
+def _held_by_function(model: nn.Module) -> str | None:
+    """Name an attribute with a function that holds modules of the model by itself; ``copy.deepcopy`` copies none."""
+    own = {id(module) for module in model.modules()}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            # What hooks see and write is theirs.
+            if name[0] != "_" and any(_holds(function, own, set()) for function in _functions_in(value)):
+                return f"{path}.{name}" if path else name
+    return None
+
+
+def _functions_in(value: Any) -> Iterator[FunctionType]:
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return (entry for entry in entries if isinstance(entry, FunctionType))
+
+
+def _holds(function: FunctionType, own: set[int], seen: set[int]) -> bool:
+    """Say whether a function holds one of these modules, a method of one, or another function that does."""
+    seen.add(id(function))
+    held = [*(function.__defaults__ or ())]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a variable that is not set yet
+            held.append(cell.cell_contents)
+    return any(
+        id(getattr(value, "__self__", value)) in own
+        or (isinstance(value, FunctionType) and id(value) not in seen and _holds(value, own, seen))
+        for value in held
+    )
 
 
 @contextmanager
