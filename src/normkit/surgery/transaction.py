@@ -7,7 +7,6 @@ from itertools import chain
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -56,8 +55,8 @@ def _held_by_function(model: nn.Module) -> str | None:
     """Name an attribute with a function that holds modules of the model by itself; ``copy.deepcopy`` copies none."""
     own = {id(module) for module in model.modules()}
     for path, module in model.named_modules():
-        if isinstance(module, torch._dynamo.OptimizedModule):
-            continue  # its forward is the compiler's, and what it compiled is run as code
+        if "_orig_mod" in module._modules:
+            continue  # torch.compile's: its forward is the compiler's, and what it compiled is run as code
         for name, value in vars(module).items():
             # What hooks see and write is theirs.
             if name[0] != "_" and any(_holds(function, own, set()) for function in _functions_in(value)):
