@@ -2,7 +2,7 @@
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["first_line", "printable"]
 
 # Control, format (such as marks that turn the direction of writing), halves of characters, and separators of lines.
 _SHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -28,3 +28,12 @@ def printable(text: str, keep: str = "\n\t") -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error says.
+
+    >>> first_line(ValueError("no such layer\nand a page of code"))
+    'no such layer'
+    """
+    return str(error).strip().partition("\n")[0]

@@ -173,9 +173,9 @@ class Tutorials(nn.Module):
 
 
 class Listed(nn.Module):
-    def __init__(self):
+    def __init__(self, norms=None):
         super().__init__()
-        self.conv, self.norms = nn.Conv2d(3, 4, 3), [nn.BatchNorm2d(4)]
+        self.conv, self.norms = nn.Conv2d(3, 4, 3), norms or [nn.BatchNorm2d(4)]
 
     def forward(self, x):
         return self.norms[0](self.conv(x))
@@ -188,6 +188,8 @@ def test_what_torch_does_not_see_is_told_of_and_not_said_to_be_missing():
     said = str(normkit.diagnose(Listed()))
     assert said.startswith("nothing was examined: the model (Listed) holds normalization layers in a plain list, norms")
     assert "nn.ModuleList" in said
+    pairs = [("first", nn.BatchNorm2d(4))]
+    assert "holds normalization layers in a plain list, norms" in str(normkit.diagnose(Listed(pairs)))
     assert "plain" not in str(normkit.diagnose(sound()[0]))
 
 

@@ -2,15 +2,11 @@
 
 from collections import Counter
 
-import pytest
+from numba.core import codegen, config
 
-numba = pytest.importorskip("numba")
-
-from numba.core import codegen  # noqa: E402
-
-from normkit.kernels.numba import moments  # noqa: E402
-from normkit.kernels.numba.channels.kernels import KERNELS  # noqa: E402
-from normkit.kernels.numba.compiled import Kernels  # noqa: E402
+from normkit.kernels.numba import moments
+from normkit.kernels.numba.channels.kernels import KERNELS
+from normkit.kernels.numba.compiled import Kernels
 
 
 def test_machine_code_is_made_of_the_kernel_alone(monkeypatch, tmp_path):
@@ -22,7 +18,7 @@ def test_machine_code_is_made_of_the_kernel_alone(monkeypatch, tmp_path):
         finalize(library)
 
     monkeypatch.setattr(codegen.JITCodeLibrary, "_finalize_specific", counted)
-    monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     # Another revision than that of the kernels that other tests have compiled.
     kernels = Kernels({"given": KERNELS.functions["given"]}, sources=("pipeline", "slots"))
     assert kernels.address("given", "float32", None, residual=False)

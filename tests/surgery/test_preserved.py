@@ -124,6 +124,9 @@ class Stages(nn.Module):
             self.stages = [lambda x: self.norm(self.conv(x))]
         elif how == "over a layer":
             self.stages = {"norm": lambda x: norm(self.conv(x))}
+        elif how == "in private pairs":
+            self._pairs = [("norm", lambda x: norm(self.conv(x)))]
+            self.stages = ()
         elif how == "by a default":
             self.stages = (lambda x, layers=self: layers.norm(layers.conv(x)),)
         else:
@@ -133,16 +136,18 @@ class Stages(nn.Module):
 
     def forward(self, x):
         stages = self.stages.values() if isinstance(self.stages, dict) else self.stages
-        for stage in stages:
+        for stage in (*stages, *(stage for _, stage in getattr(self, "_pairs", ()))):
             return stage(x)
         return self.norm(self.conv(x))
 
 
-@pytest.mark.parametrize("how", ["over the model", "over a layer", "by a default", "a wrapped forward"])
+@pytest.mark.parametrize(
+    "how", ["over the model", "over a layer", "in private pairs", "by a default", "a wrapped forward"]
+)
 @pytest.mark.parametrize("operation", [normkit.fold, lambda model, x: normkit.convert(model, "group", x)])
 def test_a_function_around_the_given_layers_is_refused_where_a_copy_would_call_it(operation, how):
     model, x = Stages(how).eval(), torch.randn(2, 3, 6, 6)
-    named = "norm.forward" if how == "a wrapped forward" else "stages"
+    named = {"a wrapped forward": "norm.forward", "in private pairs": "_pairs"}.get(how, "stages")
     with pytest.raises(SurgeryError, match=rf"{named} is a function made around the model's own layers"):
         operation(model, x)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..anatomy.attributes import leaves
 from ..anatomy.forms import NAMED_STATISTICS
 from .examination import Examination
 from .subjects import Subject
@@ -66,7 +67,7 @@ def out_of_sight(model: nn.Module) -> list[str]:
                 f"them; self.register_buffer({loose[0]!r}, ...) makes them buffers"
             )
         for name, value in vars(module).items():
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            held = leaves(value) if isinstance(value, dict | list | tuple) else ()
             if name[0] != "_" and any(isinstance(entry, _NORMS) for entry in held):
                 kind = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"
                 notes.append(

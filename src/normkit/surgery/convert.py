@@ -29,8 +29,9 @@ from .fuse import fuse as fuse_activations
 from .fused import unfuse
 from .observe import observe
 from .record import Model, Record, refuse_if_nothing_is_left
+from .sizes import second_size
 from .transaction import copied, restored_on_error
-from .verify import Compare, Judge, check_judgement, second_size
+from .verify import Compare, Judge, check_judgement
 
 __all__ = ["Conversion", "convert"]
 
@@ -431,13 +432,9 @@ def _measured(
         SurgeryError: the function was to be kept and has changed, or the model does not run any more.
     """
     judge = Judge(copied(model).eval(), job.example, job.call, tolerance=tolerance, compare=compare)
-    try:
-        verdict = judge(copied(work).eval())
-    except SurgeryError:
-        raise
-    except Exception as error:  # whatever the model's code raises where a layer is another
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        raise SurgeryError(f"convert: with to={job.to!r} the model fails on the example: {reason}") from error
+    verdict = judge(copied(work).eval())
+    if verdict.fails is not None:
+        raise SurgeryError(f"convert: with to={job.to!r} the model fails on the example: {verdict.fails}")
     if KINDS[job.to] == "retrain":
         return verdict.change, ()
     if verdict.wrong is not None:

@@ -1,6 +1,6 @@
 """Build the layer that takes another's place, with what the old one learnt and what hangs on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..anatomy import NormLayer
+from ..anatomy.attributes import leaves, plain_attributes
 from ..anatomy.tails import TAILED, Tailed, tail_modules
 from ..errors import ArgumentError
 from .convert_classes import BIASED, INSTANCES, KINDS, OURS, dimensions_of, family_class, group_count
@@ -28,7 +29,6 @@ _HOOK_DICTS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-_SHOWN = {"_modules", "_parameters", "_buffers"}
 UNKNOWN = "its class does not say how many dimensions its input has; give example="
 
 
@@ -211,19 +211,10 @@ def put(work: nn.Module, layer: NormLayer, new: nn.Module | str, unseen: Mapping
 
 def held_unseen(work: nn.Module) -> dict[int, str]:
     """Return where plain attributes, lists and dicts of a model's code hold modules, by the modules' ``id``."""
-    found: dict[int, str] = {}
-    for path, module in work.named_modules():
-        for name, value in vars(module).items():
-            if name not in _SHOWN:
-                for held in _modules_in(value, set()):
-                    found.setdefault(id(held), f"{path}.{name}" if path else name)
-    return found
-
-
-def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    if isinstance(value, nn.Module):
-        yield value
-    elif type(value) in (dict, list, tuple, set) and id(value) not in seen:
-        seen.add(id(value))
-        for entry in value.values() if type(value) is dict else value:
-            yield from _modules_in(entry, seen)
+    return {
+        id(held): f"{path}.{name}" if path else name
+        for path, module in work.named_modules()
+        for name, value in plain_attributes(module)
+        for held in leaves(value)
+        if isinstance(held, nn.Module)
+    }

@@ -1,6 +1,5 @@
 """Make the folded copy, in float64 and in the model's own type, and find the pairs that make it wrong."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,18 +86,7 @@ class Folder:
         for merge in () if self.begun is None else self.begun.merges:
             if sites.get(merge.into) == merge.into:
                 del sites[merge.into]  # it gives the sum, and gave one branch
-        return self._told(folded.model, folded.exact, list(dict.fromkeys(sites.values())))
-
-    def _told(self, changed: nn.Module, exact: nn.Module | None, sites: Sequence[str] = ()) -> Verdict:
-        """Judge a changed copy; one whose code fails, since it asks the layer for what it had, is wrong."""
-        try:
-            return self.judge(changed, exact, sites)
-        except SurgeryError:
-            raise
-        except Exception as error:  # whatever the model's code raises where a layer is another
-            reason = str(error).strip().partition("\n")[0][:200]
-            wrong = f"it fails: {type(error).__name__}: {reason}"
-            return Verdict(exact=None, own=None, rounding=0.0, wrong=wrong)
+        return self.judge(folded.model, folded.exact, list(dict.fromkeys(sites.values())))
 
     def merge(self, folded: Folded, verdict: Verdict) -> tuple[Folded, Verdict]:
         """Merge summed branches in a folded copy where float64 proves it; else return what came."""
@@ -114,7 +102,7 @@ class Folder:
         merges = merge_branches(work, exact, layers, self.judge.examples[0], self.judge.call)
         if not merges:
             return folded, verdict
-        merged = self._told(work, exact)
+        merged = self.judge(work, exact)
         if merged.wrong is not None:
             return folded, verdict
         taken = {norm for merge in merges for norm in merge.norms}

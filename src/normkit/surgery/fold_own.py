@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..anatomy import Affine, preserved
 from ..errors import SurgeryError
+from ..printable import first_line
 from .fold_arithmetic import FOLDABLE, absorb_after, absorb_before
 from .transaction import copied
 
@@ -74,7 +75,7 @@ def way_into(layer: nn.Module, affine: Affine, given: Tensor | None, *, after: b
         try:
             change = _change(layer, affine, way, given, after=after)
         except (SurgeryError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
-            reasons.append(f"it fails where that is tried: {str(error).strip().partition(chr(10))[0][:120]}")
+            reasons.append(f"it fails where that is tried: {first_line(error)[:120]}")
             continue
         if change <= _CLOSE:
             return way

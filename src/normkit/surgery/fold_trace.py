@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..anatomy import preserved
 from ..anatomy.places import places_of
+from ..printable import first_line
 from .fold_run import Recording
 
 __all__ = ["Trace", "Traces", "traced"]
@@ -84,8 +85,7 @@ def _visit(
             with preserved(block):
                 graph = _Tracer(is_layer).trace(block, concrete_args=fixed)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            traces.failed[path] = f"{type(error).__name__}: {reason[:200]}"
+            traces.failed[path] = f"{type(error).__name__}: {first_line(error)[:200]}"
         else:
             traces.found.append(_trace(path, block, graph))
             return

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..anatomy import fingerprint, preserved
+from ..printable import first_line
 from .fused import Rewritten
 
 __all__ = ["Shape", "is_plain_container", "own_graph", "shapes_of"]
@@ -110,7 +111,7 @@ def _traced(block: nn.Module, *, training: bool) -> fx.Graph | str:
             with _overseen() as seen:
                 graph = _OwnCode().trace(block)
         except Exception as error:  # whatever the model's code raises where it is given no tensors
-            return f"its forward cannot be traced ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+            return f"its forward cannot be traced ({type(error).__name__}: {first_line(error)})"
         if seen:
             return f"its forward enters {seen[0]}, which a graph does not hold"
         if any(name.startswith("_tensor_constant") for name in set(vars(block)) - known):
@@ -189,6 +190,5 @@ def shapes_of(block: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> dict[
         try:
             runner.run(*args)
         except Exception as error:  # likewise
-            reason = str(error).strip().partition(chr(10))[0]
-            return f"its traced graph does not run on what it was given ({type(error).__name__}: {reason})"
+            return f"its traced graph does not run on what it was given ({type(error).__name__}: {first_line(error)})"
     return runner.found

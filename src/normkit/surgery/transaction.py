@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..anatomy import Snapshot
+from ..anatomy.attributes import leaves, plain_attributes
 from ..errors import SurgeryError
+from ..printable import first_line
 
 __all__ = ["copied", "restored_on_error"]
 
@@ -44,10 +46,9 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, computed)
     except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise SurgeryError(
-            f"a {type(model).__name__} cannot be copied (copy.deepcopy: {reason}), and surgery works on a copy; take "
-            "what cannot be copied out first (torch.nn.utils.remove_weight_norm for an old weight norm)"
+            f"a {type(model).__name__} cannot be copied (copy.deepcopy: {first_line(error)}), and surgery works on a "
+            "copy; take what cannot be copied out first (torch.nn.utils.remove_weight_norm for an old weight norm)"
         ) from error
 
 
@@ -57,16 +58,11 @@ def _held_by_function(model: nn.Module) -> str | None:
     for path, module in model.named_modules():
         if "_orig_mod" in module._modules:
             continue  # torch.compile's: its forward is the compiler's, and what it compiled is run as code
-        for name, value in vars(module).items():
-            # What hooks see and write is theirs.
-            if name[0] != "_" and any(_holds(function, own, set()) for function in _functions_in(value)):
+        for name, value in plain_attributes(module):
+            functions = (entry for entry in leaves(value) if isinstance(entry, FunctionType))
+            if any(_holds(function, own, set()) for function in functions):
                 return f"{path}.{name}" if path else name
     return None
-
-
-def _functions_in(value: Any) -> Iterator[FunctionType]:
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-    return (entry for entry in entries if isinstance(entry, FunctionType))
 
 
 def _holds(function: FunctionType, own: set[int], seen: set[int]) -> bool:

@@ -6,7 +6,7 @@ deep network multiplies the last bit of its weights by thousands. So it is measu
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..anatomy import Call, preserved
 from ..anatomy.batches import tensors
 from ..errors import ArgumentError, SurgeryError
+from ..printable import first_line
 from .entries import Entries, Entry, own_copy
 from .left_behind import LeftBehind
 from .other_values import OtherValues
@@ -27,11 +28,11 @@ from .outputs import (
     has_numbers,
     jittered,
     largest_difference,
-    mapped,
     measured,
     outputs_of,
     plain,
 )
+from .sizes import other_sizes
 from .transaction import copied
 
 __all__ = [
@@ -40,8 +41,6 @@ __all__ = [
     "Verdict",
     "change_between",
     "check_judgement",
-    "other_sizes",
-    "second_size",
 ]
 
 Compare = Callable[[Any, Any], float]
@@ -55,8 +54,6 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, tor
 _MOST_NOISE = 1e-6
 # How many times the original's own rounding a changed model may be off: both are maxima of a few random numbers.
 ROUNDINGS = 10
-# Elements that the doubled example may have to be tried first: of volumes doubling makes eight times as many.
-_SMALL = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +67,7 @@ class Verdict:
         rounding: the original in its own type, from itself in float64.
         wrong: what is wrong, in words; None where nothing is.
         is_rounding: float64 found nothing wrong; in the model's own type too much is lost.
+        fails: what the changed model's code raised; None where it ran.
     """
 
     exact: float | None
@@ -77,6 +75,7 @@ class Verdict:
     rounding: float
     wrong: str | None = None
     is_rounding: bool = False
+    fails: str | None = None
 
     @property
     def change(self) -> float:
@@ -130,7 +129,7 @@ class Judge:
         check_judgement(example, tolerance)
         self.model, self.call, self._compare = model, call, compare
         self._own = [outputs_of(model, example, call)]
-        others = _tried_sizes(model, example, call, most=sizes)
+        others = other_sizes(model, example, call, most=sizes)
         self.examples = [example, *(other for other, _, _ in others)]
         self.sizes = tuple(words for _, words, _ in others)
         self._own += [output for _, _, output in others]
@@ -170,7 +169,7 @@ class Judge:
         return f"verified on the example and on {_listed(self.sizes)}"
 
     def __call__(self, changed: nn.Module, exactly: nn.Module | None = None, sites: Sequence[str] = ()) -> Verdict:
-        """Judge a changed copy.
+        """Judge a changed copy; one whose code fails, since it asks a layer for what it had, is wrong.
 
         Args:
             changed: the copy, in the model's own type.
@@ -179,6 +178,15 @@ class Judge:
             sites: layers whose outputs are to be the same too, in float64: the model's own output may be zero, or
                 saturated, whatever they give.
         """
+        try:
+            return self._judged(changed, exactly, sites)
+        except SurgeryError:
+            raise
+        except Exception as error:  # whatever the model's code raises where a layer is another
+            fails = f"{type(error).__name__}: {first_line(error)[:200]}"
+            return Verdict(exact=None, own=None, rounding=0.0, wrong=f"it fails: {fails}", fails=fails)
+
+    def _judged(self, changed: nn.Module, exactly: nn.Module | None, sites: Sequence[str]) -> Verdict:
         exact, in64 = None, changed
         if self._exact is not None:
             in64 = copied(changed).double() if exactly is None else exactly
@@ -379,63 +387,5 @@ def change_between(
     return _number(measure(first, second))
 
 
-def other_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int = 1) -> list[tuple[Any, str]]:
-    """Return the example in other sizes that the model takes, each with what was made of it.
-
-    Tried in order: all spatial sizes doubled, halved, and two samples more; of a large example the doubled one comes
-    last. The model decides.
-    """
-    return [(other, words) for other, words, _ in _tried_sizes(model, example, call, most=most)]
-
-
-def _tried_sizes(model: nn.Module, example: Any, call: Call | None, *, most: int) -> list[tuple[Any, str, Any]]:
-    """Return the other sizes with the outputs that the model gave for them."""
-    found: list[tuple[Any, str, Any]] = []
-    for other, words in _other_sizes(example):
-        if len(found) == most:
-            break
-        try:
-            output = outputs_of(model, other, call)
-        except Exception:  # noqa: S112  whatever the model's code raises about a size it was not written for
-            continue
-        found.append((other, words, output))
-    return found
-
-
-def second_size(model: nn.Module, example: Any, call: Call | None) -> tuple[Any, str]:
-    """Return the example in another size that the model takes, and what was made of it."""
-    found = other_sizes(model, example, call)
-    return found[0] if found else (example, "the model takes no other size of it")
-
-
-def _other_sizes(example: Any) -> Iterator[tuple[Any, str]]:
-    given = list(tensors(example))
-    if any(tensor.ndim > 2 for tensor in given):
-        sizes = [(_doubled, "twice the size"), (_halved, "half the size")]
-        large = sum(tensor.numel() * 2 ** max(tensor.ndim - 2, 0) for tensor in given) > _SMALL
-        for change, words in sizes[::-1] if large else sizes:
-            if large and change is _doubled:
-                yield mapped(example, _longer), "two samples more"
-            yield mapped(example, change), words
-        if large:
-            return
-    yield mapped(example, _longer), "two samples more"
-
-
 def _listed(words: tuple[str, ...]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _doubled(tensor: Tensor) -> Tensor:
-    """Tile space by two, so that the values keep their range."""
-    return tensor.repeat(1, 1, *(2 for _ in tensor.shape[2:])) if tensor.ndim > 2 else tensor
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    if tensor.ndim <= 2:
-        return tensor
-    return tensor[(slice(None), slice(None), *(slice((size + 1) // 2) for size in tensor.shape[2:]))]
-
-
-def _longer(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor, tensor.flip(0)[:1], tensor[:1]]) if tensor.ndim else tensor
