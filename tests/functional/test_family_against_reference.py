@@ -340,3 +340,24 @@ def test_whitening_survives_more_channels_than_samples():
     (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
     assert y.isfinite().all()
     assert dx.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's own, of its slower way
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("inputs", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_rms_norm_takes_a_weight_of_any_floating_type_as_torch_does(inputs, weights):
+    x = torch.randn(5, 7).to(inputs).requires_grad_()
+    weight = torch.randn(7).to(weights).requires_grad_()
+    y = F.rms_norm(x, (7,), weight, eps=1e-5)
+    expected = torch.nn.functional.rms_norm(x, (7,), weight, eps=1e-5)
+    assert y.dtype is expected.dtype is inputs
+    dy = torch.randn_like(y)
+    dx, dweight = torch.autograd.grad(y, (x, weight), dy)
+    assert (dx.dtype, dweight.dtype) == (inputs, weights)
+    arrays = {"x": x.detach().double().numpy(), "weight": weight.detach().double().numpy()}
+    step = R.rms_norm(arrays["x"], 7, arrays["weight"], eps=1e-5)
+    found = R.rms_norm_backward(dy.double().numpy(), step)
+    assert_close(y, torch.tensor(step.output), dtype=inputs)
+    assert_close(dx, torch.tensor(found.dx), dtype=inputs)
+    coarser = max(inputs, weights, key=RELATIVE.__getitem__)
+    assert_close(dweight, torch.tensor(found.dweight), dtype=coarser)

@@ -9,7 +9,7 @@ import normkit
 from normkit import reference
 from normkit.errors import ArgumentError, DtypeError, ShapeError
 from normkit.layers.catalog import METHODS, create
-from tolerances import FORWARD_ULP
+from tolerances import FORWARD_ULP, assert_close
 
 
 def ulps(y: torch.Tensor, expected: np.ndarray) -> float:
@@ -162,3 +162,67 @@ def test_unknown_dimensions_are_refused():
     with pytest.raises(ArgumentError, match="no layer for 2 spatial dimensions; allowed are 0"):
         create("rms", 6, 2)
     assert isinstance(create("layer", 6, 2), nn.GroupNorm)
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def parametrized(layer: nn.Module) -> None:
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+
+
+def with_an_attribute(layer: nn.Module) -> None:
+    weight = 2 * layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+
+
+def with_a_property(layer: nn.Module) -> None:
+    layer.__class__ = type("Doubled", (type(layer),), {"weight": property(lambda self: self._parameters["weight"] * 2)})
+
+
+@pytest.mark.parametrize("change", [parametrized, with_an_attribute, with_a_property])
+@pytest.mark.parametrize(
+    "build", [lambda: normkit.LayerNorm(6), lambda: normkit.GroupNorm(2, 6)], ids=["layer", "group"]
+)
+def test_a_weight_that_is_no_plain_parameter_is_the_one_that_counts(build, change):
+    x, layer = torch.randn(4, 6), build()
+    expected = 2 * layer(x)
+    change(layer)
+    assert_close(layer(x), expected, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm_refuses_another_number_of_channels_with_a_weight_and_without(affine):
+    layer = normkit.GroupNorm(2, 6, affine=affine)
+    with pytest.raises(ShapeError, match="expected 6 channels in dimension 1, got 4"):
+        layer(torch.randn(3, 4))
+
+
+class Seen(torch.overrides.TorchFunctionMode):
+    """Notes every function that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: list[object] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.functions.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("build", "function"),
+    [(lambda: normkit.LayerNorm(6), "layer_norm"), (lambda: normkit.GroupNorm(2, 6), "group_norm")],
+    ids=["layer", "group"],
+)
+def test_a_mode_of_torchs_functions_sees_the_call(build, function):
+    layer, x = build(), torch.randn(4, 6)
+    layer(x)
+    with Seen() as seen:
+        layer(x)
+    assert getattr(normkit.functional, function) in seen.functions

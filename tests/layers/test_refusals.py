@@ -104,10 +104,12 @@ BAD_INPUTS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "a list": lambda layer, shape: torch.ones(shape).tolist(),
     "nothing": lambda layer, shape: None,
 }
-# Local response normalization has no size, type or rank of its own, and layer, RMS and group normalization any rank.
+# Local response normalization has no size, type or rank of its own. Layer, RMS and group normalization take any rank,
+# RMS normalization any type.
 TAKEN = {
     "response": {"another number of channels", "six dimensions more", "a wider type"},
     "group": {"six dimensions more"},
+    "rms": {"a wider type"},
 }
 
 

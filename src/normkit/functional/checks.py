@@ -24,6 +24,7 @@ from .overlaps import overlaps_itself, share_memory
 from .transforms import is_mapped
 
 __all__ = [
+    "HALF",
     "check_activation",
     "check_apart",
     "check_channels",
@@ -45,8 +46,8 @@ __all__ = [
     "refuse",
 ]
 
-_HALF = (torch.float16, torch.bfloat16)
-_SUPPORTED = (*_HALF, torch.float32, torch.float64)
+HALF = (torch.float16, torch.bfloat16)
+_SUPPORTED = (*HALF, torch.float32, torch.float64)
 
 
 def refuse(error: type[NormkitError], message: str, caller: nn.Module | None) -> NoReturn:
@@ -235,7 +236,7 @@ def check_match(name: str, value: Tensor, x: Tensor, caller: nn.Module | None = 
     Raises:
         DtypeError: as for ``check_parameter``.
     """
-    if value.dtype != x.dtype and not (x.dtype in _HALF and value.dtype == torch.float32):
+    if value.dtype != x.dtype and not (x.dtype in HALF and value.dtype == torch.float32):
         advice = f"input.to({value.dtype})" if value.dtype in _SUPPORTED else f"{name}.to({x.dtype})"
         refuse(
             DtypeError,

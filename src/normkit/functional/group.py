@@ -3,10 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.dispatch import Activation, may_be_native
-from ..kernels.native import calls as native
+from ..kernels.dispatch import Activation
 from ..kernels.plain.channels import activate
-from . import checks, shapes
+from . import checks, ordinary, shapes
 from .overrides import is_exporting, overridable
 from .rows import fits, fits_groups, is_everyday, normalize_groups, run
 
@@ -64,10 +63,9 @@ def group_norm(
     References:
         Wu and He, Group Normalization, 2018, arXiv:1803.08494, equations (1), (2) and (7).
     """
-    if may_be_native() and (serve := native.group_norm) is not None:
-        served = serve(input, num_groups, weight, bias, eps, activation)
-        if served is not None:
-            return served
+    served = ordinary.group_norm(input, num_groups, weight, bias, eps, activation)
+    if served is not None:
+        return served
     if is_everyday(input, eps, activation) and fits_groups(input, num_groups):
         size = input.shape[1:2]
         if fits(weight, size, input.dtype) and fits(bias, size, input.dtype):

@@ -5,11 +5,10 @@ from torch.nn import functional as F
 
 from ..axes import position_axes
 from ..errors import ArgumentError, ShapeError
-from ..kernels.dispatch import Activation, may_be_native
-from ..kernels.native import calls as native
+from ..kernels.dispatch import Activation
 from ..kernels.plain import samples as plain_samples
 from ..kernels.plain.channels import activate
-from . import checks, shapes
+from . import checks, ordinary, shapes
 from .averages import Average, check_law, update_statistics
 from .batch import batch_norm
 from .overrides import is_exporting, overridable
@@ -85,10 +84,8 @@ def instance_norm(
         Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016, arXiv:1607.08022, equation (2).
     """
     unstored = use_input_stats and running_mean is None and running_var is None
-    if unstored and may_be_native() and (serve := native.group_norm) is not None:
-        served = serve(input, None, weight, bias, eps, activation)
-        if served is not None:
-            return served
+    if unstored and (served := ordinary.group_norm(input, None, weight, bias, eps, activation)) is not None:
+        return served
     if unstored and is_everyday(input, eps, activation) and fits_instances(input):
         channels = input.shape[1]
         if fits(weight, (channels,), input.dtype) and fits(bias, (channels,), input.dtype):

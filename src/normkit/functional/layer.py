@@ -6,10 +6,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.dispatch import Activation, may_be_native
-from ..kernels.native import calls as native
+from ..kernels.dispatch import Activation
 from ..kernels.plain.channels import activate
-from . import checks, shapes
+from . import checks, ordinary, shapes
 from .nested import is_nested, normalize_rows
 from .overrides import is_exporting, overridable
 from .rows import fits, fits_trailing, is_everyday, normalize_trailing, run
@@ -70,10 +69,9 @@ def layer_norm(
     References:
         Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450, equation (3).
     """
-    if may_be_native() and (serve := native.trailing_norm) is not None:
-        served = serve(input, normalized_shape, weight, bias, eps, True, activation)
-        if served is not None:
-            return served
+    served = ordinary.trailing_norm(input, normalized_shape, weight, bias, eps, True, activation)
+    if served is not None:
+        return served
     if is_everyday(input, eps, activation):
         size = tuple(normalized_shape)
         if fits_trailing(input, size) and fits(weight, size, input.dtype) and fits(bias, size, input.dtype):

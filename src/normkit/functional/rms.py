@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.dispatch import Activation, may_be_native
-from ..kernels.native import calls as native
+from ..kernels.dispatch import Activation
 from ..kernels.plain.channels import activate
-from . import checks, shapes
+from . import checks, ordinary, shapes
 from .nested import is_nested, normalize_rows
 from .overrides import is_exporting, overridable
 from .rows import fits, fits_trailing, is_everyday, normalize_trailing, run
@@ -47,7 +46,8 @@ def rms_norm(
         input: float16, bfloat16, float32 or float64. An empty tensor passes, and a nested one whose samples differ
             in size before the last dimensions only.
         normalized_shape: the sizes of the last dimensions.
-        weight: ``normalized_shape`` or None for 1. Of the type of the input, or float32 with half precision input.
+        weight: ``normalized_shape`` or None for 1. Of the type of the input, or float32 with half precision input;
+            of another floating type it is rounded to that first, for torch takes any with any here.
         eps: not negative, or None.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01) or "silu", applied last in the same pass over memory.
         caller: the layer that errors should name.
@@ -57,7 +57,7 @@ def rms_norm(
 
     Raises:
         ShapeError: the input does not end in ``normalized_shape``, or weight has another shape.
-        DtypeError: integers, complex numbers, a sparse tensor, or a mix of types.
+        DtypeError: integers, complex numbers, a sparse tensor, or a weight on another device.
         ArgumentError: eps out of range, or an unknown activation.
         BackendError: inside `normkit.use_backend`, where the named implementation cannot serve this call.
 
@@ -71,10 +71,9 @@ def rms_norm(
     unset = eps is None
     if eps is None:
         eps = _EPS64 if isinstance(input, Tensor) and input.dtype is torch.float64 else _EPS32
-    if may_be_native() and (serve := native.trailing_norm) is not None:
-        served = serve(input, normalized_shape, weight, None, eps, False, activation)
-        if served is not None:
-            return served
+    served = ordinary.trailing_norm(input, normalized_shape, weight, None, eps, False, activation)
+    if served is not None:
+        return served
     if is_everyday(input, eps, activation):
         size = tuple(normalized_shape)
         if fits_trailing(input, size) and fits(weight, size, input.dtype):
@@ -85,6 +84,8 @@ def rms_norm(
         return normalize_rows(lambda part: each(part, *settings), input, len(normalized_shape), caller)
     checks.check_input(input, caller)
     shape = shapes.check_trailing(input, normalized_shape, caller)
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype is not input.dtype:
+        weight = weight.to(torch.float32 if input.dtype in checks.HALF else input.dtype)
     shapes.check_elementwise("weight", weight, shape, input, caller)
     checks.check_eps(eps, caller=caller)
     checks.check_activation(activation, caller)

@@ -16,7 +16,7 @@ from ..functional.averages import Average, Variance, check_average, is_plain_law
 from ..kernels.dispatch import Activation
 from ..kernels.plain import channels as plain_channels
 from .laws import KeepsAverages, law_in_words, momentum_in_words
-from .tracing import path_in_graph, torch_form, torch_forward
+from .tracing import StateInTables, path_in_graph, torch_form, torch_forward
 
 __all__ = [
     "BatchNorm1d",
@@ -26,9 +26,6 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
 ]
-
-
-_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 class _DefaultMomentum(float):
@@ -78,7 +75,7 @@ def resolve_num_features(num_features: int) -> int:
     return size
 
 
-class _BatchNorm(KeepsAverages, nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(KeepsAverages, StateInTables, nn.modules.batchnorm._BatchNorm):
     """What the three layers and their lazy forms share. State only: the arithmetic is functional.batch_norm."""
 
     _ranks: tuple[int, ...]
@@ -90,12 +87,6 @@ class _BatchNorm(KeepsAverages, nn.modules.batchnorm._BatchNorm):
     # Average and Variance, words that TorchScript does not know.
     average: str = "moving"
     variance: str = "batch"
-    # Whether no class has a property of its own in the place of a parameter or buffer.
-    _in_tables: ClassVar[bool] = True
-
-    def __init_subclass__(cls, **settings: Any) -> None:
-        super().__init_subclass__(**settings)
-        cls._in_tables = not any(hasattr(cls, name) for name in _STATE)
 
     def __init__(
         self,

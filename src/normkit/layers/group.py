@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import ArgumentError
-from ..functional import checks, shapes
+from ..functional import checks, ordinary, shapes
 from .tracing import TracedAsTorch, torch_forward
 
 __all__ = ["GroupNorm"]
@@ -65,13 +65,19 @@ class GroupNorm(TracedAsTorch, nn.GroupNorm):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
+            weight, bias = self._weight_and_bias()
+            # Only a weight says how many channels an input must have.
+            if weight is not None:
+                served = ordinary.group_norm(input, self.num_groups, weight, bias, self.eps)
+                if served is not None:
+                    return served
             node = self._as_node(input)
             if node is not None:
                 return node
             caller = self._caller(input)
             if caller is not None:
                 self._check_input(input)
-            return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, caller=caller)
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps, caller=caller)
 
     def _check_shape(self, input: Tensor) -> None:
         checks.check_input(input, self)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import ArgumentError
-from ..functional import checks
+from ..functional import checks, ordinary
 from .group import GroupNorm
 from .tracing import TracedAsTorch, torch_forward
 
@@ -60,11 +60,15 @@ class LayerNorm(TracedAsTorch, nn.LayerNorm):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         else:  # TorchScript compiles what follows a return
+            weight, bias = self._weight_and_bias()
+            served = ordinary.trailing_norm(input, self.normalized_shape, weight, bias, self.eps, True)
+            if served is not None:
+                return served
             node = self._as_node(input)
             if node is not None:
                 return node
             caller = self._caller(input)
-            return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, caller=caller)
+            return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps, caller=caller)
 
 
 class SampleLayerNorm(GroupNorm):

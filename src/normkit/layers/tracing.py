@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..functional import checks
 
 __all__ = [
+    "StateInTables",
     "Traced",
     "TracedAsTorch",
     "Unscriptable",
@@ -20,6 +21,9 @@ __all__ = [
     "torch_form",
     "torch_forward",
 ]
+
+
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def torch_forward(layer: type[nn.Module]) -> Callable[..., Tensor]:
@@ -69,7 +73,18 @@ def path_in_graph(layer: Any, tracer: torch.fx.Tracer) -> str:
     return f"{path}.torch_form"
 
 
-class Traced(nn.Module):
+class StateInTables:
+    """Says whether a layer's state may be read out of nn.Module's tables: asked for by name it takes far longer."""
+
+    # Whether no class has a property of its own in the place of a parameter or buffer.
+    _in_tables: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls._in_tables = not any(hasattr(cls, name) for name in _STATE)
+
+
+class Traced(StateInTables, nn.Module):
     """A layer of ours that torch.fx keeps as one node, as it keeps torch's own."""
 
     _torch_layer: ClassVar[type[nn.Module] | None] = None
@@ -89,6 +104,15 @@ class Traced(nn.Module):
 
     def _check_shape(self, input: Tensor) -> None:
         """Refuse an input whose shape does not fit the layer's settings; by default the function below does."""
+
+    def _weight_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
+        try:
+            # Asked for by name, nn.Module looks through every class before it looks here.
+            parameters = self._parameters if self._in_tables else {}
+            return parameters["weight"], parameters["bias"]
+        except KeyError:
+            # Parametrized, pruned, put in as an attribute, or made by a class of the user's.
+            return self.weight, self.bias  # type: ignore[return-value]
 
     def _as_node(self, input: Any, *rest: Any) -> Tensor | None:
         """Return a node that is this layer where torch.fx traces a model around it, so that train() still counts."""

@@ -53,7 +53,8 @@ _UNUSED = (0,) * (slots.SIZE - slots.UNBIASED)
 _SLOTS = struct.Struct(f"26q2d{sample_slots.SIZE - slots.UNBIASED}q")
 assert _SLOTS.size == 8 * sample_slots.SIZE
 _ADDRESSES = struct.Struct("16q")
-_GRAIN = 32768  # elements that are worth a thread
+_GRAIN = 32768  # elements of which tensors are cut into parts
+_THREAD = 16384  # elements that are worth a thread
 _TASKS = 32  # tasks to cut a tensor of few groups into
 _STRIP_BYTES = 1 << 18  # of a strip of samples, which the backward reads twice
 # A step, its tasks and their grain, and the tasks that share a group or a sample.
@@ -128,17 +129,19 @@ def _plan_elementwise(form: Form, itemsize: int) -> Plan:
     chunk = STRIP * max(2, min(16, samples // 64)) if samples * width > _GRAIN else 64
     strip = STRIP if STRIP * width * itemsize <= _STRIP_BYTES else 1
     chunks = -(-samples // chunk)
+    # A backward in one thread reads what the forward wrote: from another core that costs more than the second brings.
+    worth = _THREAD if chunks > 1 else _GRAIN
     return Plan(
         sizes=_sizes(form, chunk, 1, 1, width, strip, False),
         tasks=samples * form.groups,
-        grain=max(1, _GRAIN // (width // form.groups)),
+        grain=max(1, worth // (width // form.groups)),
         parts=1,
         pieces=1,
         chunks=chunks,
         work=0,
         coefficients=0,
         backward_tasks=chunks,
-        backward_grain=max(1, _GRAIN // (width * chunk)),
+        backward_grain=max(1, _THREAD // (width * chunk)),
     )
 
 
@@ -152,14 +155,14 @@ def _plan_contiguous(form: Form, itemsize: int) -> Plan:
     return Plan(
         sizes=_sizes(form, 1, parts, 1, form.channels, 1, is_streamed(rows * size, form.positions, itemsize)),
         tasks=rows * parts,
-        grain=max(1, _GRAIN * parts // size),
+        grain=max(1, _THREAD * parts // size),
         parts=parts,
         pieces=pieces,
         chunks=form.samples * pieces,
         work=3 * rows * parts if parts > 1 else 0,
         coefficients=0,
         backward_tasks=rows * parts,
-        backward_grain=max(1, _GRAIN * parts // size),
+        backward_grain=max(1, _THREAD * parts // size),
     )
 
 
@@ -177,14 +180,14 @@ def _plan_channels_last(form: Form, itemsize: int) -> Plan:
     return Plan(
         sizes=_sizes(form, 1, parts, fold, width, 1, stream),
         tasks=samples * parts,
-        grain=max(1, _GRAIN * parts // (rows * channels)),
+        grain=max(1, _THREAD * parts // (rows * channels)),
         parts=parts,
         pieces=1,
         chunks=samples,
         work=_REGION * width * parts * samples,
         coefficients=5 * width * samples,
         backward_tasks=samples * parts,
-        backward_grain=max(1, _GRAIN * parts // (rows * channels)),
+        backward_grain=max(1, _THREAD * parts // (rows * channels)),
     )
 
 
@@ -283,7 +286,7 @@ def has_tables(form: Form, cut: Plan, wanted: bool) -> bool:
 
 def total_launch(chunks: int, channels: int) -> tuple[int, int]:
     """Return the tasks and the grain of the kernel that adds the chunks' rows of both tables."""
-    return -(-channels // 16), max(1, _GRAIN // (16 * chunks))
+    return -(-channels // 16), max(1, _THREAD // (16 * chunks))
 
 
 def _launch(
