@@ -248,6 +248,12 @@ def test_long_runs_between_vectors_are_streamed_where_no_cache_holds_them():
     assert not channel_plan.is_streamed(values, 196, 4, by_columns=True)
 
 
+@pytest.mark.parametrize(("run", "streamed"), [(196, False), (784, False), (2047, False), (2049, True), (896, True)])
+def test_runs_of_half_precision_that_share_a_line_are_streamed_only_where_they_are_long(run, streamed):
+    assert channel_plan.is_streamed(1 << 23, run, 2) is streamed
+    assert not channel_plan.is_streamed((1 << 23) - 1, run, 2) or run == 896
+
+
 def test_a_machine_that_names_no_cache_is_not_guessed_at(tmp_path, monkeypatch):
     monkeypatch.setattr(channel_plan, "_CACHES", tmp_path)
     assert channel_plan.last_cache() is None

@@ -28,6 +28,9 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux names them
 _FEW_CHANNELS = 16
 _FEW_ROWS = 512
 _LONG = 128  # elements of a run, of which less than a quarter stand in the lines at its ends
+# A vector of half precision is half a line: where a run ends, one half of a line goes through the caches and one past
+# them. On an Intel Xeon with 260 MB of last cache that took 140 ns for each run.
+_LONG_OF_HALVES = 2048
 _WIDE = 320  # columns of a folded row that are merged into few channels in no time
 
 
@@ -177,11 +180,11 @@ def is_streamed(elements: int, run: int, itemsize: int, *, by_columns: bool = Fa
     if by_columns and 16 * itemsize < LINE and run % TILE:
         return False
     # A streaming store needs its address aligned to a whole vector: `Plan.sizes_at` looks where the output begins. A
-    # long run may begin and end between two, which costs more than it saves while a cache could hold the tensor.
+    # long run may begin and end inside a line, which costs more than it saves while a cache could hold the tensor.
     least = streamed_from()
-    if run % 16:
+    if run % (LINE // itemsize):
         least = _STREAMED
-        if by_columns or run < _LONG:
+        if by_columns or run < (_LONG if 16 * itemsize >= LINE else _LONG_OF_HALVES):
             return False
     return elements * itemsize >= least and itemsize <= 4
 
