@@ -9,12 +9,19 @@ from normkit.lab.claim import Cell
 from normkit.lab.claims import prediction_statistics
 from normkit.lab.claims.prediction_statistics import BESIDE, CLAIM, MOMENTA, WAYS, average_error
 from normkit.lab.data import load
+from normkit.lab.images import as_bits
 from normkit.lab.networks import LeNet5
 from normkit.lab.training import TrainingSettings
 from tolerances import assert_close
 
 
-def rows_of(nearer=1.0, better=0.02, formula=1e-12, jitter=0.001, seeds=5, beside=()):
+def right_of(won, sign):
+    """Return the bits of sixteen images: of eight on which the two differ the population gets so many right."""
+    bits = torch.arange(16) < won, (torch.arange(16) >= won) & (torch.arange(16) < 8)
+    return dict(zip(("right_population", "right_unbiased"), map(as_bits, bits[::sign]), strict=True))
+
+
+def rows_of(nearer=1.0, better=0.02, formula=1e-12, jitter=0.001, seeds=5, beside=(), won=6):
     """The other momenta show the opposite, so that a rule that reads them is seen."""
     rows = []
     for momentum in MOMENTA:
@@ -22,6 +29,7 @@ def rows_of(nearer=1.0, better=0.02, formula=1e-12, jitter=0.001, seeds=5, besid
         for seed in range(seeds):
             for epoch in (1, 2):
                 row = {"momentum": momentum, "seed": seed, "epoch": epoch, "formula": formula * (1 + 0.01 * seed)}
+                row |= right_of(won - seed % 2, sign)
                 for way in ("unbiased", "biased", "population", *beside):
                     gain = sign * (way == "population")
                     row[f"error_{way}"] = -1.0 - gain * (nearer + 0.01 * seed)
@@ -48,7 +56,10 @@ def test_question_decides_synthetic_rows(changes, expected):
     [
         ({"nearer": 0.1}, 0, "refuted"),
         ({"nearer": 0.28}, 0, "inconclusive"),
-        ({"formula": 1e-4}, 1, "refuted"),
+        ({}, 1, "supported"),
+        ({"won": 3}, 1, "refuted"),
+        ({"won": 4}, 1, "inconclusive"),
+        ({"formula": 1e-4}, 2, "refuted"),
     ],
 )
 def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):

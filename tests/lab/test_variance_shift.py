@@ -1,15 +1,24 @@
 import pytest
+import torch
 
 from normkit.lab.claims.variance_shift import CLAIM, variance_ratio
+from normkit.lab.images import as_bits
 
 
-def rows_of(formula=0.002, shift=0.2, gain=0.02, after=0.0, accuracy=0.8, jitter=0.0005, seeds=5):
+def right_of(won):
+    """Return the bits of sixteen images: of eight on which the two differ the one without dropout gets so many."""
+    place = torch.arange(16)
+    return {"prediction_right": as_bits(place < won), "training_right": as_bits((place >= won) & (place < 8))}
+
+
+def rows_of(formula=0.002, shift=0.2, gain=0.02, after=0.0, accuracy=0.8, jitter=0.0005, seeds=5, won=6):
     return [
         {
             "order": order, "seed": seed, "epoch": epoch, "test_loss": 0.5,
             "test_accuracy": accuracy, "training_accuracy": accuracy + 0.01 * seed,
             "prediction_accuracy": accuracy + 0.01 * seed + (gain if order == "before" else after)
             + (jitter if order == "before" else -0.0003) * (seed - 2),
+            **right_of(won - seed % 2 if order == "before" else 4),
             "ratios": [1.0, 1.0, 1.0 - (order == "before") * 3 * (shift + 0.001 * seed)],
             "formula": [1 + formula * (1 + 0.01 * seed), 1 - formula] if order == "before" else [],
         }
@@ -34,13 +43,16 @@ def test_question_decides_synthetic_rows(changes, expected):
 @pytest.mark.parametrize(
     ("changes", "place", "expected"),
     [
-        ({}, 0, "no difference worth having"),
-        ({"after": 0.02}, 0, "supported"),
-        ({"after": 0.04}, 1, "refuted"),
-        ({"shift": 0.01}, 2, "refuted"),
-        ({"shift": 0.048}, 2, "inconclusive"),
-        ({"formula": 0.02}, 3, "refuted"),
-        ({"formula": 0.00995}, 3, "inconclusive"),
+        ({}, 0, "supported"),
+        ({"won": 3}, 0, "refuted"),
+        ({"won": 4}, 0, "inconclusive"),
+        ({}, 1, "no difference worth having"),
+        ({"after": 0.02}, 1, "supported"),
+        ({"after": 0.04}, 2, "refuted"),
+        ({"shift": 0.01}, 3, "refuted"),
+        ({"shift": 0.048}, 3, "inconclusive"),
+        ({"formula": 0.02}, 4, "refuted"),
+        ({"formula": 0.00995}, 4, "inconclusive"),
     ],
 )
 def test_details_have_outcomes_of_their_own_and_never_veto(changes, place, expected):

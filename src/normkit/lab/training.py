@@ -21,6 +21,7 @@ __all__ = [
     "UNTRAINED",
     "Epoch",
     "TrainingSettings",
+    "classified_rightly",
     "deterministic",
     "evaluate",
     "large_batch",
@@ -192,14 +193,28 @@ def _pass(
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, float]:
     """Return the mean cross-entropy and the share of images classified rightly, with the stored statistics."""
-    model.eval()
     loss, right = 0.0, 0
-    for start in range(0, len(labels), batch_size):
-        logits = model(images[start : start + batch_size])
-        expected = labels[start : start + batch_size]
+    for logits, expected in _predicted(model, images, labels, batch_size):
         loss += functional.cross_entropy(logits, expected, reduction="sum").item()
         right += int((logits.argmax(1) == expected).sum().item())
     return loss / len(labels), right / len(labels)
+
+
+@torch.inference_mode()
+def classified_rightly(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
+    """Return, image by image, whether it is classified rightly with the stored statistics."""
+    return torch.cat([
+        (logits.argmax(1) == expected).cpu() for logits, expected in _predicted(model, images, labels, batch_size)
+    ])  # fmt: skip
+
+
+def _predicted(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Yield the logits of each part of the images, with its labels."""
+    model.eval()
+    for start in range(0, len(labels), batch_size):
+        yield model(images[start : start + batch_size]), labels[start : start + batch_size]
 
 
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
