@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -48,23 +49,26 @@ class Entries:
     Attributes:
         found: the calls.
         alone: of arguments that are no switches, and of attributes that are, the one value that they have, in words.
+        steps: methods of blocks that only the block's own code calls; nothing is known of what they give.
     """
 
     found: list[Entry] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
 
     def without(self, failed: list[Entry]) -> "Entries":
         """Return what is left where some calls cannot be made."""
         names = {entry.words for entry in failed}
         kept = [entry for entry in self.found if entry.words not in names]
-        return Entries(kept, [*self.alone, *(f"{name}, which fails" for name in sorted(names))])
+        return Entries(kept, [*self.alone, *(f"{name}, which fails" for name in sorted(names))], self.steps)
 
 
 def entries_of(model: nn.Module, example: Any, call: Call | None, wanted: set[int]) -> Entries:
     """Run a model once and return the other ways into those of its modules that hold a wanted one.
 
-    Those are the public methods that their code calls, with what it gave them, and forward with the other value of each
-    argument that is True or False. A method that nothing calls is not called here either: it may do anything.
+    Those are the public methods that the code calls, with what it gave them, and forward with the other value of each
+    argument that is True or False. A method that nothing calls is not called here either: it may do anything. Inside of
+    the model, one that only its own block calls is a step on that block's way and no other way into it.
 
     Args:
         model: it is afterwards as it was.
@@ -96,6 +100,7 @@ def entries_of(model: nn.Module, example: Any, call: Call | None, wanted: set[in
     for path, block, args, kwargs in seen.values():
         _of_forward(path, block, args, kwargs, entries)
     entries.alone += methods.alone
+    entries.steps += [step for step in methods.steps if step not in {entry.words for entry in methods.found}]
     for path, block in blocks.items():
         entries.alone += [f"{_named(path, name)}={value}" for name, value in _flags(block)]
     return entries
@@ -135,13 +140,16 @@ def _of_forward(path: str, block: nn.Module, args: Any, kwargs: Any, entries: En
 def _watch(path: str, block: nn.Module, name: str, entries: Entries, undo: ExitStack) -> None:
     """Put a function in the place of a method, on the object, that notes its first call."""
     bound = getattr(block, name)
-    called: list[bool] = []
+    called: list[str] = []
 
     # With the method's own signature: there is code that asks for it before it calls.
     @functools.wraps(bound)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if not called:
-            called.append(True)
+        if path and sys._getframe(1).f_locals.get("self") is block:
+            if _named(path, name) not in entries.steps:
+                entries.steps.append(_named(path, name))
+        elif not called:
+            called.append(name)
             entries.found.append(Entry(path, name, own_copy(args), own_copy(kwargs), _named(path, name)))
             entries.alone.extend(_settings(path, name, bound, args, kwargs))
         return bound(*args, **kwargs)

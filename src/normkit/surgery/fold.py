@@ -75,7 +75,7 @@ def fold(
     example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
     type, where it may be off by ten times the given model's own rounding. So are other ways into the code: forward with
     the other value of each argument that is True or False, and the public methods that the code calls, each with what
-    it was given. Code that may branch on what it is given, since no trace shows it, is compared in float64 on other
+    it was given; but for those of blocks inside of the model that only the block itself calls, as steps. Code that may branch on what it is given, since no trace shows it, is compared in float64 on other
     values and on long samples too, where the model takes them. Tensors that forward leaves in attributes of blocks are
     compared like outputs. A pair that one of these shows apart is not folded. Of other arguments, and of attributes
     that are True or False, the value of the example alone is verified, and of methods that nothing calls nothing is;
@@ -197,6 +197,8 @@ def _ways(entries: Entries) -> tuple[str, ...]:
         said.append(f"verified also by what these give: {_few(calls)}")
     if entries.alone:
         said.append(f"other values may take other ways, and were not tried: {_few(entries.alone)}")
+    if entries.steps:
+        said.append(f"steps inside of blocks, which may give other values now: {_few(entries.steps)}")
     return tuple(said)
 
 
