@@ -71,15 +71,15 @@ def fold(
     whose kernels lie on each other, and norms or nothing at all beside them. The block that sums them gets a forward
     written anew. A norm beside such a sum is then folded into that convolution.
 
-    The weights are computed in float64 and rounded once. The folded model is compared with the given one on the
-    example and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own
-    type, where it may be off by ten times the given model's own rounding. So are other ways into the code: forward with
-    the other value of each argument that is True or False, and the public methods that the code calls, each with what
-    it was given; but for those of blocks inside of the model that only the block itself calls, as steps. Code that may branch on what it is given, since no trace shows it, is compared in float64 on other
-    values and on long samples too, where the model takes them. Tensors that forward leaves in attributes of blocks are
-    compared like outputs. A pair that one of these shows apart is not folded. Of other arguments, and of attributes
-    that are True or False, the value of the example alone is verified, and of methods that nothing calls nothing is;
-    ``notes`` says which were.
+    The weights are computed in float64 and rounded once. The folded model is compared with the given one on the example
+    and on other sizes: in float64 on both sides, where the two must agree to 1e-9, and in the model's own type, where
+    it may be off by ten times the given model's own rounding. So are other ways into the code: forward with the other
+    value of each argument that is True or False, and the public methods that the code calls, each with what it was
+    given; but for those of blocks inside of the model that only the block itself calls, as steps. Code that may branch
+    on what it is given, since no trace shows it, is compared in float64 on other values and on long samples too, where
+    the model takes them. Tensors that forward leaves in attributes of blocks are compared like outputs. A pair that one
+    of these shows apart is not folded. Of other arguments, and of attributes that are True or False, the value of the
+    example alone is verified, and of methods that nothing calls nothing is; ``notes`` says which were.
 
     Args:
         model: in evaluation mode; it is not changed.
