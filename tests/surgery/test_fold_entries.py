@@ -106,9 +106,20 @@ def test_a_pair_that_another_way_shows_apart_is_not_folded(model, norm, words, o
     torch.testing.assert_close(record.model(X), model(X), rtol=1e-5, atol=1e-5)
 
 
-def test_a_method_that_only_its_own_block_calls_is_a_step_inside_and_told():
+class Named(Method):
+    def forward(this, x):
+        return this.head(this.n(this.features(x)))
+
+
+class Within(Method):
+    def forward(self, x):
+        return torch.cat([self.head(self.n(self.features(part))) for part in x.split(2)])
+
+
+@pytest.mark.parametrize("block", [Method, Named, Within])
+def test_a_method_that_only_its_own_block_calls_is_a_step_inside_and_told(block):
     """As torchvision's DenseNet calls ``bn_function``, which ends before the norm behind."""
-    model = InABlock(Method())
+    model = InABlock(block())
     record = fold(model, X)
     assert sorted(record.into) == ["1.head.1", "1.n"]
     assert "steps inside of blocks, which may give other values now: 1.features" in record.notes

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -145,7 +146,7 @@ def _watch(path: str, block: nn.Module, name: str, entries: Entries, undo: ExitS
     # With the method's own signature: there is code that asks for it before it calls.
     @functools.wraps(bound)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if path and sys._getframe(1).f_locals.get("self") is block:
+        if path and _is_method_of(block, sys._getframe(1)):
             if _named(path, name) not in entries.steps:
                 entries.steps.append(_named(path, name))
         elif not called:
@@ -156,6 +157,11 @@ def _watch(path: str, block: nn.Module, name: str, entries: Entries, undo: ExitS
 
     vars(block)[name] = watched
     undo.callback(vars(block).pop, name, None)
+
+
+def _is_method_of(block: nn.Module, frame: FrameType) -> bool:
+    """Tell whether code that runs is a method of this module: its first argument, or what it calls ``self``."""
+    return any(frame.f_locals.get(name) is block for name in (*frame.f_code.co_varnames[:1], "self"))
 
 
 def _settings(path: str, name: str, bound: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[str]:
