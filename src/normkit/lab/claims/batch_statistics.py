@@ -111,7 +111,6 @@ def show(rows: Sequence[Row]) -> tuple[Chart | Table, ...]:
                     ways, looks(["batch" if way == "batch" else "renorm" for way in ways]), strict=True
                 )
             ],
-            log_y=True,
         )
         for title, column in (("Training loss", "fit_loss"), ("Test loss", "test_loss"))
     ]
