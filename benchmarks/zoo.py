@@ -224,7 +224,8 @@ def _versions(name: str) -> Iterator[tuple[str, str]]:
         try:
             yield package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield package, "not installed as a package"
+            # A checkout on PYTHONPATH says its version all the same.
+            yield package, getattr(importlib.import_module(package), "__version__", "not installed as a package")
 
 
 def _in_a_line(row: dict[str, Any]) -> str:
