@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import ArgumentError
 
-__all__ = ["Call", "arguments", "is_finite", "iterate", "run", "sample_count", "tensors"]
+__all__ = ["Call", "arguments", "is_finite", "iterate", "left_out", "run", "sample_count", "tensors"]
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -79,6 +79,29 @@ def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
     args, kwargs = _arguments(model, batch)
     device = _device(model)
     return tuple(_moved(value, device) for value in args), {key: _moved(kwargs[key], device) for key in kwargs}
+
+
+def left_out(model: nn.Module, batch: Any, call: Any) -> tuple[str, ...]:
+    """Say that entries of a batch did not go into the model where its forward has places for them, or say nothing.
+
+    >>> class Masked(nn.Module):
+    ...     def forward(self, x, mask=None): ...
+    >>> left_out(Masked(), (torch.zeros(1), torch.zeros(1)), None)[0][:57]
+    "1 of the example's 2 entries went into the model, as of a"
+    >>> left_out(nn.ReLU(), (torch.zeros(1), torch.zeros(1)), None)
+    ()
+    """
+    if call is not None or isinstance(batch, Tensor | Mapping | str) or not isinstance(batch, Sequence):
+        return ()
+    taken = len(_arguments(model, batch)[0])
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = sum(item.kind in kinds for item in inspect.signature(model.forward).parameters.values())
+    if taken >= min(places, len(batch)):
+        return ()
+    return (
+        f"{taken} of the example's {len(batch)} entries went into the model, as of a batch with labels behind; where "
+        "more belong to its arguments pass call=lambda model, batch: model(*batch)",
+    )
 
 
 def sample_count(batch: Any) -> int:

@@ -1,6 +1,7 @@
 """One cause in many layers is one finding: its layers listed, the worst one's numbers, one cure for all."""
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ _PLACE = "{layer}"
 _ACCESS = f"model.get_submodule({_PLACE})"
 # What it writes where a loop over the layers belongs.
 _PLACES = "{layers}"
+# Calls that run the model, up to where it goes on with other arguments.
+_CALLS = re.compile(r"\(model(?:\.eval\(\))?, (?:batches=batches|batches|loader)\b")
 
 
 def join_findings(
@@ -69,7 +72,7 @@ def _filled(finding: Finding, names: Sequence[str], arguments: str) -> Finding:
 
     def fill(text: str) -> str:
         text = text.replace(_PLACES, repr(list(finding.layers))).replace(_PLACE, named)
-        return text.replace("(model, batches", f"(model, batches{arguments}")
+        return _CALLS.sub(lambda found: found[0] + arguments, text)
 
     return replace(finding, remedy=fill(remedy), proof=fill(proof))
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..anatomy import Call, NormForm, NormLayer, norm_layers, preserved, refuse_meta, unwrapped
+from ..anatomy.batches import left_out
 from ..anatomy.frozen import Frozen, frozen_class, is_frozen, thaw
 from ..anatomy.select import Where
 from ..anatomy.tails import TAILED, Tailed
@@ -177,6 +178,7 @@ def convert(
             *of_parted(job.parted, to),
             *judged,
             *_of_wrapping(wrapping, inplace),
+            *(() if example is None else left_out(given, example, call)),
         ),
         example=example,
         fused=fusions.fused,

@@ -128,8 +128,7 @@ def _of_forward(path: str, block: nn.Module, args: Any, kwargs: Any, entries: En
         if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) or _holds_tensors(value):
             continue
         if not isinstance(value, bool):
-            if item.default is not item.empty:
-                entries.alone.append(f"{_named(path, 'forward')}({name}={_short(value)})")
+            entries.alone.append(f"{_named(path, 'forward')}({name}={_short(value)})")
             continue
         other = signature.bind(*args, **kwargs)
         other.apply_defaults()

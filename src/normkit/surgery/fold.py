@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..anatomy import Call, eagerly, norm_layers, preserved, refuse_meta, refuse_programs, unwrapped
+from ..anatomy.batches import left_out
 from ..anatomy.select import Where
 from .entries import Entries, entries_of
 from .fold_build import Folded, Folder
@@ -165,6 +166,7 @@ def fold(
             str(verdict),
             *_notes(folded, finder),
             *((wrapping,) if wrapping else ()),
+            *left_out(inside, example, call),
         ),
         example=example,
         into=into,

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Call, NormLayer, preserved, run
+from ..anatomy import Call, NormLayer, norm_layers, preserved, run
 from ..anatomy.batches import tensors
 from ..anatomy.frozen import is_frozen
 from ..anatomy.places import places_of
 from ..anatomy.tails import fused_activation
 from .convert_classes import OURS
-from .entries import own_copy
+from .entries import Entry, entries_of, own_copy
 from .fuse_code import is_plain_container, own_graph, shapes_of
 from .fuse_sites import Site, find_site, fuse_site
+from .fuse_uses import method_that_uses, takes_apart
 from .fused import Absorbed, Program, hold, is_ours, rewrite, unfuse
 from .observe import Observed, observe
+from .outputs import difference, measured
 from .training_step import training_change
 from .transaction import copied
 from .verify import change_between
@@ -65,9 +67,10 @@ def fuse(model: nn.Module, work: nn.Module, layers: list[NormLayer], examples: l
     if not job.done.fused:
         return job.done
     change = _change(model, work, examples, call)
-    if not change <= _TOLERANCE:
+    reason = None if change <= _TOLERANCE else f"the fused model was measured to differ by {change:.3g}"
+    reason = reason or _changed_elsewhere(model, work, examples[0], call)
+    if reason is not None:
         unfuse(work, set(job.candidates))
-        reason = f"the fused model was measured to differ by {change:.3g}"
         return Fusions(left=job.done.left | dict.fromkeys(job.done.fused, reason))
     return job.done
 
@@ -80,6 +83,30 @@ def _change(model: nn.Module, work: nn.Module, examples: list[Any], call: Call |
     except (RuntimeError, ValueError, TypeError, AttributeError):
         return float("inf")
     return max(*changes, training_change(model, work, examples[0], call))
+
+
+def _changed_elsewhere(model: nn.Module, work: nn.Module, example: Any, call: Call | None) -> str | None:
+    """Say which other way into the model, a switch of forward or a method, gives something else in the copy."""
+    entries = entries_of(model, example, call, {id(layer.module) for layer in norm_layers(model)})
+    before, after = (copied(net).eval() for net in (model, work))
+    for entry in entries.found:
+        expected, fails = _given(entry, before)
+        found, fails_now = _given(entry, after)
+        if fails is None and fails_now is not None:
+            return f"with it fused, {entry.words} fails: {fails_now}"
+        change = None if fails else measured(difference, expected, found)
+        if fails is None and (change is None or not change <= _TOLERANCE):
+            return f"with it fused, what {entry.words} gives is another"
+    return None
+
+
+def _given(entry: Entry, model: nn.Module) -> tuple[Any, str | None]:
+    """Return what a way into a model gives, and the name of the error where it fails."""
+    try:
+        with torch.no_grad():
+            return entry(copied(model), own_copy), None
+    except Exception as error:  # whatever the model's code raises on a way that nobody takes
+        return None, type(error).__name__
 
 
 class _Job:
@@ -100,7 +127,8 @@ class _Job:
 
     def fuse_in_containers(self) -> None:
         """Fuse a norm with the activation module that follows it in a container."""
-        for container in [module for module in self.work.modules() if is_plain_container(module)]:
+        for path, container in [(path, part) for path, part in self.work.named_modules() if is_plain_container(part)]:
+            apart = self._taken_apart(path)
             children = list(container._modules.items())
             for (name, norm), (next_name, module) in itertools.pairwise(children):
                 if norm is None or module is None or id(norm) not in self.candidates:
@@ -109,9 +137,23 @@ class _Job:
                 calls = {self.observed.calls[id(part)] for part in (container, norm, module)}
                 if activation is None or len(calls) != 1 or calls == {0} or self.names[id(module)] != 1:
                     continue
+                if apart is not None:
+                    self.done.left[self.candidates[id(norm)].path] = apart
+                    continue
                 self._note(norm, activation)
                 container._modules[name] = hold(norm, _dimensions(norm), activation)
                 container._modules[next_name] = Absorbed(module)
+
+    def _taken_apart(self, path: str) -> str | None:
+        """Say which code does more with a container than to call it, and so may take other parts of it together."""
+        for owner, block in self.work.named_modules():
+            inside = path.removeprefix(f"{owner}.") if owner else path
+            if inside and (not owner or inside != path) and not is_plain_container(block):
+                method = takes_apart(block, inside)
+                if method is not None:
+                    name = f"{owner}.{method}" if owner else method
+                    return f"{name} takes {path} apart, by parts of which the fused layer may be one"
+        return None
 
     def fuse_in_blocks(self) -> None:
         """Fuse what stands in the code of a block, and write the code anew."""
@@ -146,7 +188,8 @@ class _Job:
             if calls[id(norm)] != 1 or self.observed.calls[id(norm)] != self.observed.calls[id(block)]:
                 self.done.left[self.candidates[id(norm)].path] = "it is called several times"
                 continue
-            site = find_site(node, modules, shapes)
+            method = method_that_uses(block, str(node.target))
+            site = find_site(node, modules, shapes) if method is None else f"the method {method} takes it too"
             if isinstance(site, str):
                 self.done.left[self.candidates[id(norm)].path] = site
             elif site.sum is None or all(site.sum is not other.sum for other in sites):

@@ -6,20 +6,25 @@ object and gets a subclass of its own class.
 """
 
 import importlib
+import inspect
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..errors import SurgeryError
 from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 
 __all__ = ["HOLDERS", "Absorbed", "Program", "Rewritten", "hold", "is_ours", "rewrite", "unfuse"]
 
 HOLDERS: dict[int, type[nn.Module]] = {1: BatchNormAct1d, 2: BatchNormAct2d, 3: BatchNormAct3d}
 _MARK = "fused_by_convert"
+_SETTINGS, _CHECK = "settings_of_the_trace", "_check_settings_of_the_trace"
 
 
 class Absorbed(nn.Identity):
@@ -66,10 +71,11 @@ class Program:
         )
 
     def compiled(self, module: str) -> Any:
-        """Return the function ``forward(self, ...)``, as if it stood in a module."""
+        """Return the function ``forward(self, ...)``, as if it stood in a module; it looks at the settings first."""
         names: dict[str, Any] = {name: importlib.import_module(source) for name, source in self.modules}
-        names |= dict(self.objects) | {"__name__": module}
-        exec(self.source, names)  # noqa: S102  the text is torch.fx's print of a graph traced from the model itself
+        names |= dict(self.objects) | {"__name__": module, _CHECK: _check_settings}
+        text = re.sub(r"(?m)^(def forward\(.*:\n)", rf"\1    {_CHECK}(self)\n", self.source, count=1)
+        exec(text, names)  # noqa: S102  the text is torch.fx's print of a graph traced from the model itself
         return names["forward"]
 
 
@@ -88,7 +94,38 @@ _CLASSES: dict[tuple[type, str], type[Rewritten]] = {}
 
 def rewrite(block: nn.Module, program: Program) -> None:
     """Give a block the program as its forward; all else of it stays, also its place in ``isinstance``."""
+    vars(block)[_SETTINGS] = _settings(block)
     block.__class__ = _rewritten_class(type(block), program)
+
+
+def _settings(block: nn.Module) -> dict[str, Any]:
+    """Return the plain values that the block's methods name: a program holds them as they were when it was traced."""
+    named: set[str] = set()
+    for cls in type(block).__mro__:
+        if cls is nn.Module:
+            break
+        codes = [function.__code__ for name, function in vars(cls).items() if inspect.isfunction(function)]
+        named.update(*(code.co_names for code in codes if code.co_name != "__init__"))
+    plain = (bool, int, float, str)
+    return {name: value for name, value in vars(block).items() if name in named - {"training"} and type(value) in plain}
+
+
+def _check_settings(block: nn.Module) -> None:
+    """Refuse to run where a setting is not what the program was written with.
+
+    Raises:
+        SurgeryError: which one, and how to go on.
+    """
+    if torch.compiler.is_compiling():
+        return
+    own = vars(block)
+    for name, value in own.get(_SETTINGS, {}).items():
+        if own.get(name) != value:
+            raise SurgeryError(
+                f"{type(block).__name__}: its forward was written anew with {name}={value!r}, and {name} is "
+                f"{own.get(name)!r} now; set it back, or set it on the given model before normkit.convert or "
+                "normkit.fold (normkit.convert(model, to='torch') takes a conversion apart)"
+            )
 
 
 def _rewritten_class(base: type[Any], program: Program) -> type[Rewritten]:
@@ -129,6 +166,7 @@ def unfuse(model: nn.Module, chosen: set[int]) -> list[str]:
             wanted |= own
             restored: nn.Module = block
             restored.__class__ = _own_class(block)
+            vars(restored).pop(_SETTINGS, None)
     _put_activations_back(model, wanted)
     undone = []
     for key in wanted:
