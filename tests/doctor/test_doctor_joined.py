@@ -193,3 +193,27 @@ def test_layers_stand_in_the_order_in_which_the_batches_reach_them():
     rows = normkit.diagnose(Backwards(), batches()).layers
     assert [row.name for row in rows] == ["first", "last", "unused"]
     assert [row.layer_class for row in rows] == ["BatchNorm1d"] * 3
+
+
+@pytest.mark.parametrize(
+    ("remedy", "filled"),
+    [
+        ("normkit.repair(model, batches=batches)", "normkit.repair(model, batches=batches, call=call)"),
+        ("normkit.recalibrate(model, batches)", "normkit.recalibrate(model, batches, call=call)"),
+        ("normkit.recalibrate(model.eval(), batches)", "normkit.recalibrate(model.eval(), batches, call=call)"),
+        ("normkit.diagnose(model, loader).healthy", "normkit.diagnose(model, loader, call=call).healthy"),
+        ("f(model, batches, layerwise=True)", "f(model, batches, call=call, layerwise=True)"),
+        ("normkit.fold(model, example)", "normkit.fold(model, example)"),
+    ],
+)  # fmt: skip
+def test_every_call_that_runs_the_model_carries_how_it_is_called(remedy, filled):
+    (found,) = join_findings([finding(remedy=remedy, proof=remedy)], ["a"], arguments=", call=call")
+    assert (found.remedy, found.proof) == (filled, filled)
+
+
+def test_outputs_that_are_not_finite_are_not_said_to_vary():
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).eval()
+    model[1].running_var.fill_(torch.nan)
+    notes = " ".join(normkit.diagnose(model, batches()).notes)
+    assert "another output each time" not in notes
+    assert "batch-dependence: the outputs are not finite" in notes

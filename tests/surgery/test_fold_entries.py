@@ -226,3 +226,37 @@ class Raw(Pair):
 
 def test_a_setting_of_a_method_that_was_not_varied_is_named():
     assert any("not tried" in note and "features(raw=False)" in note for note in fold(Raw(), X).notes)
+
+
+class TwoViews(nn.Module):
+    """One norm behind two convolutions, each with the norm in a container of its own; the view chooses."""
+
+    def __init__(self, shared):
+        super().__init__()
+        torch.manual_seed(0)
+        norm, layer = nn.BatchNorm2d(8), nn.Conv2d(3, 8, 3)
+        norm.running_mean.normal_()
+        if shared == "norm":
+            self.a = nn.Sequential(nn.Conv2d(3, 8, 3), norm)
+            self.b = nn.Sequential(nn.Conv2d(3, 8, 3), norm)
+        else:
+            self.a = nn.Sequential(layer, norm)
+            self.b = nn.Sequential(layer, nn.ReLU())
+        self.eval()
+
+    def forward(self, x, view=0):
+        return self.a(x) if view == 0 else self.b(x)
+
+
+@pytest.mark.parametrize("shared", ["norm", "layer"])
+def test_a_layer_that_a_container_holds_which_is_not_reached_stays(shared):
+    with pytest.raises(SurgeryError, match=r"it stands in b \(Sequential\) too, which the example does not reach"):
+        fold(TwoViews(shared), X)
+
+
+def test_an_example_that_went_in_by_call_is_not_exported_as_if_it_went_in_alone(tmp_path):
+    record = fold(Method(), [X, X], call=lambda m, batch: [m(x) for x in batch], where="head.*")
+    with pytest.raises(ArgumentError, match="through call=, which a program does not hold"):
+        record.export(tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+    assert record.export(tmp_path / "m.pt2", X).exists()

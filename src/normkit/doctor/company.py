@@ -37,6 +37,8 @@ def keep_company(model: nn.Module, subjects: Sequence[Subject], batch: Any, call
     again = _observe(model, subjects, _take(batch, companies[1], count), call, len(companies[1]))
     if not results[0].outputs:
         return "batch-dependence: the outputs hold no tensor with one row per sample"
+    if not all(output.isfinite().all() for output in results[1].outputs):
+        return "batch-dependence: the outputs are not finite, so the company cannot be judged"
     if not _all_equal(again.outputs, results[1].outputs):
         return "batch-dependence: the same batch gives another output each time, so the company cannot be judged"
     difference = max(_difference(results[0].outputs, other.outputs) for other in results[1:])

@@ -181,6 +181,7 @@ def convert(
             *(() if example is None else left_out(given, example, call)),
         ),
         example=example,
+        called=call is not None,
         fused=fusions.fused,
         unfused=fusions.left,
     )

@@ -169,6 +169,7 @@ def fold(
             *left_out(inside, example, call),
         ),
         example=example,
+        called=call is not None,
         into=into,
         known_from=known_from,
         concatenated={pair.norm: tuple(part.neighbour for part in pair.parts) for pair in folded.pairs if pair.others},

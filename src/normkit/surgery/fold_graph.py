@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..anatomy import Affine, Call, NormLayer, affine_in_evaluation
+from ..anatomy.places import places_of
 from ..layers import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .fold_arithmetic import FOLDABLE, spread_after, spread_before
 from .fold_channels import channels_through, passes
@@ -33,6 +34,9 @@ class Finder:
     def __init__(self, model: nn.Module, layers: list[NormLayer], example: Any, call: Call | None) -> None:
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.modules = {id(module): module for module in model.modules()}
+        self._places: dict[int, list[str]] = {}
+        for path, module in places_of(model):
+            self._places.setdefault(id(module), []).append(path)
         self.layers = layers
         self._norms = {id(layer.module) for layer in layers}
         self._holders = {id(module.norm): module for module in self.modules.values() if isinstance(module, _HOLDERS)}
@@ -122,6 +126,9 @@ class Finder:
             if value is not None
         ):
             return "its parameters are used elsewhere too"
+        elsewhere = self._stands_elsewhere(module)
+        if elsewhere is not None:
+            return elsewhere
         called, seen = self.runs[0].calls[id(module)], len(self._nodes(self.runs[0], module))
         if not called:
             return "the example does not reach it, or its forward is called past its __call__"
@@ -346,6 +353,17 @@ class Finder:
             return f"{path} has hooks"
         if any(self.parameters[id(value)] > 1 for value in module._parameters.values() if value is not None):
             return f"the parameters of {path} are used elsewhere too"
+        elsewhere = self._stands_elsewhere(module)
+        return None if elsewhere is None else f"{path}: {elsewhere}"
+
+    def _stands_elsewhere(self, module: nn.Module) -> str | None:
+        """Say which container, that the example does not reach, holds a layer that stands in several places."""
+        places = self._places[id(module)]
+        for path in places if len(places) > 1 else []:
+            home = path.rpartition(".")[0]
+            parent = self.model.get_submodule(home)
+            if isinstance(parent, nn.Sequential) and not self.runs[0].calls[id(parent)]:
+                return f"it stands in {home} ({type(parent).__name__}) too, which the example does not reach"
         return None
 
     def _source(self, norm: fx.Node, node: fx.Node) -> fx.Node | str:

@@ -37,6 +37,7 @@ class Record(Generic[Model]):
             by about ``largest_change``) or ``"retrain"`` (the function is another one and must be trained again).
         notes: what a reader of the record should know besides.
         example: the batch that the operation was given, which :meth:`export` runs the model on.
+        called: whether it went into the model through ``call=``, which a program does not hold.
     """
 
     operation: str
@@ -48,6 +49,7 @@ class Record(Generic[Model]):
     exactness: Exactness = "exact"
     notes: tuple[str, ...] = ()
     example: Any = None
+    called: bool = False
 
     def __repr__(self) -> str:
         """Say in one line what happened."""
@@ -85,7 +87,7 @@ class Record(Generic[Model]):
 
         Raises:
             ArgumentError: the ending is another, the file is there already, there is no model or no example that goes
-                into it, or onnx and onnxscript are not installed.
+                into it without ``call=``, or onnx and onnxscript are not installed.
             OSError: the disk is full, or may not be written.
             SurgeryError: the model cannot be exported.
 
@@ -104,6 +106,11 @@ class Record(Generic[Model]):
         given = self.example if example is None else example
         if given is None:
             raise ArgumentError("an export runs the model once; give example=")
+        if example is None and self.called:
+            raise ArgumentError(
+                f"the example of {self.operation} went into the model through call=, which a program does not hold; "
+                "give example= that goes into forward: a tensor, a tuple of its arguments, or a dict with their names"
+            )
         return write_program(self.model, given, path, force=force)
 
 
