@@ -218,3 +218,17 @@ class SquaredNorm(foreign.ChannelsFirstLayerNorm):
 def test_a_weight_of_one_says_nothing():
     assert norm_layers(foreign.ChannelsFirstLayerNorm(4))[0].form is not None
     assert norm_layers(SquaredNorm(4)) == []
+
+
+class Absolute(nn.BatchNorm2d):
+    def forward(self, x):
+        state = (self.running_mean, self.running_var, self.weight.abs(), self.bias)
+        return functional.batch_norm(x, *state, self.training, self.momentum, self.eps)
+
+
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_negative_weights_are_tried_however_few_channels_there_are(channels):
+    (layer,) = norm_layers(Absolute(channels))
+    assert layer.form is None
+    (plain,) = norm_layers(nn.BatchNorm2d(channels))
+    assert plain.form is not None

@@ -173,3 +173,32 @@ def test_an_argument_that_forward_cannot_do_without_is_told_where_it_was_not_var
     model = Domains()
     record = fold(model, X, call=lambda m, batch: m(batch, 1))
     assert any("forward(domain=1)" in note for note in record.notes)
+
+
+class Lists(nn.Module):
+    """Its code calls norms that stand in lists, dicts and other children."""
+
+    def __init__(self, home):
+        super().__init__()
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(4)
+        norm.running_mean.normal_()
+        self.c, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.home = nn.ModuleList([norm]) if home == "list" else nn.ModuleDict({"0": norm})
+        self.key = 0 if home == "list" else "0"
+        self.eval()
+
+    def forward(self, x):
+        return self.last(F.silu(self.home[self.key](self.c(x))))
+
+
+@pytest.mark.parametrize("home", ["list", "dict"])
+@pytest.mark.parametrize("example", [None, X], ids=["blind", "measured"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_block_is_taken_apart_wherever_its_norms_stand(home, example, inplace):
+    model = Lists(home)
+    fused = convert(model, "normkit", X)
+    assert fused.fused == {"home.0": "silu"}
+    parted = convert(fused.model, "torch", example, inplace=inplace).model
+    assert type(parted) is Lists
+    torch.testing.assert_close(parted(X), model(X), rtol=0, atol=0)

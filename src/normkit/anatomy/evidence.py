@@ -246,7 +246,8 @@ def _fill(work: nn.Module, form: NormForm, channels: int, generator: torch.Gener
             continue
         values = torch.rand(channels, generator=generator, dtype=torch.float64, device="cpu")
         if what == "weight":
-            values = (values + 0.5) * torch.where(values > 0.3, 1.0, -1.0)
+            # Every second one is negative, the first too, however few there are: there are layers that take abs().
+            values = (values + 0.5) * torch.where(torch.arange(channels) % 2 == 0, -1.0, 1.0)
         elif what == "var":
             values = (values + 0.5) * unit
         tensor.copy_(((values - 0.5) if what in ("bias", "mean") else values).view(tensor.shape))

@@ -179,13 +179,13 @@ def unfuse(model: nn.Module, chosen: set[int]) -> list[str]:
 
 
 def _own_norms(block: nn.Module) -> list[nn.Module]:
-    """Return the norms that the block's own forward calls: through plain containers, and not inside other blocks."""
+    """Return the fused norms that a block's own forward may call: all but those inside of other such blocks."""
     found, waiting = [], list(block.children())
     while waiting:
         module = waiting.pop()
         if is_ours(module):
             found.append(module.norm)
-        elif isinstance(module, nn.Sequential):
+        elif not isinstance(module, Rewritten):
             waiting += list(module.children())
     return [norm for norm in found if isinstance(norm, nn.Module)]
 
