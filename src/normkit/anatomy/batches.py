@@ -94,9 +94,7 @@ def left_out(model: nn.Module, batch: Any, call: Any) -> tuple[str, ...]:
     if call is not None or isinstance(batch, Tensor | Mapping | str) or not isinstance(batch, Sequence):
         return ()
     taken = len(_arguments(model, batch)[0])
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    places = sum(item.kind in kinds for item in inspect.signature(model.forward).parameters.values())
-    if taken >= min(places, len(batch)):
+    if taken >= min(len(_positional(model)), len(batch)):
         return ()
     return (
         f"{taken} of the example's {len(batch)} entries went into the model, as of a batch with labels behind; where "
@@ -146,9 +144,13 @@ def _named(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _required(model: nn.Module) -> list[str]:
     """Name the arguments that forward cannot do without."""
+    return [item.name for item in _positional(model) if item.default is item.empty]
+
+
+def _positional(model: nn.Module) -> list[inspect.Parameter]:
+    """Return the arguments that forward takes by their place."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return [item.name for item in parameters if item.default is item.empty and item.kind in kinds]
+    return [item for item in inspect.signature(model.forward).parameters.values() if item.kind in kinds]
 
 
 def _unfit(model: nn.Module, batch: Any) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ..anatomy import Call, preserved, run
 from ..anatomy.batches import tensors
 from ..anatomy.places import places_of
 
-__all__ = ["Entries", "Entry", "entries_of", "own_copy"]
+__all__ = ["Entries", "Entry", "entries_of", "own_copy", "own_functions"]
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,18 @@ def _holds_tensors(value: Any) -> bool:
 def _methods(block: nn.Module) -> Iterator[str]:
     """Name the public methods of a module's own class."""
     known = {*dir(nn.Module), "forward"}
+    for name, _ in own_functions(block):
+        if name[0] != "_" and name not in known and name not in vars(block):
+            known.add(name)
+            yield name
+
+
+def own_functions(block: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """Yield the functions of a module's own classes, those of torch's left out, with their names."""
     for cls in type(block).__mro__:
         if cls is nn.Module or cls.__module__.startswith("torch.nn."):
             return
-        for name, value in vars(cls).items():
-            if inspect.isfunction(value) and name[0] != "_" and name not in known and name not in vars(block):
-                known.add(name)
-                yield name
+        yield from ((name, value) for name, value in vars(cls).items() if isinstance(value, FunctionType))
 
 
 def own_copy(value: Any) -> Any:

@@ -16,7 +16,7 @@ from ..anatomy.frozen import is_frozen
 from ..anatomy.places import places_of
 from ..anatomy.tails import fused_activation
 from .convert_classes import OURS
-from .entries import Entry, entries_of, own_copy
+from .entries import entries_of, own_copy
 from .fuse_code import is_plain_container, own_graph, shapes_of
 from .fuse_sites import Site, find_site, fuse_site
 from .fuse_uses import method_that_uses, takes_apart
@@ -25,7 +25,7 @@ from .observe import Observed, observe
 from .outputs import difference, measured
 from .training_step import training_change
 from .transaction import copied
-from .verify import change_between
+from .verify import change_between, entered
 
 __all__ = ["Fusions", "fuse"]
 
@@ -90,23 +90,16 @@ def _changed_elsewhere(model: nn.Module, work: nn.Module, example: Any, call: Ca
     entries = entries_of(model, example, call, {id(layer.module) for layer in norm_layers(model)})
     before, after = (copied(net).eval() for net in (model, work))
     for entry in entries.found:
-        expected, fails = _given(entry, before)
-        found, fails_now = _given(entry, after)
-        if fails is None and fails_now is not None:
-            return f"with it fused, {entry.words} fails: {fails_now}"
-        change = None if fails else measured(difference, expected, found)
-        if fails is None and (change is None or not change <= _TOLERANCE):
+        expected = entered(before, entry, exactly=False)
+        if expected is None:
+            continue
+        found = entered(after, entry, exactly=False)
+        if found is None:
+            return f"with it fused, {entry.words} fails"
+        change = measured(difference, expected, found)
+        if change is None or not change <= _TOLERANCE:
             return f"with it fused, what {entry.words} gives is another"
     return None
-
-
-def _given(entry: Entry, model: nn.Module) -> tuple[Any, str | None]:
-    """Return what a way into a model gives, and the name of the error where it fails."""
-    try:
-        with torch.no_grad():
-            return entry(copied(model), own_copy), None
-    except Exception as error:  # whatever the model's code raises on a way that nobody takes
-        return None, type(error).__name__
 
 
 class _Job:
@@ -128,7 +121,6 @@ class _Job:
     def fuse_in_containers(self) -> None:
         """Fuse a norm with the activation module that follows it in a container."""
         for path, container in [(path, part) for path, part in self.work.named_modules() if is_plain_container(part)]:
-            apart = self._taken_apart(path)
             children = list(container._modules.items())
             for (name, norm), (next_name, module) in itertools.pairwise(children):
                 if norm is None or module is None or id(norm) not in self.candidates:
@@ -137,6 +129,7 @@ class _Job:
                 calls = {self.observed.calls[id(part)] for part in (container, norm, module)}
                 if activation is None or len(calls) != 1 or calls == {0} or self.names[id(module)] != 1:
                     continue
+                apart = self._taken_apart(path)
                 if apart is not None:
                     self.done.left[self.candidates[id(norm)].path] = apart
                     continue
@@ -146,13 +139,14 @@ class _Job:
 
     def _taken_apart(self, path: str) -> str | None:
         """Say which code does more with a container than to call it, and so may take other parts of it together."""
-        for owner, block in self.work.named_modules():
-            inside = path.removeprefix(f"{owner}.") if owner else path
-            if inside and (not owner or inside != path) and not is_plain_container(block):
-                method = takes_apart(block, inside)
-                if method is not None:
-                    name = f"{owner}.{method}" if owner else method
-                    return f"{name} takes {path} apart, by parts of which the fused layer may be one"
+        names = path.split(".")
+        for depth in range(len(names) if path else 0):
+            owner, inside = ".".join(names[:depth]), ".".join(names[depth:])
+            block = self.work.get_submodule(owner)
+            method = None if is_plain_container(block) else takes_apart(block, inside)
+            if method is not None:
+                name = f"{owner}.{method}" if owner else method
+                return f"{name} takes {path} apart, by parts of which the fused layer may be one"
         return None
 
     def fuse_in_blocks(self) -> None:

@@ -1,12 +1,14 @@
 """What else in a model's code takes the layers that are to become one: methods, and containers that are taken apart."""
 
 import ast
+import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
-from typing import Any
+from types import FunctionType
 
 from torch import nn
+
+from .entries import own_functions
 
 __all__ = ["method_that_uses", "takes_apart"]
 
@@ -16,43 +18,43 @@ _QUESTIONS = {"getattr", "hasattr", "isinstance", "setattr"}
 
 def method_that_uses(block: nn.Module, path: str) -> str | None:
     """Return the name of a public method, besides forward, in which a block takes the layer of this path."""
-    for name, function in _methods(block):
-        if name[0] != "_" and name != "forward" and any(_leads_to(used, path) for used, _ in _uses(function, path)):
+    for name, function in own_functions(block):
+        if name[0] != "_" and name != "forward" and any(_leads_to(used, path) for used, _ in _taken(function, path)):
             return name
     return None
 
 
 def takes_apart(block: nn.Module, path: str) -> str | None:
     """Return the name of a method in which a block does more with the container of this path than to call it."""
-    for name, function in _methods(block):
-        if name != "__init__" and any(used == path and not called for used, called in _uses(function, path)):
+    for name, function in own_functions(block):
+        if name != "__init__" and any(used == path and not called for used, called in _taken(function, path)):
             return name
     return None
-
-
-def _methods(block: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
-    for cls in type(block).__mro__:
-        if cls is nn.Module or cls.__module__.startswith("torch.nn."):
-            return
-        yield from ((name, function) for name, function in vars(cls).items() if inspect.isfunction(function))
 
 
 def _leads_to(used: str, path: str) -> bool:
     return used == path or path.startswith(f"{used}.")
 
 
-def _uses(function: Callable[..., Any], path: str) -> Iterator[tuple[str, bool]]:
-    """Yield what a function takes of its first argument, as a path, and whether it only calls it."""
+def _taken(function: FunctionType, path: str) -> tuple[tuple[str, bool], ...]:
+    """Return the uses of a function; code without a text is taken to use this path where it names its beginning."""
+    uses = _uses(function)
+    if uses is None:
+        return ((path, False),) if path.split(".")[0] in function.__code__.co_names else ()
+    return uses
+
+
+@functools.lru_cache(maxsize=1024)
+def _uses(function: FunctionType) -> tuple[tuple[str, bool], ...] | None:
+    """Return what a function takes of its first argument, as paths, and whether it only calls it; None without text."""
     code = function.__code__
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        # Code without a text is taken to use what it names.
-        if path.split(".")[0] in code.co_names:
-            yield path, False
-        return
+        return None
     first = code.co_varnames[0] if code.co_argcount else ""
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    uses = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
             continue
@@ -62,7 +64,8 @@ def _uses(function: Callable[..., Any], path: str) -> Iterator[tuple[str, bool]]
             continue
         asked = isinstance(above, ast.Call) and isinstance(above.func, ast.Name) and above.func.id in _QUESTIONS
         if not asked:
-            yield ".".join(names), isinstance(above, ast.Call) and above.func is node
+            uses.append((".".join(names), isinstance(above, ast.Call) and above.func is node))
+    return tuple(uses)
 
 
 def _chain(node: ast.expr, first: str) -> list[str] | None:

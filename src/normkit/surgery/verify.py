@@ -41,6 +41,7 @@ __all__ = [
     "Verdict",
     "change_between",
     "check_judgement",
+    "entered",
 ]
 
 Compare = Callable[[Any, Any], float]
@@ -236,7 +237,7 @@ class Judge:
         for entry in entries.found:
             for exactly in (True, False)[0 if self._exact is not None else 1 :]:
                 model = self._exact_model if exactly else self.model
-                found, again = (_entered(model, entry, exactly) for _ in range(2))
+                found, again = (entered(model, entry, exactly) for _ in range(2))
                 if found is not None and again is not None and measured(difference, found, again) == 0:
                     self._entered.append(_Entered(entry, exactly, found))
                     break
@@ -247,15 +248,15 @@ class Judge:
     def _against_entries(self, changed: nn.Module, exactly: nn.Module | None) -> str | None:
         """Say which of the other ways into the model gives something else in a changed copy, or return None."""
         in64 = exactly
-        for entered in self._entered:
-            if entered.exactly and in64 is None:
+        for known in self._entered:
+            if known.exactly and in64 is None:
                 in64 = copied(changed).double()
-            now = _entered(in64 if entered.exactly and in64 is not None else changed, entered.entry, entered.exactly)
-            change = None if now is None else measured(difference, entered.output, now)
-            right = change is not None and (self._is_exact(change) if entered.exactly else change <= self._allowed())
+            now = entered(in64 if known.exactly and in64 is not None else changed, known.entry, known.exactly)
+            change = None if now is None else measured(difference, known.output, now)
+            right = change is not None and (self._is_exact(change) if known.exactly else change <= self._allowed())
             if not right:
                 by = "" if change is None else f" by {change:.3g}"
-                return f"it changes what {entered.entry.words} gives{by}, for the same input"
+                return f"it changes what {known.entry.words} gives{by}, for the same input"
         return None
 
     def _is_something(self) -> None:
@@ -340,7 +341,7 @@ class _Entered:
     output: Any
 
 
-def _entered(model: nn.Module, entry: Entry, exactly: bool) -> Any | None:
+def entered(model: nn.Module, entry: Entry, exactly: bool) -> Any | None:
     """Take another way into a model; return what holds tensors of what it gives, or None where it fails."""
     try:
         with preserved(model), torch.no_grad():
